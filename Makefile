@@ -1,0 +1,37 @@
+# The front door. Each target first makes sure that the packages it needs are installed.
+# K=GLOB narrows nothing by itself; pass ctest options as ARGS, e.g. make test ARGS='-R sort'.
+
+PREFIX ?= /usr/local
+SETUP = @tools/setup.sh
+JOBS ?= $(shell nproc)
+define build
+	$(SETUP) $(2)
+	@cmake --preset $(1) --log-level=WARNING $(3)
+	@cmake --build build/$(1) -j $(JOBS)
+endef
+
+.PHONY: all demo check test asan tsan arm64 fuzz bench fmt install clean
+
+all:
+	$(call build,release,build,-DCMAKE_INSTALL_PREFIX=$(PREFIX))
+demo: all
+	@if [ -x tools/demo.sh ]; then tools/demo.sh build/release; else echo "no demo yet"; exit 1; fi
+check:
+	$(SETUP) check
+	@tools/check.sh
+test asan tsan arm64: preset = $(if $(filter test,$@),dev,$@)
+test asan tsan arm64:
+	$(call build,$(preset),check)
+	@ctest --test-dir build/$(preset) --output-on-failure -j $(JOBS) $(ARGS)
+fuzz:
+	$(call build,fuzz,check)
+	@tools/fuzz.sh build/fuzz $(SECONDS)
+bench: all
+	@build/release/cmoe bench $(ARGS)
+fmt:
+	$(SETUP) check
+	@git ls-files -z '*.c' '*.h' | xargs -0r clang-format -i
+install: all
+	@cmake --install build/release --prefix $(PREFIX)
+clean:
+	rm -rf build

@@ -1,0 +1,21 @@
+# One plain source, several instruction sets: each file of src/backends/cpu/isa is compiled once per
+# entry of CMOE_ISAS, with CMOE_ISA=<isa> and CMOE_ISA_<ISA>=1 defined, as object files.
+#
+# -ffp-contract=off holds here too: a file that wants fused multiply-add says so with intrinsics.
+
+set(CMOE_ISAS generic)
+set(CMOE_ISA_FLAGS_generic "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+    list(APPEND CMOE_ISAS avx2 avx512)
+    set(CMOE_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+    set(CMOE_ISA_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
+        -mprefer-vector-width=512)
+endif()
+
+# cmoe_add_isa(<target> <isa> <source>...)
+function(cmoe_add_isa target isa)
+    string(TOUPPER ${isa} upper)
+    add_library(${target} OBJECT ${ARGN})
+    target_compile_options(${target} PRIVATE ${CMOE_ISA_FLAGS_${isa}})
+    target_compile_definitions(${target} PRIVATE CMOE_ISA=${isa} CMOE_ISA_${upper}=1)
+endfunction()
