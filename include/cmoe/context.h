@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT
+ * Where things run: a context (allocator, threads, log) and the devices opened on it. */
+#ifndef CMOE_CONTEXT_H
+#define CMOE_CONTEXT_H
+
+#include <cmoe/status.h>
+#include <cmoe/types.h>
+
+CMOE_BEGIN_DECLS
+
+typedef struct cmoe_context cmoe_context;
+typedef struct cmoe_device cmoe_device;
+
+/** Runs body(arg, i, n) for every i in [0, n), possibly at the same time, and returns when all are
+ *  done. What a caller with its own threads passes as cmoe_context_options.run. */
+typedef void (*cmoe_body)(void *arg, int i, int n);
+
+typedef struct cmoe_context_options {
+    size_t struct_size; /* sizeof, or 0 for "this version" */
+
+    /* Allocator; NULL: the C library's. align is a power of two; may return NULL. */
+    void *(*alloc)(void *user, size_t size, size_t align);
+    void (*free)(void *user, void *ptr);
+
+    /* Log callback; NULL: silent. level 0 error, 1 warning, 2 information. One line, no newline. */
+    void (*log)(void *user, int level, const char *message);
+
+    /* Executor; NULL: the process's OpenMP runtime if it already runs one, else an own pool.
+     * run_is_concurrent says that all n bodies really run at the same time, so that they may wait
+     * for each other. The number of bodies is n_threads. */
+    void (*run)(void *user, int n, cmoe_body body, void *arg);
+    int run_is_concurrent;
+
+    void *user;    /* handed to every callback */
+    int n_threads; /* 0: CMOE_THREADS, else the CPUs this process may use (affinity, cgroup) */
+    const char *cpu;   /* ISA cap "generic", "avx2", "avx512"; NULL: CMOE_CPU, else no cap */
+    const char *tuned; /* file of tuned choices to load; NULL: CMOE_TUNED, else none */
+
+    /* Record callback, called on the caller's thread at the start of every cmoe_execute; see
+     * record.h. NULL: none. */
+    const struct cmoe_recorder *recorder;
+} cmoe_context_options;
+
+/** Make a context. `opt` may be NULL (all defaults) and is copied.
+ *  Creation, device opening and plan creation are thread-safe on one context.
+ *  @return CMOE_OK, CMOE_ERR_INVALID (unknown ISA cap), CMOE_ERR_NO_MEMORY. */
+CMOE_API cmoe_status cmoe_context_create(const cmoe_context_options *opt,
+                                         cmoe_context **out) CMOE_MUST_CHECK;
+/** Destroy; NULL is fine. Devices, weights and plans of it must be gone. */
+CMOE_API void cmoe_context_destroy(cmoe_context *ctx);
+/** Threads a plan on a host device uses. */
+CMOE_API int cmoe_context_threads(const cmoe_context *ctx);
+/** How: "own pool", "openmp (libgomp.so.1)", "caller". */
+CMOE_API const char *cmoe_context_executor(const cmoe_context *ctx);
+
+/** Open "ref" (the specification), "cpu", or "cuda:N". NULL: CMOE_DEVICE, else "cpu".
+ *  @return CMOE_OK, CMOE_ERR_INVALID (unknown name), CMOE_ERR_NO_DEVICE with the reason. */
+CMOE_API cmoe_status cmoe_device_open(cmoe_context *ctx, const char *spec,
+                                      cmoe_device **out) CMOE_MUST_CHECK;
+CMOE_API void cmoe_device_close(cmoe_device *dev);
+
+typedef struct cmoe_device_info {
+    size_t struct_size;
+    char name[96]; /* CPU or GPU model */
+    char isa[64];  /* "avx512", "avx2", "generic", "sm_90a" */
+    char features[256];
+    int threads;
+    int64_t l1d, l2, l3; /* bytes; 0 unknown */
+    int64_t memory;      /* bytes */
+    int host;            /* 1: takes host pointers */
+} cmoe_device_info;
+
+CMOE_API void cmoe_device_describe(const cmoe_device *dev, cmoe_device_info *info);
+
+/** The i-th backend compiled in or left out: its name, and whether it can run here or why not.
+ *  @return 0 past the end. */
+CMOE_API int cmoe_backend_describe(int i, const char **name, char *state, size_t len);
+
+CMOE_END_DECLS
+
+#endif

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: MIT
+ * libcmoe-io: files. npy arrays, safetensors checkpoints, config.json, recorded calls.
+ * Everything read is treated as hostile: a malformed file is CMOE_ERR_CORRUPT with the byte offset
+ * or key, in time and memory proportional to its real size. */
+#ifndef CMOE_IO_H
+#define CMOE_IO_H
+
+#include <cmoe/cmoe.h>
+
+CMOE_BEGIN_DECLS
+
+/* ---- npy ---- */
+
+/** A NumPy array. dtype: f4 -> F32, f2 -> F16, i4, i8, i1, u1; bf16 and fp8 travel as u2/u1 views
+ *  (u2 is read as BF16). C order only. */
+typedef struct cmoe_array {
+    cmoe_dtype dtype;
+    int ndim;
+    int64_t shape[8];
+    size_t bytes;
+    void *data;
+} cmoe_array;
+
+/** Read a .npy file (versions 1-3, little endian, C order). Free with cmoe_array_free. */
+CMOE_API cmoe_status cmoe_npy_read(const char *path, cmoe_array *out) CMOE_MUST_CHECK;
+/** Parse a .npy image in memory; *out then points into `image`. For fuzzing and mapped files. */
+CMOE_API cmoe_status cmoe_npy_parse(const void *image, size_t size, cmoe_array *out) CMOE_MUST_CHECK;
+/** Write atomically: to PATH.partial, fsync, rename. Nothing is left behind on failure. */
+CMOE_API cmoe_status cmoe_npy_write(const char *path, const cmoe_array *array) CMOE_MUST_CHECK;
+CMOE_API void cmoe_array_free(cmoe_array *array);
+
+/* ---- safetensors ---- */
+
+typedef struct cmoe_checkpoint cmoe_checkpoint;
+
+typedef struct cmoe_tensor_info {
+    const char *name;
+    char dtype[16]; /* as the file says: "BF16", "F8_E4M3", "U8", ... */
+    int ndim;
+    int64_t shape[8];
+    size_t bytes;
+    const void *data; /* mapped, read only; NULL until mapped (header-only open) */
+    const char *file; /* shard */
+} cmoe_tensor_info;
+
+/** Open a .safetensors file, an index .json, or a directory holding either; files are mapped. */
+CMOE_API cmoe_status cmoe_checkpoint_open(const char *path, cmoe_checkpoint **out) CMOE_MUST_CHECK;
+CMOE_API void cmoe_checkpoint_close(cmoe_checkpoint *c);
+CMOE_API int64_t cmoe_checkpoint_count(const cmoe_checkpoint *c);
+/** The i-th tensor in name order. Valid until close. */
+CMOE_API const cmoe_tensor_info *cmoe_checkpoint_at(const cmoe_checkpoint *c, int64_t i);
+/** By name, or NULL. */
+CMOE_API const cmoe_tensor_info *cmoe_checkpoint_find(const cmoe_checkpoint *c, const char *name);
+/** Check a safetensors header image: 8-byte length, JSON; `file_size` is the whole file's. */
+CMOE_API cmoe_status cmoe_safetensors_check(const void *image, size_t size,
+                                            uint64_t file_size) CMOE_MUST_CHECK;
+
+/* ---- models ---- */
+
+/** What config.json says about a model's MoE layers. */
+typedef struct cmoe_model_config {
+    char model_type[64];
+    cmoe_problem problem; /* geometry, router, activation; bf16 */
+    int layers;
+    int dense_layers;     /* leading layers without experts */
+    int heads, kv_heads, head_dim, vocab;
+    int tied;             /* tie_word_embeddings */
+    float rms_eps, rope_theta;
+} cmoe_model_config;
+
+/** Read DIR/config.json (or the file itself). Families: mixtral, qwen2_moe, qwen3_moe, olmoe. An
+ *  unknown model_type is CMOE_ERR_UNSUPPORTED and is named. */
+CMOE_API cmoe_status cmoe_config_read(const char *path, cmoe_model_config *out) CMOE_MUST_CHECK;
+/** The same from text; for fuzzing. */
+CMOE_API cmoe_status cmoe_config_parse(const char *json, size_t size,
+                                       cmoe_model_config *out) CMOE_MUST_CHECK;
+
+/** One MoE layer of a checkpoint: views, no copies. `gate`, `up`, `down` have problem.experts
+ *  entries; router_w is [E, H] in router_dtype. Free with cmoe_layer_free. */
+typedef struct cmoe_layer {
+    cmoe_problem problem;
+    cmoe_matrix *gate, *up, *down;
+    const void *router_w;
+    cmoe_dtype router_dtype;
+    const void *router_bias; /* selection bias (e_score_correction_bias) or NULL */
+    cmoe_dtype router_bias_dtype;
+} cmoe_layer;
+
+/** Find the layer's router and experts by the family's tensor names and check every shape and type.
+ *  @return CMOE_ERR_INVALID (no such layer), CMOE_ERR_CORRUPT (a tensor is missing or has the wrong
+ *          shape: it is named), CMOE_ERR_UNSUPPORTED. */
+CMOE_API cmoe_status cmoe_layer_open(const cmoe_checkpoint *c, const cmoe_model_config *config,
+                                     int layer, cmoe_layer *out) CMOE_MUST_CHECK;
+CMOE_API void cmoe_layer_free(cmoe_layer *layer);
+
+/* ---- quantised copies of a layer ---- */
+
+typedef struct cmoe_quantized cmoe_quantized;
+
+/** Quantise every expert of `layer` (bf16, f16 or f32 weights) to p->w on the host; the tables can
+ *  be handed to cmoe_weights_create. smooth1/smooth2 of SMOOTH problems are all ones. */
+CMOE_API cmoe_status cmoe_layer_quantize(const cmoe_layer *layer, const cmoe_problem *p,
+                                         cmoe_quantized **out) CMOE_MUST_CHECK;
+CMOE_API const cmoe_weights_desc *cmoe_quantized_desc(const cmoe_quantized *q);
+/** Bytes of codes, scales and zero points per weight, on average. */
+CMOE_API double cmoe_quantized_bytes_per_weight(const cmoe_quantized *q);
+CMOE_API void cmoe_quantized_free(cmoe_quantized *q);
+
+/* ---- recorded calls ---- */
+
+/** Write one call as a directory: problem.txt and npy files of what the call reads. */
+CMOE_API cmoe_status cmoe_record_write(const char *dir, const cmoe_record *call) CMOE_MUST_CHECK;
+
+/** A recorded call read back. */
+typedef struct cmoe_replay {
+    cmoe_problem problem;
+    cmoe_weights_desc weights;
+    cmoe_tensors tensors;
+    void *storage; /* private */
+} cmoe_replay;
+CMOE_API cmoe_status cmoe_record_read(const char *dir, cmoe_replay *out) CMOE_MUST_CHECK;
+CMOE_API void cmoe_replay_free(cmoe_replay *replay);
+
+CMOE_END_DECLS
+
+#endif

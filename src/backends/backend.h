@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT
+ * A backend: rows, packed weight formats, and how to open its device. */
+#ifndef CMOE_BACKENDS_BACKEND_H
+#define CMOE_BACKENDS_BACKEND_H
+
+#include "plan/kernel.h"
+
+struct cmoe_backend {
+    const char *name;
+    /* Number of devices that can be opened; 0 with a clause in why[len] when none. */
+    int (*probe)(char *why, size_t len);
+    /* Fill dev->props for device `dev->ordinal`; dev->ctx is set. */
+    cmoe_status (*open)(struct cmoe_device *dev);
+    void (*close)(struct cmoe_device *dev);
+    const struct cmoe_kernel *kernels;
+    int n_kernels;
+    const struct cmoe_packing_format *const *formats; /* NULL-terminated, or NULL */
+};
+
+/* Compiled-in backends in order of preference, NULL-terminated. */
+extern const struct cmoe_backend *const cmoe__backends[];
+extern const struct cmoe_backend cmoe__backend_ref;
+extern const struct cmoe_backend cmoe__backend_cpu;
+
+/* Whether rows of `backend` can run on dev: its own, and ref's on every host device. */
+bool cmoe__backend_visible(const struct cmoe_backend *backend, const struct cmoe_device *dev);
+/* A packed format of a visible backend by name, or NULL. */
+const struct cmoe_packing_format *cmoe__packing_find(const struct cmoe_device *dev, const char *name);
+
+#endif

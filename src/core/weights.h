@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: MIT
+ * The weights object, and how a logical row of a weight matrix is found and decoded. */
+#ifndef CMOE_CORE_WEIGHTS_H
+#define CMOE_CORE_WEIGHTS_H
+
+#include "core/context.h"
+#include <cmoe/weights.h>
+#include <stdbool.h>
+
+/* A packed form of one expert's matrix 1 (gate|up) or 2 (down); one const object a format. */
+struct cmoe_packing_format {
+    const char *name; /* "p32" ... ; never "canonical" or "none" */
+    /* Whether weights of problem p can take this form; else a clause in why[len]. */
+    bool (*holds)(const cmoe_problem *p, int matrix, char *why, size_t len);
+    /* Bytes of one expert. */
+    size_t (*bytes)(const cmoe_problem *p, int matrix);
+    /* Write one expert. `w` has its canonical tables set. Called in parallel over experts. */
+    void (*pack)(const cmoe_weights *w, int matrix, int expert, void *dst);
+};
+
+struct cmoe_weights {
+    cmoe_context *ctx;
+    cmoe_problem p; /* as created */
+    int32_t experts;
+    /* Canonical tables. GATE_SPLIT given fused: up[e] is NULL data and gate holds both halves. */
+    cmoe_matrix *gate, *up, *down;
+    const struct cmoe_packing_format *format[2]; /* NULL: canonical */
+    void *packed[2];                             /* experts x stride */
+    size_t stride[2];                            /* bytes of one expert's slab */
+};
+
+/* Where logical row n of matrix 1 or 2 of an expert lies. Matrix 1's logical order is always gate
+ * rows [0, I), then up rows [I, 2I), whatever the storage. Matrix 2 has rows [0, H). */
+struct cmoe_row {
+    const void *codes;
+    int64_t col_stride;  /* bytes; 0: contiguous */
+    const void *scale;   /* first scale of the row; NULL: none */
+    const uint8_t *zero; /* first zero point of the row; NULL: none (u4: 8, u8: 128) */
+    float global;        /* NV; else 1 */
+};
+void cmoe__weights_row(const cmoe_weights *w, int matrix, int expert, int64_t n,
+                       struct cmoe_row *out);
+/* Bias of logical row n, 0 when the problem has none. */
+float cmoe__weights_bias(const cmoe_weights *w, int matrix, int expert, int64_t n);
+/* Smooth vector of matrix 1 or 2, NULL when none. */
+const float *cmoe__weights_smooth(const cmoe_weights *w, int matrix, int expert);
+
+/* Columns [0, n) of a row of format f, exact (f32 output: scaled code rounded once). */
+void cmoe__row_decode_f64(cmoe_format f, const struct cmoe_row *row, int64_t n, double *out);
+void cmoe__row_decode_f32(cmoe_format f, const struct cmoe_row *row, int64_t n, float *out);
+
+/* Packed slab of an expert; only when format[matrix - 1] is set. */
+const void *cmoe__weights_slab(const cmoe_weights *w, int matrix, int expert);
+
+#endif
