@@ -31,8 +31,8 @@ typedef struct cmoe_context_options {
     void (*run)(void *user, int n, cmoe_body body, void *arg);
     int run_is_concurrent;
 
-    void *user;    /* handed to every callback */
-    int n_threads; /* 0: CMOE_THREADS, else the CPUs this process may use (affinity, cgroup) */
+    void *user;        /* handed to every callback */
+    int n_threads;     /* 0: CMOE_THREADS, else the CPUs this process may use (affinity, cgroup) */
     const char *cpu;   /* ISA cap "generic", "avx2", "avx512"; NULL: CMOE_CPU, else no cap */
     const char *tuned; /* file of tuned choices to load; NULL: CMOE_TUNED, else none */
 
@@ -44,8 +44,8 @@ typedef struct cmoe_context_options {
 /** Make a context. `opt` may be NULL (all defaults) and is copied.
  *  Creation, device opening and plan creation are thread-safe on one context.
  *  @return CMOE_OK, CMOE_ERR_INVALID (unknown ISA cap), CMOE_ERR_NO_MEMORY. */
-CMOE_API cmoe_status cmoe_context_create(const cmoe_context_options *opt,
-                                         cmoe_context **out) CMOE_MUST_CHECK;
+CMOE_API cmoe_status cmoe_context_create(const cmoe_context_options *opt, cmoe_context **out)
+    CMOE_MUST_CHECK;
 /** Destroy; NULL is fine. Devices, weights and plans of it must be gone. */
 CMOE_API void cmoe_context_destroy(cmoe_context *ctx);
 /** Threads a plan on a host device uses. */
@@ -55,8 +55,8 @@ CMOE_API const char *cmoe_context_executor(const cmoe_context *ctx);
 
 /** Open "ref" (the specification), "cpu", or "cuda:N". NULL: CMOE_DEVICE, else "cpu".
  *  @return CMOE_OK, CMOE_ERR_INVALID (unknown name), CMOE_ERR_NO_DEVICE with the reason. */
-CMOE_API cmoe_status cmoe_device_open(cmoe_context *ctx, const char *spec,
-                                      cmoe_device **out) CMOE_MUST_CHECK;
+CMOE_API cmoe_status cmoe_device_open(cmoe_context *ctx, const char *spec, cmoe_device **out)
+    CMOE_MUST_CHECK;
 CMOE_API void cmoe_device_close(cmoe_device *dev);
 
 typedef struct cmoe_device_info {

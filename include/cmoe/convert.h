@@ -34,8 +34,8 @@ CMOE_API cmoe_status cmoe_format_bytes(cmoe_format f, int64_t rows, int64_t cols
  *  global multiplier, in the canonical layouts of weights.h. Buffers are the caller's and sized by
  *  cmoe_format_bytes; zero and global may be NULL when the format has none.
  *  @return CMOE_OK; CMOE_ERR_INVALID. */
-CMOE_API cmoe_status cmoe_quantize_weight(cmoe_format f, const float *src, int64_t rows, int64_t cols,
-                                          void *codes, void *scale, uint8_t *zero,
+CMOE_API cmoe_status cmoe_quantize_weight(cmoe_format f, const float *src, int64_t rows,
+                                          int64_t cols, void *codes, void *scale, uint8_t *zero,
                                           float *global) CMOE_MUST_CHECK;
 
 /** Decode matrix m [rows, cols] in format f to f32 (value = scaled code rounded once). */
@@ -45,8 +45,8 @@ CMOE_API cmoe_status cmoe_dequantize_weight(cmoe_format f, const cmoe_matrix *m,
 /** Quantise activation rows src [rows, cols] of f32 into codes and scales as QUANT and REQUANT do.
  *  fixed: the static scale (TENSOR, NV) or NULL; global: NV dynamic, f32 [rows], else NULL. */
 CMOE_API cmoe_status cmoe_quantize_rows(cmoe_format f, const float *src, int64_t rows, int64_t cols,
-                                        const float *fixed, void *codes, void *scale,
-                                        float *global) CMOE_MUST_CHECK;
+                                        const float *fixed, void *codes, void *scale, float *global)
+    CMOE_MUST_CHECK;
 /** The inverse: codes and scales to f32. */
 CMOE_API cmoe_status cmoe_dequantize_rows(cmoe_format f, const void *codes, const void *scale,
                                           const float *global, int64_t rows, int64_t cols,
@@ -54,9 +54,9 @@ CMOE_API cmoe_status cmoe_dequantize_rows(cmoe_format f, const void *codes, cons
 
 /** Published 4-bit packings. Unpacked values are one byte each, row-major [rows, cols]: 0..15. */
 typedef enum cmoe_packing {
-    CMOE_PACK_NIBBLE,     /* u8 [rows, cols/2], low nibble = even column: cmoe's own, gpt-oss, vLLM */
-    CMOE_PACK_GPTQ,       /* i32 [cols/8, rows], 8 sequential nibbles along the input */
-    CMOE_PACK_AWQ,        /* i32 [cols, rows/8], nibble order 0 2 4 6 1 3 5 7 along the output */
+    CMOE_PACK_NIBBLE, /* u8 [rows, cols/2], low nibble = even column: cmoe's own, gpt-oss, vLLM */
+    CMOE_PACK_GPTQ,   /* i32 [cols/8, rows], 8 sequential nibbles along the input */
+    CMOE_PACK_AWQ,    /* i32 [cols, rows/8], nibble order 0 2 4 6 1 3 5 7 along the output */
     CMOE_PACK_COMPRESSED, /* i32 [rows, cols/8], sequential along the input (compressed-tensors) */
     CMOE_PACK_GGUF,       /* u8 [rows, cols/2], per 32: byte j holds columns j and j+16 */
     CMOE_PACK_AITER_I4,   /* u8 [rows, cols/2], per 8: byte i holds columns i and i+4 */
@@ -65,8 +65,8 @@ typedef enum cmoe_packing {
 
 /** Pack / unpack rows x cols nibbles; sizes must be whole words of the packing.
  *  @return CMOE_OK or CMOE_ERR_INVALID naming the size that does not divide. */
-CMOE_API cmoe_status cmoe_pack4(cmoe_packing packing, const uint8_t *src, int64_t rows, int64_t cols,
-                                void *dst) CMOE_MUST_CHECK;
+CMOE_API cmoe_status cmoe_pack4(cmoe_packing packing, const uint8_t *src, int64_t rows,
+                                int64_t cols, void *dst) CMOE_MUST_CHECK;
 CMOE_API cmoe_status cmoe_unpack4(cmoe_packing packing, const void *src, int64_t rows, int64_t cols,
                                   uint8_t *dst) CMOE_MUST_CHECK;
 

@@ -24,7 +24,8 @@ typedef struct cmoe_array {
 /** Read a .npy file (versions 1-3, little endian, C order). Free with cmoe_array_free. */
 CMOE_API cmoe_status cmoe_npy_read(const char *path, cmoe_array *out) CMOE_MUST_CHECK;
 /** Parse a .npy image in memory; *out then points into `image`. For fuzzing and mapped files. */
-CMOE_API cmoe_status cmoe_npy_parse(const void *image, size_t size, cmoe_array *out) CMOE_MUST_CHECK;
+CMOE_API cmoe_status cmoe_npy_parse(const void *image, size_t size, cmoe_array *out)
+    CMOE_MUST_CHECK;
 /** Write atomically: to PATH.partial, fsync, rename. Nothing is left behind on failure. */
 CMOE_API cmoe_status cmoe_npy_write(const char *path, const cmoe_array *array) CMOE_MUST_CHECK;
 CMOE_API void cmoe_array_free(cmoe_array *array);
@@ -52,8 +53,8 @@ CMOE_API const cmoe_tensor_info *cmoe_checkpoint_at(const cmoe_checkpoint *c, in
 /** By name, or NULL. */
 CMOE_API const cmoe_tensor_info *cmoe_checkpoint_find(const cmoe_checkpoint *c, const char *name);
 /** Check a safetensors header image: 8-byte length, JSON; `file_size` is the whole file's. */
-CMOE_API cmoe_status cmoe_safetensors_check(const void *image, size_t size,
-                                            uint64_t file_size) CMOE_MUST_CHECK;
+CMOE_API cmoe_status cmoe_safetensors_check(const void *image, size_t size, uint64_t file_size)
+    CMOE_MUST_CHECK;
 
 /* ---- models ---- */
 
@@ -62,9 +63,9 @@ typedef struct cmoe_model_config {
     char model_type[64];
     cmoe_problem problem; /* geometry, router, activation; bf16 */
     int layers;
-    int dense_layers;     /* leading layers without experts */
+    int dense_layers; /* leading layers without experts */
     int heads, kv_heads, head_dim, vocab;
-    int tied;             /* tie_word_embeddings */
+    int tied; /* tie_word_embeddings */
     float rms_eps, rope_theta;
 } cmoe_model_config;
 
@@ -72,8 +73,8 @@ typedef struct cmoe_model_config {
  *  unknown model_type is CMOE_ERR_UNSUPPORTED and is named. */
 CMOE_API cmoe_status cmoe_config_read(const char *path, cmoe_model_config *out) CMOE_MUST_CHECK;
 /** The same from text; for fuzzing. */
-CMOE_API cmoe_status cmoe_config_parse(const char *json, size_t size,
-                                       cmoe_model_config *out) CMOE_MUST_CHECK;
+CMOE_API cmoe_status cmoe_config_parse(const char *json, size_t size, cmoe_model_config *out)
+    CMOE_MUST_CHECK;
 
 /** One MoE layer of a checkpoint: views, no copies. `gate`, `up`, `down` have problem.experts
  *  entries; router_w is [E, H] in router_dtype. Free with cmoe_layer_free. */

@@ -10,9 +10,9 @@ CMOE_BEGIN_DECLS
 
 typedef struct cmoe_observation {
     size_t struct_size;
-    int64_t tokens;   /* tokens seen so far */
-    float x_amax;     /* largest |x| of tokens that were routed */
-    float mid_amax;   /* largest |activation result| over all computed slots */
+    int64_t tokens; /* tokens seen so far */
+    float x_amax;   /* largest |x| of tokens that were routed */
+    float mid_amax; /* largest |activation result| over all computed slots */
 } cmoe_observation;
 
 /** Run ROUTE..ACT of p (which must start at ROUTE, QUANT or SORT) on `dev` over the tokens of t and

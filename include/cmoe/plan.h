@@ -36,8 +36,8 @@ typedef struct cmoe_plan_options {
  *          problem; both are named); CMOE_ERR_UNSUPPORTED (no path; the reasons are in the message
  *          or in cmoe_plan_explain_failure); CMOE_ERR_INVALID (pin matches nothing);
  *          CMOE_ERR_NO_MEMORY. */
-CMOE_API cmoe_status cmoe_plan_create(cmoe_device *dev, const cmoe_problem *p, const cmoe_weights *w,
-                                      const cmoe_plan_options *opt,
+CMOE_API cmoe_status cmoe_plan_create(cmoe_device *dev, const cmoe_problem *p,
+                                      const cmoe_weights *w, const cmoe_plan_options *opt,
                                       cmoe_plan **out) CMOE_MUST_CHECK;
 CMOE_API void cmoe_plan_destroy(cmoe_plan *plan);
 
@@ -65,54 +65,54 @@ typedef struct cmoe_tensors {
     const cmoe_weights *weights; /* NULL: those given to cmoe_plan_create */
 
     /* ROUTE */
-    const void *logits;          /* [T, E (+shared with SHARED_SIGMOID)] of type `logits` */
-    int64_t logits_stride;       /* elements from row to row; 0: tight */
-    const float *router_w;       /* ROUTE_FROM_X: [E (+shared), H] f32 */
-    const float *router_b;       /* ROUTE_FROM_X: [E (+shared)] f32 or NULL */
-    const float *route_bias;     /* ROUTE_BIAS: [E] */
-    const int32_t *hash_table;   /* HASH: [vocab, topk] expert ids */
-    const int64_t *token_ids;    /* HASH: [T] rows of hash_table */
-    int64_t vocab;               /* HASH: rows of hash_table; a token id outside routes nowhere */
+    const void *logits;        /* [T, E (+shared with SHARED_SIGMOID)] of type `logits` */
+    int64_t logits_stride;     /* elements from row to row; 0: tight */
+    const float *router_w;     /* ROUTE_FROM_X: [E (+shared), H] f32 */
+    const float *router_b;     /* ROUTE_FROM_X: [E (+shared)] f32 or NULL */
+    const float *route_bias;   /* ROUTE_BIAS: [E] */
+    const int32_t *hash_table; /* HASH: [vocab, topk] expert ids */
+    const int64_t *token_ids;  /* HASH: [T] rows of hash_table */
+    int64_t vocab;             /* HASH: rows of hash_table; a token id outside routes nowhere */
 
     /* Routing result: output of ROUTE (optional, else in the workspace), input of later stages */
-    int32_t *topk_ids;           /* [T, S] */
-    float *topk_weights;         /* [T, S] */
-    const int64_t *topk_ids64;   /* plans that start after ROUTE: instead of topk_ids */
-    const int32_t *expert_map;   /* EXPERT_MAP: [E + shared] local index or -1 */
+    int32_t *topk_ids;         /* [T, S] */
+    float *topk_weights;       /* [T, S] */
+    const int64_t *topk_ids64; /* plans that start after ROUTE: instead of topk_ids */
+    const int32_t *expert_map; /* EXPERT_MAP: [E + shared] local index or -1 */
 
     /* Activations */
-    const void *x;               /* [T, H] of type `in` (X_QUANTIZED: codes of format x);
+    const void *x;          /* [T, H] of type `in` (X_QUANTIZED: codes of format x);
                                     batched: [E_local, capacity, H] */
-    int64_t x_stride;            /* bytes from row to row; 0: tight */
-    const void *x_scale;         /* static TENSOR or NV: f32 [1]; X_QUANTIZED: the scales of x:
+    int64_t x_stride;       /* bytes from row to row; 0: tight */
+    const void *x_scale;    /* static TENSOR or NV: f32 [1]; X_QUANTIZED: the scales of x:
                                     TENSOR f32 [1], TOKEN f32 [T], GROUP f32 [T, ceil(H/group)],
                                     MX e8m0 [T, ceil(H/32)], NV e4m3 [T, ceil(H/16)] */
-    const float *x_global;       /* X_QUANTIZED NV: f32 [T] (static: [1]) */
-    const float *mid_scale;      /* static mid: f32 [1] */
+    const float *x_global;  /* X_QUANTIZED NV: f32 [T] (static: [1]) */
+    const float *mid_scale; /* static mid: f32 [1] */
 
     /* Sort, in the problem's sort_format: output of SORT, input of a plan that starts at GEMM1.. */
-    int32_t *sorted_ids;         /* INDEX: rows [T*S]; PACKED, FLAT: [cmoe_sort_capacity]; M_INDICES [T] */
-    int32_t *expert_offsets;     /* INDEX: [E_local + 1]; BATCHED: counts [E_local] */
-    int32_t *block_experts;      /* PACKED, FLAT: local expert of every block */
-    int32_t *num_valid;          /* PACKED: [2] padded rows, tokens; FLAT: [1] padded rows */
-    float *sorted_weights;       /* PACKED: routing weight by sorted row, or NULL */
+    int32_t *sorted_ids; /* INDEX: rows [T*S]; PACKED, FLAT: [cmoe_sort_capacity]; M_INDICES [T] */
+    int32_t *expert_offsets; /* INDEX: [E_local + 1]; BATCHED: counts [E_local] */
+    int32_t *block_experts;  /* PACKED, FLAT: local expert of every block */
+    int32_t *num_valid;      /* PACKED: [2] padded rows, tokens; FLAT: [1] padded rows */
+    float *sorted_weights;   /* PACKED: routing weight by sorted row, or NULL */
 
     /* Ends of partial plans, rows in slot order (t*S + s); batched: [E_local, capacity, ...] */
-    void *xq;                    /* QUANT's result: codes of format x; rows [T], or [T*S] when
+    void *xq;          /* QUANT's result: codes of format x; rows [T], or [T*S] when
                                     SMOOTH or WEIGHT_ON_INPUT make them per slot */
-    void *xq_scale;              /* its scales, laid out as x_scale */
-    float *gate_up;              /* GEMM1's result f32 [T*S, rows1] */
-    void *mid;                   /* ACT's result [T*S, I]: f32 if mid is quantised, else mid's type */
-    void *mid_q;                 /* REQUANT's codes */
-    void *mid_q_scale;           /* and scales */
-    float *z;                    /* GEMM2's result f32 [T*S, H]; rows of skipped slots are 0 */
-    void *y;                     /* [T, H] of type y; NO_REDUCE [T, S, H]; batched
+    void *xq_scale;    /* its scales, laid out as x_scale */
+    float *gate_up;    /* GEMM1's result f32 [T*S, rows1] */
+    void *mid;         /* ACT's result [T*S, I]: f32 if mid is quantised, else mid's type */
+    void *mid_q;       /* REQUANT's codes */
+    void *mid_q_scale; /* and scales */
+    float *z;          /* GEMM2's result f32 [T*S, H]; rows of skipped slots are 0 */
+    void *y;           /* [T, H] of type y; NO_REDUCE [T, S, H]; batched
                                     [E_local, capacity, H] */
-    int64_t y_stride;            /* bytes from row to row; 0: tight */
+    int64_t y_stride;  /* bytes from row to row; 0: tight */
 
     /* Statistics, added up when not NULL */
-    int64_t *expert_load;        /* [E_local]: slots computed by each local expert */
-    double *stage_us;            /* [CMOE_STAGE_COUNT]: wall time of the step that ends the stage */
+    int64_t *expert_load; /* [E_local]: slots computed by each local expert */
+    double *stage_us;     /* [CMOE_STAGE_COUNT]: wall time of the step that ends the stage */
 } cmoe_tensors;
 
 /** Run a plan. `workspace` holds workspace_size bytes at an address divisible by 256 and belongs to
@@ -133,10 +133,10 @@ CMOE_API int64_t cmoe_sort_capacity(const cmoe_problem *p, int64_t tokens);
 typedef struct cmoe_kernel_info {
     const char *name;
     const char *backend;
-    const char *target;             /* "ref", "generic", "avx2", ... */
-    const char *format1, *format2;  /* weight formats read, or NULL */
+    const char *target;            /* "ref", "generic", "avx2", ... */
+    const char *format1, *format2; /* weight formats read, or NULL */
     cmoe_stage first, last;
-    int conversion;                 /* 1: converts a sort format and covers no stage */
+    int conversion; /* 1: converts a sort format and covers no stage */
 } cmoe_kernel_info;
 CMOE_API int cmoe_kernel_describe(int i, cmoe_kernel_info *info);
 

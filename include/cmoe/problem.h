@@ -58,15 +58,15 @@ typedef struct cmoe_problem {
 
     uint32_t flags; /* enum cmoe_flag */
 
-    uint8_t router;    /* cmoe_router */
-    uint8_t act;       /* cmoe_activation */
-    uint8_t gate;      /* cmoe_gate */
-    uint8_t weight_on; /* cmoe_weight_on */
-    uint8_t first;     /* cmoe_stage: first stage of the plan */
-    uint8_t last;      /* cmoe_stage: last stage of the plan */
+    uint8_t router;      /* cmoe_router */
+    uint8_t act;         /* cmoe_activation */
+    uint8_t gate;        /* cmoe_gate */
+    uint8_t weight_on;   /* cmoe_weight_on */
+    uint8_t first;       /* cmoe_stage: first stage of the plan */
+    uint8_t last;        /* cmoe_stage: last stage of the plan */
     uint8_t sort_format; /* cmoe_sort_format at the plan's edge: last = SORT, or first = GEMM1.. */
-    uint8_t logits;    /* cmoe_dtype of logits: f32 bf16 f16 */
-    int32_t block_m;   /* PACKED, FLAT: rows an expert's segment is padded to; 1..1024 */
+    uint8_t logits;      /* cmoe_dtype of logits: f32 bf16 f16 */
+    int32_t block_m;     /* PACKED, FLAT: rows an expert's segment is padded to; 1..1024 */
 
     uint8_t in; /* cmoe_dtype of the caller's x before quantisation: f32 f16 bf16 */
     uint8_t y;  /* cmoe_dtype of the output: f32 f16 bf16 */

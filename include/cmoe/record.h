@@ -13,8 +13,8 @@ typedef struct cmoe_record {
     const cmoe_problem *problem;
     const cmoe_tensors *tensors;
     const cmoe_weights *weights;
-    const char *path;     /* kernels that will run, joined by " > " */
-    const char *device;   /* "cpu", "cuda:0" */
+    const char *path;   /* kernels that will run, joined by " > " */
+    const char *device; /* "cpu", "cuda:0" */
 } cmoe_record;
 
 typedef struct cmoe_recorder {
@@ -25,7 +25,8 @@ typedef struct cmoe_recorder {
 /** The expert's matrices inside a weights object in canonical format: for writing a record.
  *  @return CMOE_OK, CMOE_ERR_UNSUPPORTED (packed), CMOE_ERR_INVALID (no such expert). */
 CMOE_API cmoe_status cmoe_weights_matrix(const cmoe_weights *w, int expert, int matrix,
-                                         cmoe_matrix *gate_or_down, cmoe_matrix *up) CMOE_MUST_CHECK;
+                                         cmoe_matrix *gate_or_down, cmoe_matrix *up)
+    CMOE_MUST_CHECK;
 
 CMOE_END_DECLS
 

@@ -15,17 +15,17 @@ CMOE_BEGIN_DECLS
  *  cmoe_tensors.y without padding; either may be NULL. t->y is read only for `accumulate`.
  *  Allocates through ctx. @return as cmoe_execute. */
 CMOE_API cmoe_status cmoe_reference(cmoe_context *ctx, const cmoe_problem *p, const cmoe_weights *w,
-                                    const cmoe_tensors *t, double *y,
-                                    double *bound) CMOE_MUST_CHECK;
+                                    const cmoe_tensors *t, double *y, double *bound)
+    CMOE_MUST_CHECK;
 
 typedef struct cmoe_error {
-    int64_t n;          /* elements compared */
-    int64_t outside;    /* elements outside their bound (NaN against a number counts) */
-    int64_t first;      /* index of the first one outside, or -1 */
-    double max_abs;     /* largest |got - want| */
-    double max_ratio;   /* largest |got - want| / bound */
-    double rel_l2;      /* sqrt(sum (got-want)^2 / sum want^2) */
-    double zeros;       /* share of expected values that are 0: a comparison with > 0.5 proves little */
+    int64_t n;        /* elements compared */
+    int64_t outside;  /* elements outside their bound (NaN against a number counts) */
+    int64_t first;    /* index of the first one outside, or -1 */
+    double max_abs;   /* largest |got - want| */
+    double max_ratio; /* largest |got - want| / bound */
+    double rel_l2;    /* sqrt(sum (got-want)^2 / sum want^2) */
+    double zeros; /* share of expected values that are 0: a comparison with > 0.5 proves little */
 } cmoe_error;
 
 /** Compare n values of type `dtype` with want and bound (NULL: 0). Stride in elements. */

@@ -49,8 +49,8 @@ typedef struct cmoe_weights_desc {
  *          matrix; unknown format); CMOE_ERR_UNSUPPORTED (that format cannot hold these weights);
  *          CMOE_ERR_OVERFLOW; CMOE_ERR_NO_MEMORY. */
 CMOE_API cmoe_status cmoe_weights_create(cmoe_device *dev, const cmoe_problem *p,
-                                         const cmoe_weights_desc *desc,
-                                         cmoe_weights **out) CMOE_MUST_CHECK;
+                                         const cmoe_weights_desc *desc, cmoe_weights **out)
+    CMOE_MUST_CHECK;
 /** Destroy; NULL is fine. Plans made with it must be gone. */
 CMOE_API void cmoe_weights_destroy(cmoe_weights *w);
 
@@ -77,8 +77,8 @@ typedef struct cmoe_fused {
  *  and bias are fused the same way ([experts, ...] of the layouts above, contiguous) or NULL.
  *  With transposed != 0 data is [experts, cols, rows] (f32, f16, bf16 and 8-bit types only).
  *  @return CMOE_OK, CMOE_ERR_INVALID, CMOE_ERR_OVERFLOW. */
-CMOE_API cmoe_status cmoe_matrix_split(const cmoe_fused *fused, cmoe_format f,
-                                       cmoe_matrix *out) CMOE_MUST_CHECK;
+CMOE_API cmoe_status cmoe_matrix_split(const cmoe_fused *fused, cmoe_format f, cmoe_matrix *out)
+    CMOE_MUST_CHECK;
 
 CMOE_END_DECLS
 

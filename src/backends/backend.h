@@ -25,6 +25,7 @@ extern const struct cmoe_backend cmoe__backend_cpu;
 /* Whether rows of `backend` can run on dev: its own, and ref's on every host device. */
 bool cmoe__backend_visible(const struct cmoe_backend *backend, const struct cmoe_device *dev);
 /* A packed format of a visible backend by name, or NULL. */
-const struct cmoe_packing_format *cmoe__packing_find(const struct cmoe_device *dev, const char *name);
+const struct cmoe_packing_format *cmoe__packing_find(const struct cmoe_device *dev,
+                                                     const char *name);
 
 #endif

@@ -7,13 +7,18 @@
 #include <stdbool.h>
 
 /* Instruction sets of host rows, in order of preference. */
-enum cmoe_isa { CMOE_ISA_LEVEL_GENERIC, CMOE_ISA_LEVEL_AVX2, CMOE_ISA_LEVEL_AVX512, CMOE_ISA_LEVELS };
+enum cmoe_isa {
+    CMOE_ISA_LEVEL_GENERIC,
+    CMOE_ISA_LEVEL_AVX2,
+    CMOE_ISA_LEVEL_AVX512,
+    CMOE_ISA_LEVELS
+};
 
 struct cmoe_props {
     char name[96];
     char features[256];
-    bool host;          /* takes host pointers: rows of ref may be used */
-    enum cmoe_isa isa;  /* highest level usable under the cap */
+    bool host;         /* takes host pointers: rows of ref may be used */
+    enum cmoe_isa isa; /* highest level usable under the cap */
     int threads;
     int64_t l1d, l2, l3, memory;
     double gbps;   /* main memory bandwidth, estimate for costs */

@@ -20,13 +20,13 @@ void cmoe__fail_trace(const char *file, int line);
 #    define CMOE_FAIL_TRACE() ((void)0)
 #endif
 
-#define CMOE_TRY(expr)                     \
-    do {                                   \
-        const cmoe_status status_ = (expr); \
-        if (status_ != CMOE_OK) {          \
-            CMOE_FAIL_TRACE();             \
-            return status_;                \
-        }                                  \
+#define CMOE_TRY(expr)                                                                             \
+    do {                                                                                           \
+        const cmoe_status status_ = (expr);                                                        \
+        if (status_ != CMOE_OK) {                                                                  \
+            CMOE_FAIL_TRACE();                                                                     \
+            return status_;                                                                        \
+        }                                                                                          \
     } while (0)
 
 #endif

@@ -8,23 +8,23 @@
 
 /* What lies on the boundary before a stage. */
 enum cmoe_layout {
-    CMOE_EDGE_LOGITS,  /* before ROUTE */
-    CMOE_EDGE_X,       /* before ROUTE: x and router weights */
-    CMOE_EDGE_IDS,     /* before QUANT */
-    CMOE_EDGE_ROWS,    /* before SORT: x rows ready for GEMM1, token or slot order by shape.x_slots */
-    CMOE_EDGE_INDEX,   /* before GEMM1: rows + offsets */
-    CMOE_EDGE_PACKED,  /* before GEMM1: the published formats of cmoe_sort_format */
+    CMOE_EDGE_LOGITS, /* before ROUTE */
+    CMOE_EDGE_X,      /* before ROUTE: x and router weights */
+    CMOE_EDGE_IDS,    /* before QUANT */
+    CMOE_EDGE_ROWS,  /* before SORT: x rows ready for GEMM1, token or slot order by shape.x_slots */
+    CMOE_EDGE_INDEX, /* before GEMM1: rows + offsets */
+    CMOE_EDGE_PACKED, /* before GEMM1: the published formats of cmoe_sort_format */
     CMOE_EDGE_FLAT,
     CMOE_EDGE_M_INDICES,
     CMOE_EDGE_BATCHED,
-    CMOE_EDGE_SLOT,    /* before ACT .. COMBINE: rows in slot order */
-    CMOE_EDGE_SORTED,  /* before ACT .. COMBINE: rows in sorted order */
-    CMOE_EDGE_OUT,     /* after COMBINE */
+    CMOE_EDGE_SLOT,   /* before ACT .. COMBINE: rows in slot order */
+    CMOE_EDGE_SORTED, /* before ACT .. COMBINE: rows in sorted order */
+    CMOE_EDGE_OUT,    /* after COMBINE */
     CMOE_EDGE_COUNT,
 };
 
 struct cmoe_edge {
-    uint8_t layout;   /* enum cmoe_layout */
+    uint8_t layout; /* enum cmoe_layout */
     uint8_t reserved;
     uint16_t block_m; /* PACKED, FLAT: padding; else 0 */
 };
@@ -63,10 +63,10 @@ struct cmoe_family {
 };
 
 struct cmoe_kernel {
-    const char *name;      /* unique; the key in tuned files; grammar in docs/naming.md */
-    uint8_t first, last;   /* stages covered; last == first - 1: converts the edge before `first` */
-    uint8_t target;        /* enum cmoe_isa of host rows */
-    int16_t priority;      /* 0 reference, 10 generic, 20 tuned; breaks cost ties */
+    const char *name;    /* unique; the key in tuned files; grammar in docs/naming.md */
+    uint8_t first, last; /* stages covered; last == first - 1: converts the edge before `first` */
+    uint8_t target;      /* enum cmoe_isa of host rows */
+    int16_t priority;    /* 0 reference, 10 generic, 20 tuned; breaks cost ties */
     const char *format1, *format2; /* weight formats read: NULL, "canonical", ... */
     const struct cmoe_family *family;
     const void *config; /* the family's own const data */

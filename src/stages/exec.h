@@ -52,7 +52,7 @@ struct cmoe_exec {
     int64_t xq_stride; /* bytes from row to row of xq */
     int32_t *rows, *offsets;
     float *gu;
-    void *h; /* rows are I elements apart */
+    void *h;       /* rows are I elements apart */
     void *hq, *hs; /* = h when !shape.requant */
     float *hg;
     float *z;

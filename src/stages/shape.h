@@ -8,17 +8,18 @@
 #include <stddef.h>
 
 struct cmoe_shape {
-    int32_t slots;   /* S: slots a token (topk + shared; E for ROUTE_ALL; 1 batched, m-indices) */
-    int32_t ids;     /* valid ids are [0, ids): experts + shared */
-    int32_t local;   /* E_local: experts whose weights are here */
-    int64_t H, I;    /* strides */
+    int32_t slots; /* S: slots a token (topk + shared; E for ROUTE_ALL; 1 batched, m-indices) */
+    int32_t ids;   /* valid ids are [0, ids): experts + shared */
+    int32_t local; /* E_local: experts whose weights are here */
+    int64_t H, I;  /* strides */
     int64_t h_used, i_used; /* columns that count */
-    int64_t rows1;   /* rows of matrix 1: 2I or I */
+    int64_t rows1;          /* rows of matrix 1: 2I or I */
     bool gated;
-    bool batched;    /* rows are e*capacity + r; there are no tokens */
-    bool x_slots;    /* GEMM1 reads one x row a slot (smooth, weight on input, batched), else a token */
-    bool quant;      /* QUANT has something to do: x is not read in place */
-    bool requant;    /* REQUANT has something to do */
+    bool batched; /* rows are e*capacity + r; there are no tokens */
+    bool
+        x_slots; /* GEMM1 reads one x row a slot (smooth, weight on input, batched), else a token */
+    bool quant;  /* QUANT has something to do: x is not read in place */
+    bool requant; /* REQUANT has something to do */
     bool route_all;
 };
 
