@@ -63,7 +63,7 @@ as_root() {
 # to be added to the system.
 arm64_sysroot() {
     root=$PWD/build/sysroot-arm64
-    [ ! -e "$root/done" ] || return 0
+    [ ! -e "$root/complete" ] || return 0
     echo "setup: unpacking arm64 libraries into build/sysroot-arm64"
     rm -rf "$root" && mkdir -p "$root/lists/partial" "$root/cache"
     options="-qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root
@@ -75,7 +75,7 @@ arm64_sysroot() {
         apt-get $options download libcmocka-dev libcmocka0 libjansson-dev libjansson4
         for deb in *.deb; do dpkg-deb -x "$deb" .; done
         rm -rf lists cache ./*.deb
-        : >done
+        touch complete
     )
 }
 
