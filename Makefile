@@ -1,12 +1,12 @@
 # The front door. Each target first makes sure that the packages it needs are installed.
-# K=GLOB narrows nothing by itself; pass ctest options as ARGS, e.g. make test ARGS='-R sort'.
+# Options go through ARGS: make test ARGS='-R sort' (ctest), make bench ARGS='--help'.
 
 PREFIX ?= /usr/local
 SETUP = @tools/setup.sh
 JOBS ?= $(shell nproc)
 define build
 	$(SETUP) $(2)
-	@cmake --preset $(1) --log-level=WARNING $(3)
+	@cmake --preset $(1) $(3) >/dev/null
 	@cmake --build build/$(1) -j $(JOBS)
 endef
 
