@@ -51,7 +51,7 @@ check cmoe symbols.txt
 if [ -e "$build/libcmoe-io.so" ] || [ -s tests/abi/symbols-io.txt ]; then check cmoe-io symbols-io.txt; fi
 
 # libcmoe is free of dependencies: libc, libm, the loader, nothing else.
-needed=$(readelf -d "$build/libcmoe.so" | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p' |
+needed=$(readelf -d "$build/libcmoe.so" 2>/dev/null | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p' |
     grep -Ev '^(libc|libm|libpthread|libdl)\.so\.|^ld-linux' || true)
 if [ -n "$needed" ]; then echo "symbols: libcmoe.so needs $needed"; status=1; fi
 
