@@ -12,6 +12,8 @@ struct cmoe_context {
     cmoe_context_options options; /* callbacks resolved, never NULL except log and recorder */
     char *cpu;                    /* ISA cap or NULL */
     char *tuned;                  /* text of the tuned file or NULL */
+    char *device;                 /* CMOE_DEVICE or NULL */
+    int log_level;                /* messages above it are dropped */
     struct cmoe_threads *threads;
     pthread_mutex_t lock; /* device opening and plan creation */
 };
@@ -21,7 +23,7 @@ void *cmoe__alloc(cmoe_context *ctx, size_t size, size_t align);
 /* The same, zeroed. */
 void *cmoe__calloc(cmoe_context *ctx, size_t size, size_t align);
 void cmoe__free(cmoe_context *ctx, void *ptr);
-/* A copy of a string, or NULL. */
+/* A copy of a string; NULL for NULL or when there is no memory. */
 char *cmoe__strdup(cmoe_context *ctx, const char *text);
 
 void cmoe__log(cmoe_context *ctx, int level, const char *format, ...) CMOE_PRINTF(3, 4);

@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: MIT
+ * CPU quotas of control groups. */
+#ifndef CMOE_CORE_CPUS_H
+#define CMOE_CORE_CPUS_H
+
+#include <stdbool.h>
+
+/* CPUs that this process's control groups allow, rounded up; 0: no limit. Files are looked for
+ * below `root`, "" outside tests. */
+int cmoe__cpu_quota(const char *root);
+
+#endif
