@@ -4,11 +4,13 @@
 #define CMOE_EXPORT_H
 
 #if defined(__GNUC__) || defined(__clang__)
-#    define CMOE_API        __attribute__((visibility("default")))
-#    define CMOE_MUST_CHECK __attribute__((warn_unused_result))
+#    define CMOE_API                __attribute__((visibility("default")))
+#    define CMOE_MUST_CHECK         __attribute__((warn_unused_result))
+#    define CMOE_FORMAT(text, args) __attribute__((format(printf, text, args)))
 #else
 #    define CMOE_API
 #    define CMOE_MUST_CHECK
+#    define CMOE_FORMAT(text, args)
 #endif
 
 #ifdef __cplusplus
