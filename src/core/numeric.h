@@ -7,6 +7,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Conversions by bits alone: no rounding mode, flush-to-zero or denormals-are-zero setting of the
+ * caller reaches them. Narrowing rounds to nearest even. */
+double cmoe__f32_to_f64(float v);
+float cmoe__f64_to_f32(double v);
+/* a / b and a * b rounded once to nearest even, under the caller's settings whatever they are.
+ * A NaN a is returned as it is, any other NaN is the positive quiet one. */
+float cmoe__div_f32(float a, float b);
+float cmoe__mul_f32(float a, float b);
+
 float cmoe__f16_to_f32(uint16_t code);
 uint16_t cmoe__f32_to_f16(float v);
 float cmoe__bf16_to_f32(uint16_t code);
@@ -15,10 +24,14 @@ uint16_t cmoe__f32_to_bf16(float v);
 /* Any element type; what cmoe_decode and cmoe_encode are. */
 float cmoe__decode(cmoe_dtype dtype, uint32_t code);
 uint32_t cmoe__encode(cmoe_dtype dtype, float v, cmoe_rounding rounding);
+/* The same from a double, rounded once. */
+uint32_t cmoe__encode_f64(cmoe_dtype dtype, double v, cmoe_rounding rounding);
 
 /* Element i of a contiguous row of codes (two 4-bit codes a byte, low nibble first). */
 uint32_t cmoe__load_code(cmoe_dtype dtype, const void *row, int64_t i);
 void cmoe__store_code(cmoe_dtype dtype, void *row, int64_t i, uint32_t code);
+/* Store for rows written in order: clears the high nibble beside an even 4-bit element. */
+void cmoe__append_code(cmoe_dtype dtype, void *row, int64_t i, uint32_t code);
 /* The same through the value. */
 float cmoe__load(cmoe_dtype dtype, const void *row, int64_t i);
 void cmoe__store(cmoe_dtype dtype, void *row, int64_t i, float v);
