@@ -40,16 +40,29 @@ const char *cmoe_last_error(void)
     return message;
 }
 
-cmoe_status cmoe__fail(cmoe_status status, const char *format, ...)
+CMOE_PRINTF(1, 0) static void set_message(const char *format, va_list args)
 {
     /* An argument may be the last message itself, so it is not written to while formatting. */
     char text[MESSAGE_BYTES];
+    if (vsnprintf(text, sizeof text, format, args) < 0) text[0] = '\0';
+    memcpy(message, text, sizeof message);
+}
+
+cmoe_status cmoe__fail(cmoe_status status, const char *format, ...)
+{
     va_list args;
     va_start(args, format);
-    const int n = vsnprintf(text, sizeof text, format, args);
+    set_message(format, args);
     va_end(args);
-    if (n < 0) text[0] = '\0';
-    memcpy(message, text, sizeof message);
+    return status;
+}
+
+cmoe_status cmoe_set_error(cmoe_status status, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    set_message(format, args);
+    va_end(args);
     return status;
 }
 
