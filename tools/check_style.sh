@@ -30,8 +30,9 @@ list_files() {
 }
 
 list_files | sort -u | while IFS= read -r f; do if [ -f "$f" ]; then echo "$f"; fi; done >"$work/all"
-# Data is not text: recorded vectors and fuzzing inputs are kept as they came.
-grep -Ev '^tests/(golden|vectors|fuzz/corpus)/' "$work/all" | xargs -d '\n' grep -Il '' >"$work/text" || true
+# Data is not text: recorded vectors, fuzzing inputs and the texts of models are kept as they came.
+grep -Ev '^tests/(golden|vectors|fuzz/corpus)/|^models/.*\.txt$' "$work/all" |
+    xargs -d '\n' grep -Il '' >"$work/text" || true
 grep -E '\.[ch]$' "$work/text" >"$work/c" || true
 grep -E '\.([ch]|def|cu|cuh|py|sh|cmake)$|CMakeLists\.txt$' "$work/text" >"$work/code" || true
 
