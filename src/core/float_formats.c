@@ -219,6 +219,15 @@ static float decode_int(cmoe_dtype dtype, uint32_t code)
     return (float)(int_formats[dtype].low < 0 && value >= half ? value - 2 * half : value);
 }
 
+const float *cmoe__decode_table(cmoe_dtype dtype)
+{
+    return dtype == CMOE_E4M3       ? e4m3_values
+           : dtype == CMOE_E4M3FNUZ ? e4m3fnuz_values
+           : dtype == CMOE_E5M2     ? e5m2_values
+           : dtype == CMOE_E2M1     ? e2m1_values
+                                    : NULL;
+}
+
 float cmoe__decode(cmoe_dtype dtype, uint32_t code)
 {
     switch (dtype) {

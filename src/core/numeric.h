@@ -23,6 +23,8 @@ uint16_t cmoe__f32_to_bf16(float v);
 
 /* Any element type; what cmoe_decode and cmoe_encode are. */
 float cmoe__decode(cmoe_dtype dtype, uint32_t code);
+/* Values of all codes of e4m3, e4m3fnuz, e5m2 (256) and e2m1 (16); NULL for other types. */
+const float *cmoe__decode_table(cmoe_dtype dtype);
 uint32_t cmoe__encode(cmoe_dtype dtype, float v, cmoe_rounding rounding);
 /* The same from a double, rounded once. */
 uint32_t cmoe__encode_f64(cmoe_dtype dtype, double v, cmoe_rounding rounding);

@@ -5,6 +5,7 @@
  * scale is known. */
 #include "core/quantize.h"
 #include "core/float_bits.h"
+#include "core/format.h"
 #include "core/numeric.h"
 #include "core/size.h"
 
@@ -118,32 +119,10 @@ void cmoe__quantize_row(cmoe_format f, const float *v, int64_t n, const float *f
     cmoe__store_row((cmoe_dtype)f.dtype, codes, n, v);
 }
 
-/* Columns that share a scale. */
-static int64_t span_of(cmoe_format f, int64_t n)
-{
-    switch ((cmoe_scaling)f.scaling) {
-    case CMOE_SCALE_GROUP:
-        return f.group;
-    case CMOE_SCALE_MX:
-        return 32;
-    case CMOE_SCALE_NV:
-        return 16;
-    case CMOE_SCALE_NONE:
-    case CMOE_SCALE_TENSOR:
-    case CMOE_SCALE_TOKEN:
-    case CMOE_SCALE_SMOOTH:
-    case CMOE_SCALE_CHANNEL:
-    case CMOE_SCALE_BLOCK:
-    case CMOE_SCALING_COUNT:
-        break;
-    }
-    return n;
-}
-
 void cmoe__dequantize_row_f64(cmoe_format f, const void *codes, const void *scale,
                               const float *fixed, const float *global, int64_t n, double *out)
 {
-    const int64_t span = span_of(f, n);
+    const int64_t span = cmoe__format_span(f, n);
     const cmoe_dtype dtype = (cmoe_dtype)f.dtype;
     for (int64_t first = 0, g = 0; first < n; first += span, g++) {
         double s = 1;
@@ -169,7 +148,6 @@ size_t cmoe__row_code_bytes(cmoe_format f, int64_t n)
 
 size_t cmoe__row_scale_bytes(cmoe_format f, int64_t n)
 {
-    if (f.scaling == CMOE_SCALE_NONE || f.scaling == CMOE_SCALE_TENSOR || n <= 0) return 0;
-    const size_t spans = (size_t)cmoe__ceil_div(n, span_of(f, n));
-    return f.scaling == CMOE_SCALE_MX || f.scaling == CMOE_SCALE_NV ? spans : 4 * spans;
+    if (f.scaling == CMOE_SCALE_NONE || f.scaling == CMOE_SCALE_TENSOR) return 0;
+    return cmoe_dtype_bytes(cmoe__format_scale_dtype(f), cmoe__format_row_scales(f, n));
 }

@@ -27,6 +27,8 @@ struct cmoe_weights {
     const struct cmoe_packing_format *format[2]; /* NULL: canonical */
     void *packed[2];                             /* experts x stride */
     size_t stride[2];                            /* bytes of one expert's slab */
+    float *vectors[2]; /* biases and smooth vectors of packed matrices, copied */
+    size_t owned;      /* bytes of packed and vectors */
 };
 
 /* Where logical row n of matrix 1 or 2 of an expert lies. Matrix 1's logical order is always gate
@@ -40,6 +42,9 @@ struct cmoe_row {
 };
 void cmoe__weights_row(const cmoe_weights *w, int matrix, int expert, int64_t n,
                        struct cmoe_row *out);
+/* A physical row of one canonical matrix [.., cols]; grid: its row of block scales (BLOCK). */
+void cmoe__matrix_row(cmoe_format f, const cmoe_matrix *m, int64_t row, int64_t grid, int64_t cols,
+                      struct cmoe_row *out);
 /* Bias of logical row n, 0 when the problem has none. */
 float cmoe__weights_bias(const cmoe_weights *w, int matrix, int expert, int64_t n);
 /* Smooth vector of matrix 1 or 2, NULL when none. */

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT
+ * Finding things in a weights object: logical rows, biases, smooth vectors, packed slabs.
+ *
+ * Every reader addresses gate rows [0, I) and up rows [I, 2I); this file alone knows how the
+ * storage orders them. */
+#include "core/weights.h"
+#include "core/fail.h"
+#include "core/format.h"
+#include "core/size.h"
+#include <cmoe/record.h>
+#include <string.h>
+
+/* Where a logical row is stored. */
+struct place {
+    const cmoe_matrix *matrix;
+    int64_t row;  /* physical */
+    int64_t grid; /* row of the block-scale grid */
+};
+
+static struct place find(const cmoe_weights *w, int matrix, int expert, int64_t n)
+{
+    const int64_t inter = w->p.inter;
+    if (matrix == 2) return (struct place){.matrix = &w->down[expert], .row = n, .grid = n / 128};
+    const bool is_up = w->p.gate != CMOE_GATE_NONE && n >= inter;
+    const int64_t row = is_up ? n - inter : n;
+    if (is_up && w->up[expert].data)
+        return (struct place){.matrix = &w->up[expert], .row = row, .grid = row / 128};
+    struct place place = {.matrix = &w->gate[expert], .row = n, .grid = n / 128};
+    if (w->p.gate == CMOE_GATE_INTERLEAVED) {
+        place.row = 2 * row + is_up;
+        place.grid = place.row / 128;
+    } else if (is_up && !(w->p.flags & CMOE_BLOCK_JOINT)) {
+        place.grid = cmoe__ceil_div(inter, 128) + row / 128;
+    }
+    return place;
+}
+
+/* Index of the first scale of a row in the canonical layout. */
+static int64_t first_scale(cmoe_format f, const struct place *place, int64_t cols)
+{
+    if (f.scaling == CMOE_SCALE_TENSOR) return 0;
+    return (f.scaling == CMOE_SCALE_BLOCK ? place->grid : place->row) *
+           cmoe__format_row_scales(f, cols);
+}
+
+void cmoe__matrix_row(cmoe_format f, const cmoe_matrix *m, int64_t row, int64_t grid, int64_t cols,
+                      struct cmoe_row *out)
+{
+    const struct place place = {.matrix = m, .row = row, .grid = grid};
+    const int64_t element = cmoe_dtype_bits((cmoe_dtype)f.dtype) / 8;
+    int64_t stride = m->row_stride;
+    if (stride == 0)
+        stride = m->col_stride ? element : (int64_t)cmoe_dtype_bytes((cmoe_dtype)f.dtype, cols);
+    const int64_t scale = first_scale(f, &place, cols);
+    *out = (struct cmoe_row){
+        .codes = (const uint8_t *)m->data + row * stride,
+        .col_stride = m->col_stride == element ? 0 : m->col_stride,
+        .global = 1,
+    };
+    if (f.scaling != CMOE_SCALE_NONE)
+        out->scale =
+            (const uint8_t *)m->scale + scale * (cmoe_dtype_bits(cmoe__format_scale_dtype(f)) / 8);
+    if (f.zero) out->zero = m->zero + scale;
+    if (f.scaling == CMOE_SCALE_NV) memcpy(&out->global, m->global, sizeof out->global);
+}
+
+void cmoe__weights_row(const cmoe_weights *w, int matrix, int expert, int64_t n,
+                       struct cmoe_row *out)
+{
+    const struct place place = find(w, matrix, expert, n);
+    const int64_t cols = matrix == 1 ? w->p.hidden : w->p.inter;
+    cmoe__matrix_row(w->p.w, place.matrix, place.row, place.grid, cols, out);
+}
+
+float cmoe__weights_bias(const cmoe_weights *w, int matrix, int expert, int64_t n)
+{
+    if (!(w->p.flags & (matrix == 1 ? CMOE_BIAS1 : CMOE_BIAS2))) return 0;
+    const struct place place = find(w, matrix, expert, n);
+    return place.matrix->bias[place.row];
+}
+
+const float *cmoe__weights_smooth(const cmoe_weights *w, int matrix, int expert)
+{
+    return matrix == 1 ? w->gate[expert].smooth : w->down[expert].smooth;
+}
+
+const void *cmoe__weights_slab(const cmoe_weights *w, int matrix, int expert)
+{
+    return (const uint8_t *)w->packed[matrix - 1] + (size_t)expert * w->stride[matrix - 1];
+}
+
+const char *cmoe_weights_format(const cmoe_weights *w, int matrix)
+{
+    const struct cmoe_packing_format *const format =
+        matrix == 1 || matrix == 2 ? w->format[matrix - 1] : NULL;
+    return format ? format->name : "canonical";
+}
+
+size_t cmoe_weights_owned_bytes(const cmoe_weights *w)
+{
+    return w->owned;
+}
+
+cmoe_status cmoe_weights_matrix(const cmoe_weights *w, int expert, int matrix,
+                                cmoe_matrix *gate_or_down, cmoe_matrix *up)
+{
+    if (!w || !gate_or_down)
+        return CMOE_FAIL(CMOE_ERR_INVALID, "%s is NULL", w ? "gate_or_down" : "weights");
+    if (matrix != 1 && matrix != 2)
+        return CMOE_FAIL(CMOE_ERR_INVALID, "matrix is %d, not 1 or 2", matrix);
+    if (expert < 0 || expert >= w->experts)
+        return CMOE_FAIL(CMOE_ERR_INVALID, "expert %d is outside [0, %d)", expert, w->experts);
+    if (w->format[matrix - 1])
+        return CMOE_FAIL(CMOE_ERR_UNSUPPORTED,
+                         "matrix %d is packed as %s: it has no canonical form", matrix,
+                         w->format[matrix - 1]->name);
+    *gate_or_down = matrix == 1 ? w->gate[expert] : w->down[expert];
+    if (up) *up = matrix == 1 ? w->up[expert] : (cmoe_matrix){0};
+    return CMOE_OK;
+}
