@@ -108,17 +108,17 @@ static uint32_t encode_float(const struct float_format *format, uint64_t bits,
     return magnitude == 0 && format->nan == 0x80 ? 0 : sign | magnitude;
 }
 
-static uint32_t encode_int(const struct int_format *format, uint64_t bits, cmoe_rounding rounding)
+int32_t cmoe__round_to_int(double v, cmoe_rounding rounding)
 {
+    const uint64_t bits = cmoe__f64_bits(v);
     const uint64_t fraction = bits & ((UINT64_C(1) << 52) - 1);
     const int exponent = ((int)(bits >> 52) & 0x7ff) - 1023;
     if (exponent == 1024 && fraction) return 0;
     int32_t value = INT16_MAX;
     if (exponent < 15)
         value = (int32_t)shift_round(fraction | (UINT64_C(1) << 52), 52 - exponent, rounding);
-    if (bits >> 63) value = -value;
-    value = value < format->low ? format->low : value > format->high ? format->high : value;
-    return (uint32_t)value & format->mask;
+    value = value > INT16_MAX ? INT16_MAX : value;
+    return bits >> 63 ? -value : value;
 }
 
 /* The power of two nearest to v (1.5 goes up); NaN where there is none. */
@@ -134,7 +134,14 @@ uint32_t cmoe__encode_f64(cmoe_dtype dtype, double v, cmoe_rounding rounding)
 {
     const uint64_t bits = cmoe__f64_bits(v);
     if ((unsigned)dtype >= CMOE_DTYPE_COUNT) return 0;
-    if (int_formats[dtype].mask) return encode_int(&int_formats[dtype], bits, rounding);
+    const struct int_format integer = int_formats[dtype];
+    if (integer.mask) {
+        const int32_t value = cmoe__round_to_int(v, rounding);
+        const int32_t bounded = value < integer.low    ? integer.low
+                                : value > integer.high ? integer.high
+                                                       : value;
+        return (uint32_t)bounded & integer.mask;
+    }
     if (dtype == CMOE_E8M0) return encode_e8m0(bits);
     if (float_formats[dtype].bits == 0) return 0;
     const bool away = dtype == CMOE_E2M1 && rounding == CMOE_ROUND_HALF_AWAY;

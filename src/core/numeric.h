@@ -28,6 +28,8 @@ const float *cmoe__decode_table(cmoe_dtype dtype);
 uint32_t cmoe__encode(cmoe_dtype dtype, float v, cmoe_rounding rounding);
 /* The same from a double, rounded once. */
 uint32_t cmoe__encode_f64(cmoe_dtype dtype, double v, cmoe_rounding rounding);
+/* The integer nearest to v, saturated to +-32767, 0 for NaN. */
+int32_t cmoe__round_to_int(double v, cmoe_rounding rounding);
 
 /* Element i of a contiguous row of codes (two 4-bit codes a byte, low nibble first). */
 uint32_t cmoe__load_code(cmoe_dtype dtype, const void *row, int64_t i);
@@ -47,6 +49,7 @@ float cmoe__dtype_max(cmoe_dtype dtype);
 float cmoe__amax(const float *v, int64_t n);
 
 /* Scales from a largest magnitude. */
+float cmoe__scale_from(float amax, float largest); /* what the f32 ones share */
 float cmoe__scale_f32(cmoe_dtype dtype, float amax);
 uint8_t cmoe__scale_e8m0(cmoe_dtype dtype, float amax, cmoe_mx_rounding rounding);
 float cmoe__scale_nv_global(float amax);

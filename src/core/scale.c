@@ -7,21 +7,21 @@
 
 #define F32_MIN_NORMAL UINT32_C(0x00800000)
 
-/* s, but NaN for a broken amax and 1 where dividing by s would overflow. */
-static float guard_scale(float amax, float s)
+float cmoe__scale_from(float amax, float largest)
 {
     if (!cmoe__f32_isfinite(amax)) return cmoe__f32_from_bits(CMOE_F32_NAN);
+    const float s = cmoe__div_f32(amax, largest);
     return cmoe__f32_magnitude(s) < F32_MIN_NORMAL ? 1.0F : s;
 }
 
 float cmoe__scale_f32(cmoe_dtype dtype, float amax)
 {
-    return guard_scale(amax, cmoe__div_f32(amax, cmoe__dtype_max(dtype)));
+    return cmoe__scale_from(amax, cmoe__dtype_max(dtype));
 }
 
 float cmoe__scale_nv_global(float amax)
 {
-    return guard_scale(amax, cmoe__div_f32(amax, 2688.0F));
+    return cmoe__scale_from(amax, 2688.0F); /* 6 * 448 */
 }
 
 uint8_t cmoe__scale_nv_block(float amax, float global)

@@ -5,10 +5,8 @@
  * storage orders them. */
 #include "core/weights.h"
 #include "core/fail.h"
-#include "core/format.h"
 #include "core/size.h"
 #include <cmoe/record.h>
-#include <string.h>
 
 /* Where a logical row is stored. */
 struct place {
@@ -33,35 +31,6 @@ static struct place find(const cmoe_weights *w, int matrix, int expert, int64_t 
         place.grid = cmoe__ceil_div(inter, 128) + row / 128;
     }
     return place;
-}
-
-/* Index of the first scale of a row in the canonical layout. */
-static int64_t first_scale(cmoe_format f, const struct place *place, int64_t cols)
-{
-    if (f.scaling == CMOE_SCALE_TENSOR) return 0;
-    return (f.scaling == CMOE_SCALE_BLOCK ? place->grid : place->row) *
-           cmoe__format_row_scales(f, cols);
-}
-
-void cmoe__matrix_row(cmoe_format f, const cmoe_matrix *m, int64_t row, int64_t grid, int64_t cols,
-                      struct cmoe_row *out)
-{
-    const struct place place = {.matrix = m, .row = row, .grid = grid};
-    const int64_t element = cmoe_dtype_bits((cmoe_dtype)f.dtype) / 8;
-    int64_t stride = m->row_stride;
-    if (stride == 0)
-        stride = m->col_stride ? element : (int64_t)cmoe_dtype_bytes((cmoe_dtype)f.dtype, cols);
-    const int64_t scale = first_scale(f, &place, cols);
-    *out = (struct cmoe_row){
-        .codes = (const uint8_t *)m->data + row * stride,
-        .col_stride = m->col_stride == element ? 0 : m->col_stride,
-        .global = 1,
-    };
-    if (f.scaling != CMOE_SCALE_NONE)
-        out->scale =
-            (const uint8_t *)m->scale + scale * (cmoe_dtype_bits(cmoe__format_scale_dtype(f)) / 8);
-    if (f.zero) out->zero = m->zero + scale;
-    if (f.scaling == CMOE_SCALE_NV) memcpy(&out->global, m->global, sizeof out->global);
 }
 
 void cmoe__weights_row(const cmoe_weights *w, int matrix, int expert, int64_t n,

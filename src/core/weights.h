@@ -42,6 +42,10 @@ struct cmoe_row {
 };
 void cmoe__weights_row(const cmoe_weights *w, int matrix, int expert, int64_t n,
                        struct cmoe_row *out);
+/* Refuse a canonical matrix [rows, cols] that lacks a pointer f needs or whose strides are too small;
+ * `name` begins the sentence: "gate_up of expert 3". Bias and smooth are not looked at. */
+cmoe_status cmoe__matrix_check(cmoe_format f, const cmoe_matrix *m, int64_t rows, int64_t cols,
+                               const char *name);
 /* A physical row of one canonical matrix [.., cols]; grid: its row of block scales (BLOCK). */
 void cmoe__matrix_row(cmoe_format f, const cmoe_matrix *m, int64_t row, int64_t grid, int64_t cols,
                       struct cmoe_row *out);
