@@ -4,7 +4,9 @@
  * Layout of the canonical form, per expert matrix of `rows` output features and K inputs:
  *   data    [rows, K] codes, K contiguous unless col_stride says otherwise; 4-bit types two a byte,
  *           low nibble = even column, each row starting on a byte
- *   scale   TENSOR f32 [1]; CHANNEL f32 [rows]; BLOCK f32 [ceil(rows/128), ceil(K/128)];
+ *   scale   TENSOR f32 [1]; CHANNEL f32 [rows]; BLOCK f32 [ceil(rows/128), ceil(K/128)], where
+ *           fused gate and up rows (GATE_SPLIT) each begin a row of blocks, 2*ceil(I/128) in all,
+ *           unless the problem's BLOCK_JOINT counts them through;
  *           GROUP f32|bf16|f16 [rows, ceil(K/group)]; MX e8m0 [rows, ceil(K/32)];
  *           NV e4m3 [rows, ceil(K/16)]; NONE: not read
  *   zero    u8 [rows, ceil(K/group)] (CHANNEL: [rows]), one byte each; only if format.zero
@@ -21,7 +23,7 @@ CMOE_BEGIN_DECLS
 
 typedef struct cmoe_matrix {
     const void *data;
-    int64_t row_stride; /* bytes from row to row; 0: tight */
+    int64_t row_stride; /* bytes from row to row; 0: tight (with a col_stride: one element) */
     int64_t col_stride; /* bytes from column to column, f32/f16/bf16/8-bit types; 0: contiguous */
     const void *scale;
     const uint8_t *zero;

@@ -22,6 +22,7 @@ struct cmoe_weights {
     cmoe_context *ctx;
     cmoe_problem p; /* as created */
     int32_t experts;
+    bool has[2]; /* matrix 1, 2 was given; a plan of GEMM1 alone needs no matrix 2 */
     /* Canonical tables. GATE_SPLIT given fused: up[e] is NULL data and gate holds both halves. */
     cmoe_matrix *gate, *up, *down;
     const struct cmoe_packing_format *format[2]; /* NULL: canonical */
