@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Quoting of names that come from files. */
+ * Messages: names that come from files, and sentences that several readers need. */
 #include "fail.h"
 
 #include <string.h>
@@ -31,4 +31,12 @@ struct cmoe_quoted cmoe__quote(const char *name)
 cmoe_status cmoe__fail_memory(size_t size, const char *what)
 {
     return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for %zu bytes of %s", size, what);
+}
+
+cmoe_status cmoe__check_not_pointer(const void *image, size_t size, const char *what)
+{
+    static const char start[] = "version https://git-lfs.github.com/spec/";
+    if (size < sizeof start - 1 || memcmp(image, start, sizeof start - 1) != 0) return CMOE_OK;
+    return CMOE_FAIL(CMOE_ERR_CORRUPT,
+                     "%s: a Git LFS pointer in place of the file: run git lfs pull", what);
 }

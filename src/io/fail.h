@@ -22,7 +22,10 @@ struct cmoe_quoted {
 struct cmoe_quoted cmoe__quote(const char *name);
 struct cmoe_quoted cmoe__quote_bytes(const char *bytes, size_t n);
 
-/* "out of memory for ..." */
+/* "no memory for ..." */
 cmoe_status cmoe__fail_memory(size_t size, const char *what);
+
+/* CMOE_ERR_CORRUPT when a Git LFS pointer stands in place of the file `what`. */
+cmoe_status cmoe__check_not_pointer(const void *image, size_t size, const char *what);
 
 #endif

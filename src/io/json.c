@@ -48,6 +48,7 @@ cmoe_status cmoe__json_parse(const char *text, size_t size, int depth, const cha
                              size_t offset, json_t **out)
 {
     json_error_t error = {0};
+    CMOE_TRY(cmoe__check_not_pointer(text, size, what));
     CMOE_TRY(check_brackets(text, size, depth, what, offset));
     json_t *const root = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
     /* Some of jansson's allocations fail without a word. */

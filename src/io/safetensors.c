@@ -209,12 +209,8 @@ static cmoe_status read_tensors(const char *what, const json_t *root, size_t dat
 static cmoe_status read_length(const uint8_t *image, size_t size, uint64_t file_size,
                                const char *what, size_t *n)
 {
-    static const char lfs[] = "version https://git-lfs.github.com/spec/";
     uint64_t length = 0;
-    if (size >= sizeof lfs - 1 && memcmp(image, lfs, sizeof lfs - 1) == 0) {
-        return CMOE_FAIL(CMOE_ERR_CORRUPT,
-                         "%s: is a Git LFS pointer in place of the file: run git lfs pull", what);
-    }
+    CMOE_TRY(cmoe__check_not_pointer(image, size, what));
     if (size < 8 || file_size < 8) {
         return CMOE_FAIL(CMOE_ERR_CORRUPT, "%s: %zu bytes, a header has at least 8", what, size);
     }
