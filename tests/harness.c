@@ -223,8 +223,3 @@ cmoe_problem test_problem(const char *text)
     expect_ok(cmoe_problem_parse(&p, text));
     return p;
 }
-
-void *test_workspace(struct guard *g, const cmoe_plan *plan)
-{
-    return guard_alloc(g, cmoe_plan_workspace_size(plan), 256, GUARD_OUTPUT);
-}

@@ -1,39 +1,67 @@
 /* SPDX-License-Identifier: MIT
- * Parallel loops and teams over an executor that runs n bodies. */
+ * Parallel loops and teams over whatever runs n bodies: the caller's executor, a borrowed OpenMP
+ * runtime, or the own pool.
+ *
+ * Whenever an executor cannot take a job, the calling thread does all of it. That is never a
+ * special case: how many threads take part is unknown to every body anyway. */
 #include "core/threads.h"
 
 #include "core/context.h"
 #include "core/fail.h"
+#include "core/spin.h"
+#include "core/threads_openmp.h"
+#include "core/threads_pool.h"
 
+#include <assert.h>
+#include <sched.h>
 #include <stdatomic.h>
+
+enum {
+    LINE = 64,
+    COUNTERS = 8,
+    BARRIER_SPINS = 4000, /* about 100 microseconds */
+};
 
 struct cmoe_threads {
     cmoe_context *ctx;
     int count;
+    bool crowded; /* more threads than CPUs: whoever waits must let others run */
+    struct cmoe_openmp openmp;
+    struct cmoe_pool *pool;
 };
 
-struct loop {
-    cmoe_body body;
-    void *arg;
-    int n;
-    atomic_int next;
-};
-
-struct team_state {
-    atomic_int counter[8];
-};
+static cmoe_status start(cmoe_context *ctx, struct cmoe_threads *threads)
+{
+    threads->ctx = ctx;
+    threads->count = ctx->options.n_threads;
+    threads->crowded = threads->count > cmoe__threads_default();
+    if (ctx->options.run) return CMOE_OK;
+    if (cmoe__openmp_find(&threads->openmp)) {
+        cmoe__log(ctx, 2, "using the threads of %s", threads->openmp.name);
+    }
+    CMOE_TRY(cmoe__pool_create(ctx, threads->count, !threads->crowded, &threads->pool));
+    return CMOE_OK;
+}
 
 cmoe_status cmoe__threads_create(cmoe_context *ctx, struct cmoe_threads **out)
 {
-    *out = cmoe__calloc(ctx, sizeof **out, _Alignof(struct cmoe_threads));
-    if (!*out) return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "No memory for the context's threads.");
-    (*out)->ctx = ctx;
-    (*out)->count = ctx->options.n_threads;
+    struct cmoe_threads *const threads = cmoe__calloc(ctx, sizeof *threads, LINE);
+    if (!threads) return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "No memory for the context's threads.");
+    const cmoe_status status = start(ctx, threads);
+    if (status != CMOE_OK) {
+        cmoe__threads_destroy(ctx, threads);
+        CMOE_FAIL_TRACE();
+        return status;
+    }
+    *out = threads;
     return CMOE_OK;
 }
 
 void cmoe__threads_destroy(cmoe_context *ctx, struct cmoe_threads *threads)
 {
+    if (!threads) return;
+    cmoe__pool_destroy(ctx, threads->pool);
+    cmoe__openmp_release(&threads->openmp);
     cmoe__free(ctx, threads);
 }
 
@@ -44,14 +72,45 @@ int cmoe__threads_count(const struct cmoe_threads *threads)
 
 const char *cmoe__threads_name(const struct cmoe_threads *threads)
 {
-    return threads->ctx->options.run ? "caller" : "serial";
+    if (threads->ctx->options.run) return "caller";
+    return threads->openmp.library ? threads->openmp.name : "own pool";
 }
 
-static void run_items(void *arg, int i, int n)
+/* Run n bodies; `together`: they wait for each other. False when the executor cannot. */
+static bool run(struct cmoe_threads *threads, int n, bool together, cmoe_body body, void *arg)
+{
+    const cmoe_context_options *const options = &threads->ctx->options;
+    if (n < 2) return false;
+    if (options->run) {
+        if (together && !options->run_is_concurrent) return false;
+        options->run(options->user, n, body, arg);
+        return true;
+    }
+    if (threads->openmp.library && cmoe__openmp_run(&threads->openmp, n, body, arg)) return true;
+    return cmoe__pool_run(threads->pool, n, body, arg);
+}
+
+static int threads_for(const struct cmoe_threads *threads, int limit)
+{
+    return limit > 0 && limit < threads->count ? limit : threads->count;
+}
+
+/* --- loops ---------------------------------------------------------------------------------- */
+
+struct loop {
+    cmoe_body body;
+    void *arg;
+    int n;
+    atomic_int next;
+};
+
+static void take_items(void *arg, int i, int n)
 {
     (void)i, (void)n;
     struct loop *const loop = arg;
-    for (int item; (item = atomic_fetch_add(&loop->next, 1)) < loop->n;) {
+    for (;;) {
+        const int item = atomic_fetch_add_explicit(&loop->next, 1, memory_order_relaxed);
+        if (item >= loop->n) return;
         loop->body(loop->arg, item, loop->n);
     }
 }
@@ -59,38 +118,84 @@ static void run_items(void *arg, int i, int n)
 void cmoe__parallel(struct cmoe_threads *threads, int limit, int n, cmoe_body body, void *arg)
 {
     struct loop loop = {.body = body, .arg = arg, .n = n};
-    int workers = limit > 0 && limit < threads->count ? limit : threads->count;
+    int workers = threads_for(threads, limit);
     if (workers > n) workers = n;
-    const cmoe_context_options *const options = &threads->ctx->options;
-    if (options->run && workers > 1) {
-        options->run(options->user, workers, run_items, &loop);
-    } else {
-        run_items(&loop, 0, 1);
-    }
+    if (!run(threads, workers, false, take_items, &loop)) take_items(&loop, 0, 1);
+}
+
+/* --- teams ---------------------------------------------------------------------------------- */
+
+struct counter {
+    CMOE_ALIGNED(LINE) atomic_int next;
+};
+
+struct team_state {
+    void (*body)(void *arg, struct cmoe_team *team);
+    void *arg;
+    bool crowded;
+    CMOE_ALIGNED(LINE) atomic_int arrived;
+    CMOE_ALIGNED(LINE) atomic_uint phase; /* steps when everyone has arrived */
+    atomic_uint resets;                   /* counters to restart at the next barrier, a bit each */
+    struct counter counter[COUNTERS];
+};
+
+static void join_team(void *arg, int i, int n)
+{
+    struct team_state *const state = arg;
+    struct cmoe_team team = {.size = n, .rank = i, .shared = state};
+    state->body(state->arg, &team);
 }
 
 void cmoe__team_run(struct cmoe_threads *threads, int limit,
                     void (*body)(void *arg, struct cmoe_team *team), void *arg)
 {
-    (void)threads, (void)limit;
-    struct team_state state = {0};
-    struct cmoe_team team = {.size = 1, .rank = 0, .shared = &state};
-    body(arg, &team);
+    struct team_state state = {.body = body, .arg = arg, .crowded = threads->crowded};
+    const int n = threads_for(threads, limit);
+    if (!run(threads, n, true, join_team, &state)) join_team(&state, 0, 1);
+}
+
+/* What the last one to arrive does before it lets the others go. */
+static void restart_counters(struct team_state *state)
+{
+    const unsigned resets = atomic_exchange_explicit(&state->resets, 0, memory_order_relaxed);
+    for (int i = 0; i < COUNTERS; i++) {
+        if (resets >> i & 1) {
+            atomic_store_explicit(&state->counter[i].next, 0, memory_order_relaxed);
+        }
+    }
 }
 
 void cmoe__team_barrier(struct cmoe_team *team)
 {
-    (void)team;
+    struct team_state *const state = team->shared;
+    const unsigned phase = atomic_load_explicit(&state->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&state->arrived, 1, memory_order_acq_rel) + 1 == team->size) {
+        restart_counters(state);
+        atomic_store_explicit(&state->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&state->phase, phase + 1, memory_order_release);
+        return;
+    }
+    for (int spins = state->crowded ? BARRIER_SPINS : 0;; spins++) {
+        if (atomic_load_explicit(&state->phase, memory_order_acquire) != phase) return;
+        if (spins < BARRIER_SPINS) {
+            cmoe__spin_pause();
+        } else {
+            spins = BARRIER_SPINS;
+            sched_yield();
+        }
+    }
 }
 
 int cmoe__team_next(struct cmoe_team *team, int counter)
 {
     struct team_state *const state = team->shared;
-    return atomic_fetch_add(&state->counter[counter], 1);
+    assert(counter >= 0 && counter < COUNTERS);
+    return atomic_fetch_add_explicit(&state->counter[counter].next, 1, memory_order_relaxed);
 }
 
 void cmoe__team_reset(struct cmoe_team *team, int counter)
 {
     struct team_state *const state = team->shared;
-    atomic_store(&state->counter[counter], 0);
+    assert(counter >= 0 && counter < COUNTERS);
+    atomic_fetch_or_explicit(&state->resets, 1U << counter, memory_order_relaxed);
 }
