@@ -33,6 +33,8 @@ static uint64_t hash_bytes(const unsigned char *data, size_t size)
 static void *add_block(struct gen_state *s, int64_t bytes, bool input)
 {
     struct gen_call *call = s->call;
+    if (s->options.alloc != NULL)
+        return s->options.alloc(s->options.user, (size_t)(bytes > 0 ? bytes : 0), input);
     if (call->n_blocks == call->capacity) {
         const int capacity = call->capacity > 0 ? 2 * call->capacity : 32;
         struct gen_block *blocks = realloc(call->blocks, (size_t)capacity * sizeof call->blocks[0]);
@@ -63,7 +65,7 @@ void *gen_input(struct gen_state *s, int64_t bytes)
 void *gen_output(struct gen_state *s, int64_t bytes)
 {
     void *data = add_block(s, bytes, false);
-    if (data != NULL) memset(data, POISON, (size_t)(bytes > 0 ? bytes : 1));
+    if (data != NULL && bytes > 0) memset(data, POISON, (size_t)bytes);
     return data;
 }
 

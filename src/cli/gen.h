@@ -20,6 +20,11 @@ struct gen_options {
     uint64_t seed;
     bool clone_experts; /* every expert holds the first one's values: fast for big weights */
     bool plain;         /* tight strides, aligned buffers, valid ids only: for benchmarks */
+
+    /* Where buffers come from; NULL: malloc, between guard bytes. The owner of `alloc` frees them,
+     * checks them, and aligns them to what divides their size. */
+    void *(*alloc)(void *user, size_t bytes, bool input);
+    void *user;
 };
 
 struct gen_block;
