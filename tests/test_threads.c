@@ -329,6 +329,13 @@ static void forked_children_restart_the_pool(void **state)
     cmoe_context_destroy(ctx);
 }
 
+static void *hold(void *arg)
+{
+    (void)arg;
+    pause();
+    return NULL;
+}
+
 /* In a child, because there is no way back from the limit. */
 static void no_threads_to_be_had(void **state)
 {
@@ -341,9 +348,11 @@ static void no_threads_to_be_had(void **state)
         cmoe_context *const ctx = test_context(4, NULL);
         setrlimit(RLIMIT_AS, &space); /* no stack for another thread fits */
         atomic_int items = 0;
-        pthread_t thread;
-        struct call call = {.body = count_inner, .arg = &items};
-        if (pthread_create(&thread, NULL, run_call, &call) == 0) _exit(2);
+        int held = 0; /* stacks kept from earlier threads can still be had: take them all */
+        for (pthread_t thread; held < 100; held++) {
+            if (pthread_create(&thread, NULL, hold, NULL) != 0) break;
+        }
+        if (held == 100) _exit(2);
         cmoe__parallel(ctx->threads, 0, 100, count_inner, &items);
         cmoe__parallel(ctx->threads, 0, 100, count_inner, &items);
         _exit(items == 200 ? 0 : 1);
