@@ -12,7 +12,7 @@
 
 enum {
     CMOE_ARENA_ALIGN = 256,
-    CMOE_ARENA_REGIONS = 24,
+    CMOE_ARENA_REGIONS = 32,
 #ifdef CMOE_DEBUG
     CMOE_ARENA_REDZONE = 256,
 #else

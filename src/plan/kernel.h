@@ -29,6 +29,10 @@ struct cmoe_edge {
     uint16_t block_m; /* PACKED, FLAT: padding; else 0 */
 };
 
+/* The edge that lies on the boundary before `stage` (CMOE_STAGE_COUNT: after COMBINE) between rows
+ * of host backends. */
+struct cmoe_edge cmoe__usual_edge(const cmoe_problem *p, int stage);
+
 /* Why a row refuses, as a clause: "inter=1400 is not a multiple of 128". */
 struct cmoe_why {
     char text[160];

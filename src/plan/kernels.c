@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: MIT
+ * Enumerating kernel rows, so that tests, benches and the support matrix walk one table. */
+#include "plan/plan.h"
+
+#include <string.h>
+
+/* All compiled-in rows, one list over the backends. */
+const struct cmoe_kernel *cmoe__kernel_at(int i, const struct cmoe_backend **backend)
+{
+    for (int b = 0; i >= 0 && cmoe__backends[b]; b++) {
+        if (i < cmoe__backends[b]->n_kernels) {
+            if (backend) *backend = cmoe__backends[b];
+            return &cmoe__backends[b]->kernels[i];
+        }
+        i -= cmoe__backends[b]->n_kernels;
+    }
+    return NULL;
+}
+
+bool cmoe__backend_visible(const struct cmoe_backend *backend, const struct cmoe_device *dev)
+{
+    return backend == dev->backend || (dev->props.host && backend == &cmoe__backend_ref);
+}
+
+const struct cmoe_packing_format *cmoe__packing_find(const struct cmoe_device *dev,
+                                                     const char *name)
+{
+    for (int b = 0; cmoe__backends[b]; b++) {
+        const struct cmoe_packing_format *const *f = cmoe__backends[b]->formats;
+        if (!f || !cmoe__backend_visible(cmoe__backends[b], dev)) continue;
+        for (; *f; f++)
+            if (strcmp((*f)->name, name) == 0) return *f;
+    }
+    return NULL;
+}
+
+int cmoe_kernel_describe(int i, cmoe_kernel_info *info)
+{
+    const struct cmoe_backend *backend;
+    const struct cmoe_kernel *k = cmoe__kernel_at(i, &backend);
+    if (!k) return 0;
+    const bool converts = k->last + 1 == k->first;
+    *info = (cmoe_kernel_info){
+        .name = k->name,
+        .backend = backend->name,
+        .target = backend == &cmoe__backend_ref ? "ref" : cmoe__isa_name((enum cmoe_isa)k->target),
+        .format1 = k->format1,
+        .format2 = k->format2,
+        .first = (cmoe_stage)k->first,
+        .last = (cmoe_stage)(converts ? k->first : k->last),
+        .conversion = converts,
+    };
+    return 1;
+}
+
+int cmoe_kernel_supports(int i, cmoe_device *dev, const cmoe_problem *p, char *why, size_t len)
+{
+    const struct cmoe_backend *backend;
+    const struct cmoe_kernel *k = cmoe__kernel_at(i, &backend);
+    struct cmoe_why reason = {{0}};
+    struct cmoe_shape shape;
+    bool ok = false;
+    if (!k) {
+        cmoe__refuse(&reason, "there is no kernel row %d", i);
+    } else if (!cmoe__backend_visible(backend, dev)) {
+        cmoe__refuse(&reason, "a row of %s, the device is %s", backend->name, dev->backend->name);
+    } else {
+        cmoe__shape(p, &shape);
+        const struct cmoe_query q = {
+            .p = p, .shape = &shape, .props = &dev->props, .tokens = p->max_tokens};
+        struct cmoe_edge out, in = cmoe__usual_edge(p, k->first);
+        ok = cmoe__kernel_usable(k, &q, in, &out, &reason);
+        for (uint8_t layout = 0; !ok && layout < CMOE_EDGE_COUNT; layout++) {
+            in = (struct cmoe_edge){.layout = layout, .block_m = (uint16_t)p->block_m};
+            ok = cmoe__kernel_usable(k, &q, in, &out, NULL);
+        }
+    }
+    if (!ok && why && len > 0) {
+        strncpy(why, reason.text, len - 1);
+        why[len - 1] = 0;
+    }
+    return ok;
+}

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: MIT
+ * Creating and describing plans. */
+#include "plan/plan.h"
+
+#include "core/fail.h"
+#include "plan/formats.h"
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* What must agree between the weights and the plan. */
+cmoe_status cmoe__plan_check_weights(const struct cmoe_plan *plan, const cmoe_weights *w)
+{
+    const cmoe_problem *p = &plan->p, *q = &w->p;
+    const uint32_t flags = CMOE_BIAS1 | CMOE_BIAS2 | CMOE_BLOCK_JOINT;
+    const bool smooth_ok =
+        (p->x.scaling != CMOE_SCALE_SMOOTH || q->x.scaling == CMOE_SCALE_SMOOTH) &&
+        (p->mid.scaling != CMOE_SCALE_SMOOTH || q->mid.scaling == CMOE_SCALE_SMOOTH);
+    if (p->hidden == q->hidden && p->inter == q->inter && p->gate == q->gate &&
+        cmoe_problem_local_experts(p) == w->experts && memcmp(&p->w, &q->w, sizeof p->w) == 0 &&
+        ((p->flags ^ q->flags) & flags) == 0 && smooth_ok) {
+        for (int matrix = 1; matrix <= 2; matrix++) {
+            const char *planned = cmoe_plan_weight_format(plan, matrix);
+            if (plan->format1 && strcmp(planned, "none") != 0 &&
+                strcmp(planned, cmoe_weights_format(w, matrix)) != 0)
+                return CMOE_FAIL(CMOE_ERR_MISMATCH,
+                                 "the plan reads matrix %d as %s, the weights hold %s", matrix,
+                                 planned, cmoe_weights_format(w, matrix));
+        }
+        return CMOE_OK;
+    }
+    char plan_text[200], weights_text[200];
+    cmoe_problem_print(p, plan_text, sizeof plan_text);
+    cmoe_problem_print(q, weights_text, sizeof weights_text);
+    return CMOE_FAIL(CMOE_ERR_MISMATCH,
+                     "the plan's problem \"%s\" does not fit weights made for \"%s\"", plan_text,
+                     weights_text);
+}
+
+/* "gemm1 on cpu: gemm1_...: reason" of the first stage that nothing covers. */
+static cmoe_status no_path(const struct cmoe_plan *plan, int tokens)
+{
+    const struct cmoe_query q = {
+        .p = &plan->p, .shape = &plan->shape, .props = &plan->props, .tokens = tokens};
+    const struct cmoe_backend *backend;
+    const struct cmoe_kernel *k;
+    for (int stage = plan->p.first; stage <= plan->p.last; stage++) {
+        struct cmoe_why why = {{0}}, last = {{0}};
+        const char *last_name = NULL;
+        bool covered = cmoe__plan_skips(&plan->shape, stage);
+        for (int i = 0; !covered && (k = cmoe__kernel_at(i, &backend)); i++) {
+            struct cmoe_edge out;
+            if (stage < k->first || stage > k->last || !cmoe__backend_visible(backend, plan->dev))
+                continue;
+            if (cmoe__kernel_usable(k, &q, cmoe__usual_edge(&plan->p, k->first), &out, &why)) {
+                covered = !cmoe__path_pinned_out(plan, k, tokens);
+                snprintf(why.text, sizeof why.text, "excluded by the pin");
+            }
+            last = why;
+            last_name = k->name;
+        }
+        if (!covered)
+            return CMOE_FAIL(
+                CMOE_ERR_UNSUPPORTED, "no kernel on %s does stage %s of this problem (%s: %s)",
+                plan->dev->backend->name, cmoe_stage_name((cmoe_stage)stage),
+                last_name ? last_name : "no row", last_name ? last.text : "none compiled in");
+    }
+    return CMOE_FAIL(CMOE_ERR_UNSUPPORTED,
+                     "no chain of kernels on %s covers stages %s..%s with weight formats %s and %s",
+                     plan->dev->backend->name, cmoe_stage_name((cmoe_stage)plan->p.first),
+                     cmoe_stage_name((cmoe_stage)plan->p.last), plan->format1, plan->format2);
+}
+
+static cmoe_status check_pin(const struct cmoe_plan *plan)
+{
+    const struct cmoe_backend *backend;
+    const struct cmoe_kernel *k;
+    const struct cmoe_query q = {
+        .p = &plan->p, .shape = &plan->shape, .props = &plan->props, .tokens = plan->p.max_tokens};
+    struct cmoe_why why = {{0}};
+    const char *refused = NULL;
+    if (!plan->pin) return CMOE_OK;
+    for (int i = 0; (k = cmoe__kernel_at(i, &backend)); i++) {
+        struct cmoe_edge out;
+        if (!cmoe__backend_visible(backend, plan->dev) || !cmoe__pin_matches(plan->pin, k->name))
+            continue;
+        for (int b = 0; b < plan->n_buckets; b++) {
+            struct cmoe_query at = q;
+            at.tokens = cmoe__plan_bucket_tokens(&plan->p, b);
+            struct cmoe_edge in = cmoe__usual_edge(&plan->p, k->first);
+            if (k->last + 1 == k->first) return CMOE_OK;
+            if (cmoe__kernel_usable(k, &at, in, &out, &why) && k->first >= plan->p.first &&
+                k->last <= plan->p.last)
+                return CMOE_OK;
+            in = cmoe__plan_first_edge(&plan->p);
+            if (k->first == plan->p.first && cmoe__kernel_usable(k, &at, in, &out, &why))
+                return CMOE_OK;
+        }
+        refused = k->name;
+    }
+    if (!refused)
+        return CMOE_FAIL(CMOE_ERR_INVALID, "pin \"%s\" matches no kernel of %s", plan->pin,
+                         plan->dev->backend->name);
+    return CMOE_FAIL(CMOE_ERR_INVALID, "pin \"%s\" matches %s, which cannot be used here: %s",
+                     plan->pin, refused,
+                     why.text[0] ? why.text : "it covers stages outside the plan");
+}
+
+/* Largest power-of-two pass whose workspace keeps the limit. */
+static cmoe_status set_workspace(struct cmoe_plan *plan, size_t limit)
+{
+    plan->workspace = 0;
+    plan->chunk = plan->p.max_tokens;
+    const cmoe_problem *p = &plan->p;
+    const bool whole = p->first <= CMOE_STAGE_SORT && p->last == CMOE_STAGE_COMBINE &&
+                       p->capacity == 0 && p->x.scaling != CMOE_SCALE_TENSOR &&
+                       p->mid.scaling != CMOE_SCALE_TENSOR;
+    for (int b = 0; b < plan->n_buckets; b++) {
+        const size_t total = plan->path[b].arena.total;
+        if (limit > 0 && total > limit) {
+            if (b == 0 || !whole)
+                return CMOE_FAIL(
+                    CMOE_ERR_WORKSPACE,
+                    "a workspace of %zu bytes is needed for %d tokens, the limit is %zu%s", total,
+                    plan->path[b].tokens, limit,
+                    whole ? "" : ", and this plan cannot be cut into passes");
+            plan->chunk = plan->path[b - 1].tokens;
+            plan->n_buckets = b;
+            break;
+        }
+        if (total > plan->workspace) plan->workspace = total;
+    }
+    return CMOE_OK;
+}
+
+static cmoe_status build_paths(struct cmoe_plan *plan, const cmoe_plan_options *opt)
+{
+    const char *only1 = plan->w ? cmoe_weights_format(plan->w, 1) : opt->format1;
+    const char *only2 = plan->w ? cmoe_weights_format(plan->w, 2) : opt->format2;
+    if (!cmoe__plan_choose_formats(plan, opt, only1, only2))
+        return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for planning");
+    for (int b = 0; b < plan->n_buckets; b++) {
+        struct cmoe_path *path = &plan->path[b];
+        const int tokens = cmoe__plan_bucket_tokens(&plan->p, b);
+        if (isinf(cmoe__path_search(plan, tokens, plan->format1, plan->format2, path)))
+            return no_path(plan, tokens);
+        CMOE_TRY(cmoe__plan_book(plan, path));
+    }
+    return set_workspace(plan, opt->workspace_limit);
+}
+
+cmoe_status cmoe_plan_create(cmoe_device *dev, const cmoe_problem *p, const cmoe_weights *w,
+                             const cmoe_plan_options *opt, cmoe_plan **out)
+{
+    if (!dev || !p || !out)
+        return CMOE_FAIL(CMOE_ERR_INVALID, "cmoe_plan_create: %s is NULL",
+                         !dev ? "dev" : (!p ? "p" : "out"));
+    *out = NULL;
+    CMOE_TRY(cmoe_problem_check(p));
+    const cmoe_plan_options none = {0};
+    if (!opt) opt = &none;
+
+    struct cmoe_plan *plan = cmoe__calloc(dev->ctx, sizeof *plan, 64);
+    if (!plan) return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for a plan");
+    plan->ctx = dev->ctx;
+    plan->dev = dev;
+    plan->p = *p;
+    plan->w = w;
+    plan->props = dev->props;
+    if (opt->n_threads > 0 && opt->n_threads < plan->props.threads)
+        plan->props.threads = opt->n_threads;
+    cmoe__shape(p, &plan->shape);
+    if (plan->shape.batched) plan->p.max_tokens = (int32_t)cmoe__shape_rows(p, &plan->shape, 0);
+    plan->n_buckets = cmoe__plan_bucket(plan->p.max_tokens) + 1;
+    plan->path = cmoe__calloc(dev->ctx, (size_t)plan->n_buckets * sizeof *plan->path, 64);
+    plan->pin = opt->pin ? cmoe__strdup(dev->ctx, opt->pin) : NULL;
+
+    cmoe_status status = CMOE_OK;
+    if (!plan->path || (opt->pin && !plan->pin))
+        status = CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for a plan");
+    if (status == CMOE_OK && w) status = cmoe__plan_check_weights(plan, w);
+    if (status == CMOE_OK) status = check_pin(plan);
+    if (status == CMOE_OK) status = build_paths(plan, opt);
+    if (status != CMOE_OK) {
+        cmoe_plan_destroy(plan);
+        return status;
+    }
+    *out = plan;
+    return CMOE_OK;
+}
+
+void cmoe_plan_destroy(cmoe_plan *plan)
+{
+    if (!plan) return;
+    cmoe__free(plan->ctx, plan->path);
+    cmoe__free(plan->ctx, plan->pin);
+    cmoe__free(plan->ctx, plan);
+}
+
+size_t cmoe_plan_workspace_size(const cmoe_plan *plan)
+{
+    return plan->workspace;
+}
+
+const cmoe_problem *cmoe_plan_problem(const cmoe_plan *plan)
+{
+    return &plan->p;
+}
+
+const char *cmoe_plan_weight_format(const cmoe_plan *plan, int matrix)
+{
+    const char *format = matrix == 1 ? plan->format1 : plan->format2;
+    return format && *format ? format : "none";
+}

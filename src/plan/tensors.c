@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: MIT
+ * Checking a call's arguments against its plan: every pointer the plan's ends need, named. */
+#include "plan/tensors.h"
+
+#include "core/fail.h"
+#include "core/numeric.h"
+#include "core/size.h"
+
+static cmoe_status need(const void *pointer, const char *name, const char *because)
+{
+    if (pointer) return CMOE_OK;
+    return CMOE_FAIL(CMOE_ERR_INVALID, "cmoe_execute: tensors.%s is NULL; %s", name, because);
+}
+
+static bool runs(const cmoe_problem *p, cmoe_stage stage)
+{
+    return p->first <= stage && stage <= p->last;
+}
+
+static cmoe_status check_route(const cmoe_problem *p, const struct cmoe_shape *s,
+                               const cmoe_tensors *t)
+{
+    if (p->last == CMOE_STAGE_ROUTE) {
+        CMOE_TRY(need(t->topk_ids, "topk_ids", "the plan ends with ROUTE"));
+        CMOE_TRY(need(t->topk_weights, "topk_weights", "the plan ends with ROUTE"));
+    }
+    if (s->route_all) return CMOE_OK;
+    if (p->flags & CMOE_ROUTE_FROM_X) {
+        CMOE_TRY(need(t->x, "x", "ROUTE computes the logits from x"));
+        CMOE_TRY(need(t->router_w, "router_w", "ROUTE computes the logits from x"));
+    } else {
+        CMOE_TRY(need(t->logits, "logits", "the plan starts with ROUTE"));
+    }
+    if (p->flags & CMOE_ROUTE_BIAS)
+        CMOE_TRY(need(t->route_bias, "route_bias", "the problem has rbias"));
+    if (p->flags & CMOE_HASH) {
+        CMOE_TRY(need(t->hash_table, "hash_table", "the problem has hash"));
+        CMOE_TRY(need(t->token_ids, "token_ids", "the problem has hash"));
+    }
+    return CMOE_OK;
+}
+
+static cmoe_status check_ids(const cmoe_problem *p, const struct cmoe_shape *s,
+                             const cmoe_tensors *t)
+{
+    const bool given = p->first > CMOE_STAGE_ROUTE && !s->batched && !s->m_indices;
+    const bool wanted = p->first <= CMOE_STAGE_SORT || p->last == CMOE_STAGE_COMBINE;
+    if (given && wanted && !t->topk_ids64)
+        CMOE_TRY(need(t->topk_ids, "topk_ids", "the plan starts after ROUTE"));
+    const bool maps = p->last >= CMOE_STAGE_SORT && !s->batched && !s->m_indices &&
+                      (runs(p, CMOE_STAGE_SORT) || runs(p, CMOE_STAGE_COMBINE));
+    if (maps && (p->flags & CMOE_EXPERT_MAP))
+        CMOE_TRY(need(t->expert_map, "expert_map", "the problem has map"));
+    return CMOE_OK;
+}
+
+static cmoe_status check_sort(const cmoe_problem *p, const struct cmoe_shape *s,
+                              const cmoe_tensors *t)
+{
+    const bool ends = p->last == CMOE_STAGE_SORT, starts = p->first >= CMOE_STAGE_GEMM1;
+    const char *because = ends ? "the plan ends with SORT" : "the plan starts after SORT";
+    if (s->batched) {
+        if (p->first <= CMOE_STAGE_COMBINE)
+            CMOE_TRY(need(t->expert_offsets, "expert_offsets", "batched plans read counts"));
+        return CMOE_OK;
+    }
+    if ((!ends && !starts) || p->first == CMOE_STAGE_COMBINE) return CMOE_OK;
+    CMOE_TRY(need(t->sorted_ids, "sorted_ids", because));
+    switch ((cmoe_sort_format)p->sort_format) {
+    case CMOE_SORT_INDEX:
+        return need(t->expert_offsets, "expert_offsets", because);
+    case CMOE_SORT_PACKED:
+    case CMOE_SORT_FLAT:
+        CMOE_TRY(need(t->block_experts, "block_experts", because));
+        return need(t->num_valid, "num_valid", because);
+    case CMOE_SORT_M_INDICES:
+    case CMOE_SORT_BATCHED:
+    case CMOE_SORT_FORMAT_COUNT:
+        break;
+    }
+    return CMOE_OK;
+}
+
+/* What each stage must find when the plan starts with it, and leave when the plan ends with it. */
+static cmoe_status check_ends(const cmoe_problem *p, const struct cmoe_shape *s,
+                              const cmoe_tensors *t)
+{
+    if (runs(p, CMOE_STAGE_GEMM1))
+        CMOE_TRY(need(t->x, "x", "GEMM1 reads it"));
+    if (runs(p, CMOE_STAGE_QUANT) && s->quant) CMOE_TRY(need(t->x, "x", "QUANT reads it"));
+    if (p->x.fixed && (runs(p, CMOE_STAGE_QUANT) || runs(p, CMOE_STAGE_GEMM1)))
+        CMOE_TRY(need(t->x_scale, "x_scale", "x has a static scale"));
+    if (s->x_given && cmoe__format_is_quantized(p->x) && runs(p, CMOE_STAGE_GEMM1))
+        CMOE_TRY(need(t->x_scale, "x_scale", "x arrives quantised"));
+    if (p->mid.fixed && (runs(p, CMOE_STAGE_REQUANT) || runs(p, CMOE_STAGE_GEMM2)))
+        CMOE_TRY(need(t->mid_scale, "mid_scale", "mid has a static scale"));
+    switch ((cmoe_stage)p->last) {
+    case CMOE_STAGE_QUANT:
+        if (s->quant) CMOE_TRY(need(t->xq, "xq", "the plan ends with QUANT"));
+        break;
+    case CMOE_STAGE_GEMM1:
+        CMOE_TRY(need(t->gate_up, "gate_up", "the plan ends with GEMM1"));
+        break;
+    case CMOE_STAGE_ACT:
+        CMOE_TRY(need(t->mid, "mid", "the plan ends with ACT"));
+        break;
+    case CMOE_STAGE_REQUANT:
+        if (s->requant) CMOE_TRY(need(t->mid_q, "mid_q", "the plan ends with REQUANT"));
+        break;
+    case CMOE_STAGE_GEMM2:
+        CMOE_TRY(need(t->z, "z", "the plan ends with GEMM2"));
+        break;
+    case CMOE_STAGE_COMBINE:
+        CMOE_TRY(need(t->y, "y", "the plan ends with COMBINE"));
+        break;
+    case CMOE_STAGE_ROUTE:
+    case CMOE_STAGE_SORT:
+    case CMOE_STAGE_COUNT:
+        break;
+    }
+    switch ((cmoe_stage)p->first) {
+    case CMOE_STAGE_ACT:
+        CMOE_TRY(need(t->gate_up, "gate_up", "the plan starts with ACT"));
+        break;
+    case CMOE_STAGE_REQUANT:
+        CMOE_TRY(need(t->mid, "mid", "the plan starts with REQUANT"));
+        break;
+    case CMOE_STAGE_GEMM2:
+        if (s->requant) {
+            CMOE_TRY(need(t->mid_q, "mid_q", "the plan starts with GEMM2"));
+        } else {
+            CMOE_TRY(need(t->mid, "mid", "the plan starts with GEMM2"));
+        }
+        break;
+    case CMOE_STAGE_COMBINE:
+        CMOE_TRY(need(t->z, "z", "the plan starts with COMBINE"));
+        break;
+    case CMOE_STAGE_ROUTE:
+    case CMOE_STAGE_QUANT:
+    case CMOE_STAGE_SORT:
+    case CMOE_STAGE_GEMM1:
+    case CMOE_STAGE_COUNT:
+        break;
+    }
+    return CMOE_OK;
+}
+
+/* y may be x itself (every x is read before its y is written) but not overlap it partly. */
+static cmoe_status check_alias(const struct cmoe_plan *plan, const cmoe_tensors *t, int64_t tokens)
+{
+    const cmoe_problem *p = &plan->p;
+    if (!t->x || !t->y || p->last != CMOE_STAGE_COMBINE || !plan->props.host || tokens == 0)
+        return CMOE_OK;
+    const int64_t x_row = cmoe__plan_x_stride(p, &plan->shape, t);
+    const int64_t y_row = cmoe__plan_y_stride(p, &plan->shape, t);
+    const uintptr_t x0 = (uintptr_t)t->x, y0 = (uintptr_t)t->y;
+    const uintptr_t x1 = x0 + (uintptr_t)(x_row * tokens), y1 = y0 + (uintptr_t)(y_row * tokens);
+    const bool same = x0 == y0 && x_row == y_row && p->in == p->y && !(p->flags & CMOE_NO_REDUCE);
+    if (x0 < y1 && y0 < x1 && !same)
+        return CMOE_FAIL(CMOE_ERR_INVALID,
+                         "cmoe_execute: y overlaps x; it must be x itself, with the same type and "
+                         "stride, or lie apart from it");
+    return CMOE_OK;
+}
+
+int64_t cmoe__plan_x_stride(const cmoe_problem *p, const struct cmoe_shape *s,
+                            const cmoe_tensors *t)
+{
+    if (t->x_stride != 0)
+        return t->x_stride;
+    return (int64_t)cmoe_dtype_bytes(s->x_given ? (cmoe_dtype)p->x.dtype : (cmoe_dtype)p->in,
+                                     p->hidden);
+}
+
+int64_t cmoe__plan_y_stride(const cmoe_problem *p, const struct cmoe_shape *s,
+                            const cmoe_tensors *t)
+{
+    if (t->y_stride != 0) return t->y_stride;
+    const int64_t row = (int64_t)cmoe_dtype_bytes((cmoe_dtype)p->y, p->hidden);
+    return p->flags & CMOE_NO_REDUCE ? row * s->slots : row;
+}
+
+static cmoe_status check_strides(const struct cmoe_plan *plan, const cmoe_tensors *t)
+{
+    const cmoe_problem *p = &plan->p;
+    cmoe_tensors tight = *t;
+    tight.x_stride = tight.y_stride = 0;
+    const int64_t x_row = cmoe__plan_x_stride(p, &plan->shape, &tight);
+    const int64_t y_row = cmoe__plan_y_stride(p, &plan->shape, &tight);
+    if (t->x_stride != 0 && t->x_stride < x_row)
+        return CMOE_FAIL(CMOE_ERR_INVALID,
+                         "cmoe_execute: x_stride %lld is shorter than a row of %lld bytes",
+                         (long long)t->x_stride, (long long)x_row);
+    if (t->y_stride != 0 && t->y_stride < y_row)
+        return CMOE_FAIL(CMOE_ERR_INVALID,
+                         "cmoe_execute: y_stride %lld is shorter than a row of %lld bytes",
+                         (long long)t->y_stride, (long long)y_row);
+    const int64_t columns = p->experts + (p->flags & CMOE_SHARED_SIGMOID ? p->shared : 0);
+    if (t->logits_stride != 0 && t->logits_stride < columns)
+        return CMOE_FAIL(CMOE_ERR_INVALID,
+                         "cmoe_execute: logits_stride %lld is shorter than %lld columns",
+                         (long long)t->logits_stride, (long long)columns);
+    return CMOE_OK;
+}
+
+cmoe_status cmoe__plan_check_tensors(const struct cmoe_plan *plan, const cmoe_tensors *t,
+                                     const cmoe_weights *w, int64_t tokens)
+{
+    const cmoe_problem *p = &plan->p;
+    const struct cmoe_shape *s = &plan->shape;
+    if (runs(p, CMOE_STAGE_ROUTE)) CMOE_TRY(check_route(p, s, t));
+    CMOE_TRY(check_ids(p, s, t));
+    CMOE_TRY(check_sort(p, s, t));
+    CMOE_TRY(check_ends(p, s, t));
+    if ((runs(p, CMOE_STAGE_GEMM1) || runs(p, CMOE_STAGE_GEMM2)) && !w)
+        return CMOE_FAIL(
+            CMOE_ERR_INVALID,
+            "cmoe_execute: tensors.weights is NULL and the plan was made without weights");
+    CMOE_TRY(check_strides(plan, t));
+    return check_alias(plan, t, tokens);
+}
