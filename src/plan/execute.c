@@ -125,8 +125,7 @@ static cmoe_status run_steps(const struct cmoe_path *path, struct cmoe_exec *x, 
         x->scratch = cmoe__arena_grant(&path->arena, CMOE_REGION_SCRATCH + i, workspace);
 #ifdef CMOE_DEBUG
         cmoe__arena_paint(&path->arena, workspace, i);
-        if (i == 0)
-            narrow_ids(x);
+        if (i == 0) narrow_ids(x);
 #endif
         const double start = x->t->stage_us ? now_us() : 0;
         CMOE_TRY(step->kernel->family->run(step, x));

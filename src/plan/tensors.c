@@ -85,8 +85,7 @@ static cmoe_status check_sort(const cmoe_problem *p, const struct cmoe_shape *s,
 static cmoe_status check_ends(const cmoe_problem *p, const struct cmoe_shape *s,
                               const cmoe_tensors *t)
 {
-    if (runs(p, CMOE_STAGE_GEMM1))
-        CMOE_TRY(need(t->x, "x", "GEMM1 reads it"));
+    if (runs(p, CMOE_STAGE_GEMM1)) CMOE_TRY(need(t->x, "x", "GEMM1 reads it"));
     if (runs(p, CMOE_STAGE_QUANT) && s->quant) CMOE_TRY(need(t->x, "x", "QUANT reads it"));
     if (p->x.fixed && (runs(p, CMOE_STAGE_QUANT) || runs(p, CMOE_STAGE_GEMM1)))
         CMOE_TRY(need(t->x_scale, "x_scale", "x has a static scale"));
@@ -166,8 +165,7 @@ static cmoe_status check_alias(const struct cmoe_plan *plan, const cmoe_tensors 
 int64_t cmoe__plan_x_stride(const cmoe_problem *p, const struct cmoe_shape *s,
                             const cmoe_tensors *t)
 {
-    if (t->x_stride != 0)
-        return t->x_stride;
+    if (t->x_stride != 0) return t->x_stride;
     return (int64_t)cmoe_dtype_bytes(s->x_given ? (cmoe_dtype)p->x.dtype : (cmoe_dtype)p->in,
                                      p->hidden);
 }

@@ -18,8 +18,8 @@ struct cmoe_shape {
     bool batched; /* rows are e*capacity + r; there are no tokens */
     bool
         x_slots; /* GEMM1 reads one x row a slot (smooth, weight on input, batched), else a token */
-    bool x_given; /* x arrives in format x: X_QUANTIZED, or a plan that starts after QUANT */
-    bool quant;  /* QUANT has something to do: x is not read in place */
+    bool x_given;   /* x arrives in format x: X_QUANTIZED, or a plan that starts after QUANT */
+    bool quant;     /* QUANT has something to do: x is not read in place */
     bool requant;   /* REQUANT has something to do */
     bool m_indices; /* the caller sorted: one local expert id a row */
     bool route_all;

@@ -45,8 +45,7 @@ static double gate_value(const cmoe_problem *p, double gate)
 
 static double up_value(const cmoe_problem *p, double up)
 {
-    if (p->act == CMOE_ACT_SWIGLU_OAI)
-        return up + parameter(p->act_beta, 1);
+    if (p->act == CMOE_ACT_SWIGLU_OAI) return up + parameter(p->act_beta, 1);
     if (p->act == CMOE_ACT_SITUV2) {
         const double lbeta = parameter(p->act_lbeta, 25);
         return lbeta > 0 ? lbeta * tanh(up / lbeta) : up;

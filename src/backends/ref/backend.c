@@ -62,8 +62,7 @@ static bool converts(const struct cmoe_kernel *k, const struct cmoe_query *q, st
                      struct cmoe_edge *out, struct cmoe_why *why)
 {
     const struct conversion *c = k->config;
-    if (in.layout != c->from)
-        return cmoe__refuse(why, "converts another sort format");
+    if (in.layout != c->from) return cmoe__refuse(why, "converts another sort format");
     const bool padded = c->to == CMOE_EDGE_PACKED || c->to == CMOE_EDGE_FLAT;
     *out = (struct cmoe_edge){.layout = c->to, .block_m = padded ? (uint16_t)q->p->block_m : 0};
     return true;
@@ -89,23 +88,23 @@ static const struct cmoe_family import_sort = {converts, convert_cost_us, NULL,
                                                cmoe__ref_sort_import};
 
 static const struct cmoe_kernel kernels[] = {
-#define KERNEL(row, a, b, f1, f2, fam)   \
-    {                                    \
-        .name = #row,                    \
-        .first = CMOE_STAGE_##a,         \
-        .last = CMOE_STAGE_##b,          \
-        .target = CMOE_ISA_LEVEL_GENERIC, \
-        .format1 = f1,                   \
-        .format2 = f2,                   \
-        .family = &fam,                  \
+#define KERNEL(row, a, b, f1, f2, fam)                                                             \
+    {                                                                                              \
+        .name = #row,                                                                              \
+        .first = CMOE_STAGE_##a,                                                                   \
+        .last = CMOE_STAGE_##b,                                                                    \
+        .target = CMOE_ISA_LEVEL_GENERIC,                                                          \
+        .format1 = f1,                                                                             \
+        .format2 = f2,                                                                             \
+        .family = &fam,                                                                            \
     },
-#define CONVERT(row, a, b, fam)                                                      \
-    {                                                                                \
-        .name = #row,                                                                \
-        .first = CMOE_STAGE_GEMM1,                                                   \
-        .last = CMOE_STAGE_SORT,                                                     \
-        .family = &fam,                                                              \
-        .config = &(const struct conversion){CMOE_EDGE_##a, CMOE_EDGE_##b},          \
+#define CONVERT(row, a, b, fam)                                                                    \
+    {                                                                                              \
+        .name = #row,                                                                              \
+        .first = CMOE_STAGE_GEMM1,                                                                 \
+        .last = CMOE_STAGE_SORT,                                                                   \
+        .family = &fam,                                                                            \
+        .config = &(const struct conversion){CMOE_EDGE_##a, CMOE_EDGE_##b},                        \
     },
 #include "backends/ref/kernels.def"
 #undef KERNEL

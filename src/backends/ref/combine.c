@@ -30,14 +30,12 @@ static void reduce_token(const struct cmoe_exec *x, int64_t t, char *y)
     const cmoe_dtype dtype = (cmoe_dtype)x->p->y;
     for (int64_t h = 0; h < s->H; h++) {
         double sum = 0;
-        if (x->p->accumulate != 0)
-            sum = (double)x->p->accumulate * (double)cmoe__load(dtype, y, h);
+        if (x->p->accumulate != 0) sum = (double)x->p->accumulate * (double)cmoe__load(dtype, y, h);
         for (int32_t i = 0; i < s->slots && h < s->h_used; i++) {
             const int64_t row = t * s->slots + i;
             bool valid;
             const double factor = row_factor(x, row, &valid);
-            if (valid)
-                sum += factor * (double)x->z[row * s->H + h];
+            if (valid) sum += factor * (double)x->z[row * s->H + h];
         }
         cmoe__store(dtype, y, h, (float)sum);
     }
@@ -53,7 +51,8 @@ static void store_slots(const struct cmoe_exec *x, int64_t t, char *y)
         const double factor = row_factor(x, row, &valid);
         for (int64_t h = 0; h < s->H; h++)
             cmoe__store(dtype, y, i * s->H + h,
-                        valid && h < s->h_used ? (float)(factor * (double)x->z[row * s->H + h]) : 0);
+                        valid && h < s->h_used ? (float)(factor * (double)x->z[row * s->H + h])
+                                               : 0);
     }
 }
 

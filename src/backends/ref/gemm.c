@@ -16,7 +16,7 @@ size_t cmoe__ref_gemm_scratch(int64_t k)
 struct gemm {
     const struct cmoe_exec *x;
     int matrix;
-    int64_t k, k_used;  /* inputs: stride, and those that count */
+    int64_t k, k_used;   /* inputs: stride, and those that count */
     int64_t n, n_stride; /* outputs computed, row stride of `out` */
     float *out;          /* rows in slot order */
     size_t scratch;      /* bytes a worker */
@@ -41,8 +41,7 @@ static void decode_input(const struct gemm *g, int64_t row, double *v)
         fixed = (const float *)(const void *)scales;
     else if (nv_fixed)
         fixed = first ? x->t->x_scale : x->t->mid_scale;
-    if (scales && !tensor)
-        scales += (size_t)at * cmoe__row_scale_bytes(f, g->k);
+    if (scales && !tensor) scales += (size_t)at * cmoe__row_scale_bytes(f, g->k);
     cmoe__dequantize_row_f64(f, codes, scales, fixed, globals && !nv_fixed ? globals + at : NULL,
                              g->k_used, v);
 }
@@ -89,8 +88,7 @@ static void one_expert(const struct gemm *g, int expert, double *scratch)
         const int count = (int)cmoe__min64(CMOE_REF_CHUNK, end - first);
         for (int r = 0; r < CMOE_REF_CHUNK && r < cmoe__round_up(count, CMOE_REF_TILE); r++) {
             double *tile = tiles + (int64_t)(r / CMOE_REF_TILE * CMOE_REF_TILE) * g->k_used;
-            if (r < count)
-                decode_input(g, x->rows[first + r], w);
+            if (r < count) decode_input(g, x->rows[first + r], w);
             for (int64_t i = 0; i < g->k_used; i++)
                 tile[i * CMOE_REF_TILE + r % CMOE_REF_TILE] = r < count ? w[i] : 0;
         }

@@ -54,8 +54,7 @@ static void for_x_rows(const struct cmoe_exec *x, visit f, void *arg)
         }
         for (int32_t i = 0; i < s->slots; i++) {
             const int32_t e = cmoe__exec_local(x, x->ids[t * s->slots + i]);
-            if (e >= 0)
-                f(x, t * s->slots + i, t, e, arg);
+            if (e >= 0) f(x, t * s->slots + i, t, e, arg);
         }
     }
 }
@@ -64,8 +63,7 @@ static void amax_row(const struct cmoe_exec *x, int64_t row, int64_t token, int3
                      void *arg)
 {
     float *amax = arg, *v = x->scratch;
-    if (!x->shape->batched && !cmoe__exec_token_counts(x, token))
-        return;
+    if (!x->shape->batched && !cmoe__exec_token_counts(x, token)) return;
     x_row(x, row, token, expert, v);
     *amax = fold(*amax, v, x->shape->h_used);
 }
@@ -116,8 +114,7 @@ static void h_row(const struct cmoe_exec *x, int64_t row, int32_t expert, float 
         v[i] = i < n ? h[i] : 0;
         if (p->flags & CMOE_MID_ROUNDED)
             v[i] = cmoe__decode(in, cmoe__encode(in, v[i], CMOE_ROUND_NEAREST_EVEN));
-        if (smooth && i < n)
-            v[i] *= smooth[i];
+        if (smooth && i < n) v[i] *= smooth[i];
     }
 }
 
@@ -140,16 +137,14 @@ cmoe_status cmoe__ref_requant(const struct cmoe_step *step, const struct cmoe_ex
                     amax = fold(amax, v, s->I);
                     continue;
                 }
-                const float *fixed =
-                    tensor || (f.scaling == CMOE_SCALE_NV && f.fixed)
-                        ? (f.fixed ? x->t->mid_scale : x->hs)
-                        : NULL;
+                const float *fixed = tensor || (f.scaling == CMOE_SCALE_NV && f.fixed)
+                                         ? (f.fixed ? x->t->mid_scale : x->hs)
+                                         : NULL;
                 cmoe__quantize_row(f, v, s->I, fixed, (char *)x->hq + (size_t)row * code_bytes,
                                    tensor ? NULL : (char *)x->hs + (size_t)row * scale_bytes,
                                    x->hg ? x->hg + row : NULL);
             }
-        if (pass == 0)
-            *(float *)x->hs = cmoe__scale_f32((cmoe_dtype)f.dtype, amax);
+        if (pass == 0) *(float *)x->hs = cmoe__scale_f32((cmoe_dtype)f.dtype, amax);
     }
     return CMOE_OK;
 }

@@ -55,8 +55,7 @@ static int best(const double *key, const unsigned char *used, int n, bool high)
 {
     int at = -1;
     for (int e = 0; e < n; e++)
-        if (!used[e] && (at < 0 || better(key[e], key[at]) ||
-                         (high && !better(key[at], key[e]))))
+        if (!used[e] && (at < 0 || better(key[e], key[at]) || (high && !better(key[at], key[e]))))
             at = e;
     return at;
 }
@@ -115,12 +114,10 @@ static bool select_ids(const cmoe_problem *p, const float *z, const float *bias,
     bool all_masked = true;
     for (int e = 0; e < p->experts; e++)
         all_masked = all_masked && z[e] == -INFINITY;
-    if (all_masked)
-        return false;
+    if (all_masked) return false;
     keys(p, z, bias, scored, key);
     memset(used, 0, (size_t)p->experts);
-    if (p->groups > 0)
-        drop_groups(p, key, group_key, used, group_used);
+    if (p->groups > 0) drop_groups(p, key, group_key, used, group_used);
     for (int s = 0; s < p->topk; s++) {
         ids[s] = best(key, used, p->experts, p->flags & CMOE_TIE_HIGH);
         used[ids[s]] = 1;
@@ -139,8 +136,7 @@ static void selected_scores(const cmoe_problem *p, const float *z, const double 
         picked[s] = valid ? z[ids[s]] : -INFINITY;
         w[s] = valid ? scored[ids[s]] : 0;
     }
-    if (after)
-        scores(router, picked, p->topk, w);
+    if (after) scores(router, picked, p->topk, w);
 }
 
 static void finish_weights(const cmoe_problem *p, const double *w, float *weights)

@@ -39,14 +39,12 @@ static void sort_ids(const struct cmoe_exec *x, const int32_t *ids, int64_t n)
     memset(x->offsets, 0, ((size_t)local + 1) * sizeof *x->offsets);
     for (int64_t i = 0; i < n; i++) {
         const int32_t e = cmoe__exec_local(x, ids[i]);
-        if (e >= 0)
-            x->offsets[e + 1]++;
+        if (e >= 0) x->offsets[e + 1]++;
     }
     starts(x->offsets, local);
     for (int64_t i = 0; i < n; i++) {
         const int32_t e = cmoe__exec_local(x, ids[i]);
-        if (e >= 0)
-            x->rows[x->offsets[e]++] = (int32_t)i;
+        if (e >= 0) x->rows[x->offsets[e]++] = (int32_t)i;
     }
     unshift(x->offsets, local);
 }
@@ -79,18 +77,15 @@ cmoe_status cmoe__ref_sort_export(const struct cmoe_step *step, const struct cmo
             const int32_t row = x->rows[x->offsets[e] + i];
             const uint32_t id = ((uint32_t)(row % slots) << 24) | (uint32_t)(row / slots);
             t->sorted_ids[at] = (int32_t)(packed ? id : (uint32_t)row);
-            if (t->sorted_weights)
-                t->sorted_weights[at] = cmoe__exec_weight(x, row);
+            if (t->sorted_weights) t->sorted_weights[at] = cmoe__exec_weight(x, row);
         }
         for (; at < end; at++) {
             t->sorted_ids[at] = (int32_t)pad;
-            if (t->sorted_weights)
-                t->sorted_weights[at] = 0;
+            if (t->sorted_weights) t->sorted_weights[at] = 0;
         }
     }
     t->num_valid[0] = (int32_t)at;
-    if (packed)
-        t->num_valid[1] = x->tokens;
+    if (packed) t->num_valid[1] = x->tokens;
     return CMOE_OK;
 }
 
@@ -102,7 +97,8 @@ static int64_t entry_row(const struct cmoe_exec *x, uint8_t layout, int64_t i)
     if (layout == CMOE_EDGE_FLAT)
         return id < (uint64_t)x->tokens * (uint32_t)slots ? (int64_t)id : -1;
     const uint32_t token = id & 0xffffff, slot = id >> 24;
-    return token < (uint32_t)x->tokens && slot < (uint32_t)slots ? (int64_t)token * slots + slot : -1;
+    return token < (uint32_t)x->tokens && slot < (uint32_t)slots ? (int64_t)token * slots + slot
+                                                                 : -1;
 }
 
 /* Visit every valid (row, local expert) of the published list in order; with rows NULL only count. */
@@ -116,8 +112,7 @@ static void import_list(const struct cmoe_exec *x, uint8_t layout, int32_t *next
     for (int64_t i = 0; i < n && taken < most; i++) {
         const int32_t e = x->t->block_experts[i / bm];
         const int64_t row = entry_row(x, layout, i);
-        if (e < 0 || e >= x->shape->local || row < 0)
-            continue;
+        if (e < 0 || e >= x->shape->local || row < 0) continue;
         taken++;
         if (rows)
             rows[next[e]++] = (int32_t)row;
