@@ -17,23 +17,6 @@ const struct cmoe_kernel *cmoe__kernel_at(int i, const struct cmoe_backend **bac
     return NULL;
 }
 
-bool cmoe__backend_visible(const struct cmoe_backend *backend, const struct cmoe_device *dev)
-{
-    return backend == dev->backend || (dev->props.host && backend == &cmoe__backend_ref);
-}
-
-const struct cmoe_packing_format *cmoe__packing_find(const struct cmoe_device *dev,
-                                                     const char *name)
-{
-    for (int b = 0; cmoe__backends[b]; b++) {
-        const struct cmoe_packing_format *const *f = cmoe__backends[b]->formats;
-        if (!f || !cmoe__backend_visible(cmoe__backends[b], dev)) continue;
-        for (; *f; f++)
-            if (strcmp((*f)->name, name) == 0) return *f;
-    }
-    return NULL;
-}
-
 int cmoe_kernel_describe(int i, cmoe_kernel_info *info)
 {
     const struct cmoe_backend *backend;

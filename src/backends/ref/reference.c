@@ -357,8 +357,8 @@ static cmoe_status allocate(struct layer *l, cmoe_context *ctx)
     if (!l->block)
         return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for a reference of %zu bytes", total);
     char *b = l->block;
-    double **doubles[] = {&l->hv,      &l->hd, &l->rd, &l->w, &l->row,
-                          &l->row_err, &l->gv, &l->gd, &l->y, &l->bound};
+    double **doubles[] = {&l->hv, &l->hd, &l->rd, &l->w, &l->xv,
+                          &l->xd, &l->gv, &l->gd, &l->y, &l->bound};
     for (int i = 0; i < 10; i++)
         *doubles[i] = (double *)(void *)(b + at[i]);
     x->ids = (int32_t *)(void *)(b + at[10]);
