@@ -96,30 +96,44 @@ static void input_row(const struct layer *l, int64_t row, double *v, double *d)
 
 /* ---- the experts ---- */
 
-/* Error of a dot product of n terms: f32 accumulation in any order, a decoded weight rounded to the
- * activation's type, the operand's own error. */
-static double dot_error(cmoe_format a, cmoe_format w, int64_t n, double magnitude, double moved)
+/* A dot product with what its error is made of. */
+struct dot {
+    double value, magnitude;     /* sum of products, of their magnitudes */
+    double squares;              /* sum of squared products */
+    double moved, moved_squares; /* the operand's errors through the weights: sum, sum of squares */
+};
+
+static struct dot dot(const double *a, const double *err, const double *w, int64_t n)
 {
-    double error = (double)(n + 8) * U * magnitude + moved;
+    struct dot d = {0};
+    for (int64_t i = 0; i < n; i++) {
+        const double product = a[i] * w[i], off = err[i] * fabs(w[i]);
+        d.value += product;
+        d.magnitude += fabs(product);
+        d.squares += product * product;
+        d.moved += off;
+        d.moved_squares += off * off;
+    }
+    return d;
+}
+
+/* Roundings of different columns are independent: their sum stays within 8 root-sum-squares but for
+ * one case in 10^13. Errors that all columns share are `common` relative to the magnitude. */
+static double dot_error(cmoe_format a, cmoe_format w, int64_t n, struct dot d, double common)
+{
+    double error = (double)(n + 8) * U * d.magnitude;
+    error += fmin(d.moved, 8 * sqrt(d.moved_squares) + common * d.magnitude);
     if (!cmoe__format_is_quantized(a) && cmoe__format_is_quantized(w))
-        error += cmoe__unit((cmoe_dtype)a.dtype) * magnitude;
+        error += cmoe__unit((cmoe_dtype)a.dtype) * fmin(d.magnitude, 8 * sqrt(d.squares));
     return error;
 }
 
-/* value, magnitude and moved error of one row times the decoded weights. */
-static void dot(const double *a, const double *err, const double *w, int64_t n, double *value,
-                double *magnitude, double *moved)
+/* Relative error that all columns of a row of h (or of a weighted x) have in common. */
+static double common_error(const struct layer *l, int64_t row)
 {
-    double sum = 0, mag = 0, off = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const double product = a[i] * w[i];
-        sum += product;
-        mag += fabs(product);
-        off += err[i] * fabs(w[i]);
-    }
-    *value = sum;
-    *magnitude = mag;
-    *moved = off;
+    const double r = fabs(weight_of(l, row));
+    const bool weighted = l->x.p->weight_on != CMOE_WEIGHT_ON_OUTPUT && !l->x.shape->batched;
+    return 64 * U + (weighted && r > 0 ? 2 * l->rd[row] / r : 0);
 }
 
 /* Activation with the error of its arguments: the largest move over the corners of the box, and 16
@@ -163,9 +177,9 @@ static void first_gemm(struct layer *l, int32_t e)
         const double bias = (double)cmoe__weights_bias(x->w, 1, e, n);
         for (int32_t i = 0; i < count; i++) {
             const int64_t row = x->rows[begin + i];
-            double value, magnitude, moved;
-            dot(l->xv + i * s->H, l->xd + i * s->H, l->w, s->h_used, &value, &magnitude, &moved);
-            double error = dot_error(p->x, p->w, s->h_used, magnitude, moved);
+            const struct dot d = dot(l->xv + i * s->H, l->xd + i * s->H, l->w, s->h_used);
+            double value = d.value;
+            double error = dot_error(p->x, p->w, s->h_used, d, common_error(l, row));
             if (p->weight_on == CMOE_WEIGHT_ON_GEMM1) {
                 error = error * fabs(weight_of(l, row)) + fabs(value) * l->rd[row];
                 value *= weight_of(l, row);
@@ -283,12 +297,10 @@ static void second_gemm(struct layer *l, int32_t e)
         const double bias = (double)cmoe__weights_bias(x->w, 2, e, n);
         for (int32_t i = x->offsets[e]; i < x->offsets[e + 1]; i++) {
             const int64_t row = x->rows[i];
-            double value, magnitude, moved;
-            dot(l->hv + row * s->I, l->hd + row * s->I, l->w, s->i_used, &value, &magnitude,
-                &moved);
-            const double error = dot_error(p->mid, p->w, s->i_used, magnitude, moved) +
-                                 4 * U * (fabs(value) + fabs(bias)) + FLT_MIN;
-            add_slot(l, row, n, value + bias, error);
+            const struct dot d = dot(l->hv + row * s->I, l->hd + row * s->I, l->w, s->i_used);
+            const double error = dot_error(p->mid, p->w, s->i_used, d, common_error(l, row)) +
+                                 4 * U * (fabs(d.value) + fabs(bias)) + FLT_MIN;
+            add_slot(l, row, n, d.value + bias, error);
         }
     }
 }
