@@ -21,11 +21,11 @@
 struct layer {
     struct cmoe_plan plan; /* only what the checks and strides read */
     struct cmoe_exec x;
-    double *hv, *hd; /* [rows, I]: intermediate and its error, then the requantised ones */
-    double *rd;      /* [rows]: error of the routing weight */
-    double *w;       /* one decoded weight row */
-    double *xv, *xd; /* an expert's inputs [row, H] */
-    double *gv, *gd; /* an expert's GEMM1 results [row, rows1] */
+    double *hv, *hd, *hq; /* [rows, I]: intermediate, its error, its independent error */
+    double *rd;           /* [rows]: error of the routing weight */
+    double *w;            /* one decoded weight row */
+    double *xv, *xd;      /* an expert's inputs [row, H] */
+    double *gv, *gd, *gq; /* an expert's GEMM1 results [row, rows1], as for h */
     double *y, *bound;
     void *block; /* all of it */
 };
@@ -96,36 +96,43 @@ static void input_row(const struct layer *l, int64_t row, double *v, double *d)
 
 /* ---- the experts ---- */
 
-/* A dot product with what its error is made of. */
+/* Errors come in two kinds. `d` bounds an error whatever its sign (sums add up). `q` is the root sum
+ * of squares of independent roundings, each within its term: their sum stays within 8 q but for one
+ * case in 10^13 (Hoeffding), so q adds up in squares and enters a result's bound as 8 q. */
 struct dot {
-    double value, magnitude;     /* sum of products, of their magnitudes */
-    double squares;              /* sum of squared products */
-    double moved, moved_squares; /* the operand's errors through the weights: sum, sum of squares */
+    double value, magnitude; /* sum of products, of their magnitudes */
+    double moved, q;         /* the operand's errors d and q through the weights */
 };
 
-static struct dot dot(const double *a, const double *err, const double *w, int64_t n)
+static struct dot dot(const double *a, const double *d, const double *q, const double *w, int64_t n,
+                      double unit)
 {
-    struct dot d = {0};
+    struct dot out = {0};
+    double squares = 0, moved_squares = 0;
     for (int64_t i = 0; i < n; i++) {
-        const double product = a[i] * w[i], off = err[i] * fabs(w[i]);
-        d.value += product;
-        d.magnitude += fabs(product);
-        d.squares += product * product;
-        d.moved += off;
-        d.moved_squares += off * off;
+        const double product = a[i] * w[i], off = d[i] * w[i], loose = q ? q[i] * w[i] : 0;
+        out.value += product;
+        out.magnitude += fabs(product);
+        out.moved += fabs(off);
+        moved_squares += off * off;
+        squares += unit * product * unit * product + loose * loose;
     }
-    return d;
+    out.moved = fmin(out.moved, 8 * sqrt(moved_squares) + 64 * U * out.magnitude);
+    out.q = sqrt(squares);
+    return out;
 }
 
-/* Roundings of different columns are independent: their sum stays within 8 root-sum-squares but for
- * one case in 10^13. Errors that all columns share are `common` relative to the magnitude. */
-static double dot_error(cmoe_format a, cmoe_format w, int64_t n, struct dot d, double common)
+/* Rounding unit of a decoded weight that a kernel may keep in the activation's type, else 0. */
+static double weight_unit(cmoe_format a, cmoe_format w)
 {
-    double error = (double)(n + 8) * U * d.magnitude;
-    error += fmin(d.moved, 8 * sqrt(d.moved_squares) + common * d.magnitude);
-    if (!cmoe__format_is_quantized(a) && cmoe__format_is_quantized(w))
-        error += cmoe__unit((cmoe_dtype)a.dtype) * fmin(d.magnitude, 8 * sqrt(d.squares));
-    return error;
+    const bool weight_only = !cmoe__format_is_quantized(a) && cmoe__format_is_quantized(w);
+    return weight_only ? cmoe__unit((cmoe_dtype)a.dtype) : 0;
+}
+
+/* f32 accumulation of n terms in any order, the operand's error, and what its columns share. */
+static double dot_error(int64_t n, struct dot d, double common)
+{
+    return ((double)(n + 8) * U + common) * d.magnitude + d.moved;
 }
 
 /* Relative error that all columns of a row of h (or of a weighted x) have in common. */
@@ -133,27 +140,29 @@ static double common_error(const struct layer *l, int64_t row)
 {
     const double r = fabs(weight_of(l, row));
     const bool weighted = l->x.p->weight_on != CMOE_WEIGHT_ON_OUTPUT && !l->x.shape->batched;
-    return 64 * U + (weighted && r > 0 ? 2 * l->rd[row] / r : 0);
+    return weighted && r > 0 ? 2 * l->rd[row] / r : 0;
 }
 
-/* Activation with the error of its arguments: the largest move over the corners of the box, and 16
- * units of the pieces it is made of. */
-static void activate(const cmoe_problem *p, double g, double gd, double u, double ud, double *value,
-                     double *error)
+/* Largest move of the activation over the corners of a box around (g, u). */
+static double activation_moves(const cmoe_problem *p, double g, double gd, double u, double ud)
 {
     const double f = cmoe__ref_activation(p, g, u);
     double worst = 0;
-    for (int corner = 0; corner < 4; corner++) {
+    for (int corner = 0; corner < 4 && (gd != 0 || ud != 0); corner++) {
         const double at =
             cmoe__ref_activation(p, g + (corner & 1 ? gd : -gd), u + (corner & 2 ? ud : -ud));
         worst = fmax(worst, fabs(at - f));
     }
+    return 1.25 * worst;
+}
+
+/* 16 units of f32 of the pieces that an activation is made of. */
+static double activation_error(const cmoe_problem *p, double g, double u, double f)
+{
     const bool cancels =
         p->act == CMOE_ACT_GELU || p->act == CMOE_ACT_GELU_TANH || p->act == CMOE_ACT_SWIGLU_OAI;
-    const double pieces =
-        cancels ? fabs(g) * (p->gate == CMOE_GATE_NONE ? 1 : fabs(u) + 1) : fabs(f);
-    *value = f;
-    *error = 1.25 * worst + 16 * U * fmax(pieces, fabs(f)) + FLT_MIN;
+    const double pieces = fabs(g) * (p->gate == CMOE_GATE_NONE ? 1 : fabs(u) + 1);
+    return 16 * U * (cancels ? fmax(pieces, fabs(f)) : fabs(f)) + FLT_MIN;
 }
 
 static bool too_big(double v)
@@ -168,6 +177,7 @@ static void first_gemm(struct layer *l, int32_t e)
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
     const int32_t begin = x->offsets[e], count = x->offsets[e + 1] - begin;
+    const double unit = weight_unit(p->x, p->w);
     for (int32_t i = 0; i < count; i++)
         input_row(l, x->rows[begin + i], l->xv + i * s->H, l->xd + i * s->H);
     for (int64_t n = 0; n < s->rows1 && count > 0; n++) {
@@ -177,40 +187,49 @@ static void first_gemm(struct layer *l, int32_t e)
         const double bias = (double)cmoe__weights_bias(x->w, 1, e, n);
         for (int32_t i = 0; i < count; i++) {
             const int64_t row = x->rows[begin + i];
-            const struct dot d = dot(l->xv + i * s->H, l->xd + i * s->H, l->w, s->h_used);
-            double value = d.value;
-            double error = dot_error(p->x, p->w, s->h_used, d, common_error(l, row));
+            const struct dot d =
+                dot(l->xv + i * s->H, l->xd + i * s->H, NULL, l->w, s->h_used, unit);
+            double value = d.value, q = d.q;
+            double error = dot_error(s->h_used, d, common_error(l, row));
             if (p->weight_on == CMOE_WEIGHT_ON_GEMM1) {
                 error = error * fabs(weight_of(l, row)) + fabs(value) * l->rd[row];
                 value *= weight_of(l, row);
+                q *= fabs(weight_of(l, row));
             }
             l->gv[i * s->rows1 + n] = value + bias;
             l->gd[i * s->rows1 + n] = error + 4 * U * (fabs(value) + fabs(bias)) + FLT_MIN;
+            l->gq[i * s->rows1 + n] = q;
         }
     }
 }
 
-/* ACT of one expert's rows into hv, hd. */
+/* ACT of one row: [c] of hv, hd, hq from gv, gd, gq. */
+static void act_row(struct layer *l, int64_t row, const double *gv, const double *gd,
+                    const double *gq)
+{
+    const cmoe_problem *p = l->x.p;
+    const int64_t I = l->x.shape->I;
+    const bool gated = l->x.shape->gated, weighted = p->weight_on == CMOE_WEIGHT_ON_ACT;
+    const double r = weighted ? weight_of(l, row) : 1, rd = weighted ? l->rd[row] : 0;
+    double *hv = l->hv + row * I, *hd = l->hd + row * I, *hq = l->hq + row * I;
+    for (int64_t c = 0; c < l->x.shape->i_used; c++) {
+        const double g = gv[c], u = gated ? gv[I + c] : 0;
+        const double f = cmoe__ref_activation(p, g, u);
+        const double d =
+            activation_moves(p, g, gd[c], u, gated ? gd[I + c] : 0) + activation_error(p, g, u, f);
+        hv[c] = f * r;
+        hd[c] = d * fabs(r) + fabs(f) * rd + 2 * U * fabs(f * r);
+        hq[c] = activation_moves(p, g, gq[c], u, gated ? gq[I + c] : 0) * fabs(r);
+        if (too_big(hv[c]) || too_big(g) || too_big(u)) hd[c] = INFINITY;
+    }
+}
+
 static void first_act(struct layer *l, int32_t e)
 {
-    const struct cmoe_exec *x = &l->x;
-    const cmoe_problem *p = x->p;
-    const struct cmoe_shape *s = x->shape;
-    for (int32_t i = 0; i < x->offsets[e + 1] - x->offsets[e]; i++) {
-        const int64_t row = x->rows[x->offsets[e] + i];
-        const double *gv = l->gv + i * s->rows1, *gd = l->gd + i * s->rows1;
-        double *hv = l->hv + row * s->I, *hd = l->hd + row * s->I;
-        for (int64_t c = 0; c < s->i_used; c++) {
-            const double up = s->gated ? gv[s->I + c] : 0, ud = s->gated ? gd[s->I + c] : 0;
-            activate(p, gv[c], gd[c], up, ud, &hv[c], &hd[c]);
-            if (p->weight_on == CMOE_WEIGHT_ON_ACT) {
-                hd[c] = hd[c] * fabs(weight_of(l, row)) + fabs(hv[c]) * l->rd[row];
-                hv[c] *= weight_of(l, row);
-            }
-            hd[c] += 2 * U * fabs(hv[c]);
-            if (too_big(hv[c]) || too_big(gv[c]) || too_big(up)) hd[c] = INFINITY;
-        }
-    }
+    const int64_t rows1 = l->x.shape->rows1;
+    const int32_t begin = l->x.offsets[e], count = l->x.offsets[e + 1] - begin;
+    for (int32_t i = 0; i < count; i++)
+        act_row(l, l->x.rows[begin + i], l->gv + i * rows1, l->gd + i * rows1, l->gq + i * rows1);
 }
 
 /* h of a row as REQUANT takes it in: rounded to `in`, smoothed. */
@@ -221,9 +240,11 @@ static void prepare_mid(struct layer *l, int32_t e, int64_t row)
     const cmoe_dtype in = (cmoe_dtype)p->in;
     const float *smooth =
         p->mid.scaling == CMOE_SCALE_SMOOTH ? cmoe__weights_smooth(l->x.w, 2, e) : NULL;
-    double *v = l->hv + row * I, *d = l->hd + row * I;
-    for (int64_t i = 0; i < used; i++) {
-        if (p->flags & CMOE_MID_ROUNDED && cmoe__format_is_quantized(p->mid)) {
+    double *v = l->hv + row * I, *d = l->hd + row * I, *q = l->hq + row * I;
+    for (int64_t i = 0; i < used && cmoe__format_is_quantized(p->mid); i++) {
+        d[i] += 8 * q[i];
+        q[i] = 0;
+        if (p->flags & CMOE_MID_ROUNDED) {
             d[i] = cmoe__round_error(in, v[i], d[i]);
             v[i] = (double)cmoe__decode(in, cmoe__encode(in, (float)v[i], CMOE_ROUND_NEAREST_EVEN));
         }
@@ -231,6 +252,18 @@ static void prepare_mid(struct layer *l, int32_t e, int64_t row)
             v[i] *= (double)smooth[i];
             d[i] = d[i] * fabs((double)smooth[i]) + U * fabs(v[i]);
         }
+    }
+}
+
+/* An unquantised intermediate: one rounding, which an independent error may flip by a unit. */
+static void round_mid(cmoe_dtype dtype, int64_t n, double *v, double *d, double *q)
+{
+    const double unit = 2 * cmoe__unit(dtype);
+    for (int64_t c = 0; c < n; c++) {
+        if (q[c] > 0) q[c] = hypot(q[c], unit * v[c]);
+        d[c] = cmoe__round_error(dtype, v[c], d[c]);
+        v[c] =
+            (double)cmoe__decode(dtype, cmoe__encode(dtype, (float)v[c], CMOE_ROUND_NEAREST_EVEN));
     }
 }
 
@@ -252,17 +285,12 @@ static void requantise(struct layer *l)
             }
         }
     for (int32_t i = 0; i < x->offsets[s->local]; i++) {
-        double *v = l->hv + (int64_t)x->rows[i] * s->I, *d = l->hd + (int64_t)x->rows[i] * s->I;
-        if (cmoe__format_is_quantized(f)) {
+        const int64_t at = (int64_t)x->rows[i] * s->I;
+        double *v = l->hv + at, *d = l->hd + at;
+        if (cmoe__format_is_quantized(f))
             cmoe__quantize_error(f, v, d, s->I, amax, most, f.fixed ? x->t->mid_scale : NULL, v, d);
-            continue;
-        }
-        for (int64_t c = 0; c < s->i_used; c++) {
-            d[c] = cmoe__round_error((cmoe_dtype)f.dtype, v[c], d[c]);
-            v[c] = (double)cmoe__decode(
-                (cmoe_dtype)f.dtype,
-                cmoe__encode((cmoe_dtype)f.dtype, (float)v[c], CMOE_ROUND_NEAREST_EVEN));
-        }
+        else
+            round_mid((cmoe_dtype)f.dtype, s->i_used, v, d, l->hq + at);
     }
 }
 
@@ -290,6 +318,7 @@ static void second_gemm(struct layer *l, int32_t e)
     const struct cmoe_exec *x = &l->x;
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
+    const double unit = weight_unit(p->mid, p->w);
     for (int64_t n = 0; n < s->h_used; n++) {
         struct cmoe_row r;
         cmoe__weights_row(x->w, 2, e, n, &r);
@@ -297,8 +326,9 @@ static void second_gemm(struct layer *l, int32_t e)
         const double bias = (double)cmoe__weights_bias(x->w, 2, e, n);
         for (int32_t i = x->offsets[e]; i < x->offsets[e + 1]; i++) {
             const int64_t row = x->rows[i];
-            const struct dot d = dot(l->hv + row * s->I, l->hd + row * s->I, l->w, s->i_used);
-            const double error = dot_error(p->mid, p->w, s->i_used, d, common_error(l, row)) +
+            const struct dot d = dot(l->hv + row * s->I, l->hd + row * s->I, l->hq + row * s->I,
+                                     l->w, s->i_used, unit);
+            const double error = dot_error(s->i_used, d, common_error(l, row)) + 8 * d.q +
                                  4 * U * (fabs(d.value) + fabs(bias)) + FLT_MIN;
             add_slot(l, row, n, d.value + bias, error);
         }
@@ -354,6 +384,8 @@ static cmoe_status allocate(struct layer *l, cmoe_context *ctx)
         take(&total, rows * (size_t)s->H * 8),
         take(&total, rows * (size_t)s->rows1 * 8),
         take(&total, rows * (size_t)s->rows1 * 8),
+        take(&total, rows * (size_t)s->rows1 * 8),
+        take(&total, rows * (size_t)s->I * 8),
         take(&total, outputs * (size_t)s->H * 8),
         take(&total, outputs * (size_t)s->H * 8),
         take(&total, rows * 4),
@@ -369,18 +401,19 @@ static cmoe_status allocate(struct layer *l, cmoe_context *ctx)
     if (!l->block)
         return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for a reference of %zu bytes", total);
     char *b = l->block;
-    double **doubles[] = {&l->hv, &l->hd, &l->rd, &l->w, &l->xv,
-                          &l->xd, &l->gv, &l->gd, &l->y, &l->bound};
-    for (int i = 0; i < 10; i++)
+    double **doubles[] = {&l->hv, &l->hd, &l->rd, &l->w,  &l->xv, &l->xd,
+                          &l->gv, &l->gd, &l->gq, &l->hq, &l->y,  &l->bound};
+    enum { DOUBLES = sizeof doubles / sizeof *doubles };
+    for (int i = 0; i < DOUBLES; i++)
         *doubles[i] = (double *)(void *)(b + at[i]);
-    x->ids = (int32_t *)(void *)(b + at[10]);
-    x->weights = (float *)(void *)(b + at[11]);
-    x->xq = b + at[12];
-    x->xs = b + at[13];
-    x->xg = p->x.scaling == CMOE_SCALE_NV ? (float *)(void *)(b + at[14]) : NULL;
-    x->rows = (int32_t *)(void *)(b + at[15]);
-    x->offsets = (int32_t *)(void *)(b + at[16]);
-    x->scratch = b + at[17];
+    x->ids = (int32_t *)(void *)(b + at[12]);
+    x->weights = (float *)(void *)(b + at[13]);
+    x->xq = b + at[14];
+    x->xs = b + at[15];
+    x->xg = p->x.scaling == CMOE_SCALE_NV ? (float *)(void *)(b + at[16]) : NULL;
+    x->rows = (int32_t *)(void *)(b + at[17]);
+    x->offsets = (int32_t *)(void *)(b + at[18]);
+    x->scratch = b + at[19];
     return CMOE_OK;
 }
 
