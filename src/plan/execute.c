@@ -3,7 +3,8 @@
 #include "core/fail.h"
 #include "core/numeric.h"
 #include "core/size.h"
-#include "plan/tensors.h"
+#include "plan/plan.h"
+#include "stages/tensors.h"
 #include <cmoe/record.h>
 #include <string.h>
 #include <time.h>
@@ -52,9 +53,9 @@ static void lay_out(struct cmoe_exec *x, const struct cmoe_path *path, void *wor
     const cmoe_problem *p = x->p;
     const cmoe_tensors *t = x->t;
     x->x = t->x;
-    x->x_stride = cmoe__plan_x_stride(p, x->shape, t);
+    x->x_stride = cmoe__tensors_x_stride(p, x->shape, t);
     x->y = t->y;
-    x->y_stride = cmoe__plan_y_stride(p, x->shape, t);
+    x->y_stride = cmoe__tensors_y_stride(p, x->shape, t);
     const bool wide = p->first > CMOE_STAGE_ROUTE && t->topk_ids64;
     x->ids = x->shape->m_indices
                  ? t->sorted_ids
@@ -161,8 +162,8 @@ static cmoe_tensors shifted(const struct cmoe_plan *plan, const cmoe_tensors *t,
     SHIFT(topk_ids, 4 * slots);
     SHIFT(topk_weights, 4 * slots);
     SHIFT(topk_ids64, 8 * slots);
-    SHIFT(x, cmoe__plan_x_stride(p, &plan->shape, t) * x_rows);
-    SHIFT(y, cmoe__plan_y_stride(p, &plan->shape, t));
+    SHIFT(x, cmoe__tensors_x_stride(p, &plan->shape, t) * x_rows);
+    SHIFT(y, cmoe__tensors_y_stride(p, &plan->shape, t));
     if (plan->shape.x_given && !p->x.fixed) {
         SHIFT(x_scale, (int64_t)cmoe__row_scale_bytes(p->x, p->hidden) * x_rows);
         SHIFT(x_global, 4 * x_rows);
@@ -235,7 +236,7 @@ cmoe_status cmoe_execute(const cmoe_plan *plan, const cmoe_tensors *t, void *wor
     const cmoe_weights *w = t->weights ? t->weights : plan->w;
     int64_t tokens = t->n_tokens;
     if (tokens == 0) return CMOE_OK;
-    CMOE_TRY(cmoe__plan_check_tensors(plan, t, w, tokens));
+    CMOE_TRY(cmoe__tensors_check(&plan->p, &plan->shape, t, w, plan->props.host));
     if (t->weights && t->weights != plan->w) CMOE_TRY(cmoe__plan_check_weights(plan, t->weights));
     record_call(plan, t, w);
     if (plan->shape.batched)

@@ -2,7 +2,8 @@
  * Calibration: run ROUTE..ACT unquantised and fold the largest magnitudes. */
 #include "core/fail.h"
 #include "core/numeric.h"
-#include "plan/tensors.h"
+#include "plan/plan.h"
+#include "stages/tensors.h"
 #include <cmoe/observe.h>
 #include <math.h>
 #include <string.h>
@@ -83,7 +84,7 @@ cmoe_status cmoe_observe(cmoe_device *dev, const cmoe_problem *p, const cmoe_wei
                                 .t = t,
                                 .tokens = (int32_t)tokens,
                                 .x = t->x,
-                                .x_stride = cmoe__plan_x_stride(&plain, &shape, t),
+                                .x_stride = cmoe__tensors_x_stride(&plain, &shape, t),
                                 .ids = given ? t->topk_ids : ids};
     fold_x(&plain, &x, obs);
     for (size_t i = 0; i < rows * (size_t)shape.I; i++)

@@ -4,37 +4,29 @@
 
 #include "core/fail.h"
 #include "plan/formats.h"
+#include "stages/tensors.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-/* What must agree between the weights and the plan. */
+/* The weights' formats against those that the paths read. */
+static cmoe_status check_formats(const struct cmoe_plan *plan, const cmoe_weights *w)
+{
+    for (int matrix = 1; matrix <= 2; matrix++) {
+        const char *planned = cmoe_plan_weight_format(plan, matrix);
+        const char *held = cmoe_weights_format(w, matrix);
+        if (strcmp(planned, "none") != 0 && strcmp(planned, held) != 0)
+            return CMOE_FAIL(CMOE_ERR_MISMATCH,
+                             "the plan reads matrix %d as %s, the weights hold it as %s", matrix,
+                             planned, held);
+    }
+    return CMOE_OK;
+}
+
 cmoe_status cmoe__plan_check_weights(const struct cmoe_plan *plan, const cmoe_weights *w)
 {
-    const cmoe_problem *p = &plan->p, *q = &w->p;
-    const uint32_t flags = CMOE_BIAS1 | CMOE_BIAS2 | CMOE_BLOCK_JOINT;
-    const bool smooth_ok =
-        (p->x.scaling != CMOE_SCALE_SMOOTH || q->x.scaling == CMOE_SCALE_SMOOTH) &&
-        (p->mid.scaling != CMOE_SCALE_SMOOTH || q->mid.scaling == CMOE_SCALE_SMOOTH);
-    if (p->hidden == q->hidden && p->inter == q->inter && p->gate == q->gate &&
-        cmoe_problem_local_experts(p) == w->experts && memcmp(&p->w, &q->w, sizeof p->w) == 0 &&
-        ((p->flags ^ q->flags) & flags) == 0 && smooth_ok) {
-        for (int matrix = 1; matrix <= 2; matrix++) {
-            const char *planned = cmoe_plan_weight_format(plan, matrix);
-            if (plan->format1 && strcmp(planned, "none") != 0 &&
-                strcmp(planned, cmoe_weights_format(w, matrix)) != 0)
-                return CMOE_FAIL(CMOE_ERR_MISMATCH,
-                                 "the plan reads matrix %d as %s, the weights hold %s", matrix,
-                                 planned, cmoe_weights_format(w, matrix));
-        }
-        return CMOE_OK;
-    }
-    char plan_text[200], weights_text[200];
-    cmoe_problem_print(p, plan_text, sizeof plan_text);
-    cmoe_problem_print(q, weights_text, sizeof weights_text);
-    return CMOE_FAIL(CMOE_ERR_MISMATCH,
-                     "the plan's problem \"%s\" does not fit weights made for \"%s\"", plan_text,
-                     weights_text);
+    CMOE_TRY(cmoe__weights_fit(&plan->p, w));
+    return check_formats(plan, w);
 }
 
 /* "gemm1 on cpu: gemm1_...: reason" of the first stage that nothing covers. */
@@ -178,7 +170,7 @@ cmoe_status cmoe_plan_create(cmoe_device *dev, const cmoe_problem *p, const cmoe
     cmoe_status status = CMOE_OK;
     if (!plan->path || (opt->pin && !plan->pin))
         status = CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for a plan");
-    if (status == CMOE_OK && w) status = cmoe__plan_check_weights(plan, w);
+    if (status == CMOE_OK && w) status = cmoe__weights_fit(p, w);
     if (status == CMOE_OK) status = check_pin(plan);
     if (status == CMOE_OK) status = build_paths(plan, opt);
     if (status != CMOE_OK) {

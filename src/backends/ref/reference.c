@@ -10,7 +10,7 @@
 #include "core/fail.h"
 #include "core/numeric.h"
 #include "core/size.h"
-#include "plan/tensors.h"
+#include "stages/tensors.h"
 #include <cmoe/reference.h>
 #include <float.h>
 #include <math.h>
@@ -19,7 +19,7 @@
 #define U 0x1p-24 /* u(f32) */
 
 struct layer {
-    struct cmoe_plan plan; /* only what the checks and strides read */
+    struct cmoe_shape shape;
     struct cmoe_exec x;
     double *hv, *hd, *hq; /* [rows, I]: intermediate, its error, its independent error */
     double *rd;           /* [rows]: error of the routing weight */
@@ -460,23 +460,23 @@ cmoe_status cmoe_reference(cmoe_context *ctx, const cmoe_problem *p, const cmoe_
         return CMOE_FAIL(
             CMOE_ERR_UNSUPPORTED,
             "cmoe_reference: the problem must run from ROUTE, QUANT or SORT to COMBINE");
-    struct layer l = {.plan = {.ctx = ctx, .p = *p, .w = w, .props = {.host = true}}};
-    cmoe__shape(p, &l.plan.shape);
-    CMOE_TRY(cmoe__plan_check_weights(&l.plan, w));
-    CMOE_TRY(cmoe__plan_check_tensors(&l.plan, t, w, t->n_tokens));
+    struct layer l = {0};
+    cmoe__shape(p, &l.shape);
+    CMOE_TRY(cmoe__weights_fit(p, w));
+    CMOE_TRY(cmoe__tensors_check(p, &l.shape, t, w, true));
     int64_t tokens = t->n_tokens;
-    if (t->n_tokens_dev && !l.plan.shape.batched)
+    if (t->n_tokens_dev && !l.shape.batched)
         tokens = cmoe__max64(0, cmoe__min64(tokens, *t->n_tokens_dev));
-    if (l.plan.shape.batched && tokens > 0) tokens = cmoe__shape_rows(p, &l.plan.shape, 0);
+    if (l.shape.batched && tokens > 0) tokens = cmoe__shape_rows(p, &l.shape, 0);
     l.x = (struct cmoe_exec){.p = p,
-                             .shape = &l.plan.shape,
+                             .shape = &l.shape,
                              .t = t,
                              .w = w,
                              .tokens = (int32_t)tokens,
                              .x = t->x,
-                             .x_stride = cmoe__plan_x_stride(p, &l.plan.shape, t),
+                             .x_stride = cmoe__tensors_x_stride(p, &l.shape, t),
                              .y = t->y,
-                             .y_stride = cmoe__plan_y_stride(p, &l.plan.shape, t)};
+                             .y_stride = cmoe__tensors_y_stride(p, &l.shape, t)};
     if (tokens == 0) return CMOE_OK;
     CMOE_TRY(allocate(&l, ctx));
     const cmoe_status status = prepare(&l);

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT
  * Checking a call's arguments against its plan: every pointer the plan's ends need, named. */
-#include "plan/tensors.h"
+#include "stages/tensors.h"
 
 #include "core/fail.h"
 #include "core/numeric.h"
 #include "core/size.h"
+#include <string.h>
 
 static cmoe_status need(const void *pointer, const char *name, const char *because)
 {
@@ -145,13 +146,13 @@ static cmoe_status check_ends(const cmoe_problem *p, const struct cmoe_shape *s,
 }
 
 /* y may be x itself (every x is read before its y is written) but not overlap it partly. */
-static cmoe_status check_alias(const struct cmoe_plan *plan, const cmoe_tensors *t, int64_t tokens)
+static cmoe_status check_alias(const cmoe_problem *p, const struct cmoe_shape *s,
+                               const cmoe_tensors *t)
 {
-    const cmoe_problem *p = &plan->p;
-    if (!t->x || !t->y || p->last != CMOE_STAGE_COMBINE || !plan->props.host || tokens == 0)
-        return CMOE_OK;
-    const int64_t x_row = cmoe__plan_x_stride(p, &plan->shape, t);
-    const int64_t y_row = cmoe__plan_y_stride(p, &plan->shape, t);
+    const int64_t tokens = t->n_tokens;
+    if (!t->x || !t->y || p->last != CMOE_STAGE_COMBINE || tokens == 0) return CMOE_OK;
+    const int64_t x_row = cmoe__tensors_x_stride(p, s, t);
+    const int64_t y_row = cmoe__tensors_y_stride(p, s, t);
     const uintptr_t x0 = (uintptr_t)t->x, y0 = (uintptr_t)t->y;
     const uintptr_t x1 = x0 + (uintptr_t)(x_row * tokens), y1 = y0 + (uintptr_t)(y_row * tokens);
     const bool same = x0 == y0 && x_row == y_row && p->in == p->y && !(p->flags & CMOE_NO_REDUCE);
@@ -162,29 +163,29 @@ static cmoe_status check_alias(const struct cmoe_plan *plan, const cmoe_tensors 
     return CMOE_OK;
 }
 
-int64_t cmoe__plan_x_stride(const cmoe_problem *p, const struct cmoe_shape *s,
-                            const cmoe_tensors *t)
+int64_t cmoe__tensors_x_stride(const cmoe_problem *p, const struct cmoe_shape *s,
+                               const cmoe_tensors *t)
 {
     if (t->x_stride != 0) return t->x_stride;
     return (int64_t)cmoe_dtype_bytes(s->x_given ? (cmoe_dtype)p->x.dtype : (cmoe_dtype)p->in,
                                      p->hidden);
 }
 
-int64_t cmoe__plan_y_stride(const cmoe_problem *p, const struct cmoe_shape *s,
-                            const cmoe_tensors *t)
+int64_t cmoe__tensors_y_stride(const cmoe_problem *p, const struct cmoe_shape *s,
+                               const cmoe_tensors *t)
 {
     if (t->y_stride != 0) return t->y_stride;
     const int64_t row = (int64_t)cmoe_dtype_bytes((cmoe_dtype)p->y, p->hidden);
     return p->flags & CMOE_NO_REDUCE ? row * s->slots : row;
 }
 
-static cmoe_status check_strides(const struct cmoe_plan *plan, const cmoe_tensors *t)
+static cmoe_status check_strides(const cmoe_problem *p, const struct cmoe_shape *s,
+                                 const cmoe_tensors *t)
 {
-    const cmoe_problem *p = &plan->p;
     cmoe_tensors tight = *t;
     tight.x_stride = tight.y_stride = 0;
-    const int64_t x_row = cmoe__plan_x_stride(p, &plan->shape, &tight);
-    const int64_t y_row = cmoe__plan_y_stride(p, &plan->shape, &tight);
+    const int64_t x_row = cmoe__tensors_x_stride(p, s, &tight);
+    const int64_t y_row = cmoe__tensors_y_stride(p, s, &tight);
     if (t->x_stride != 0 && t->x_stride < x_row)
         return CMOE_FAIL(CMOE_ERR_INVALID,
                          "cmoe_execute: x_stride %lld is shorter than a row of %lld bytes",
@@ -201,11 +202,9 @@ static cmoe_status check_strides(const struct cmoe_plan *plan, const cmoe_tensor
     return CMOE_OK;
 }
 
-cmoe_status cmoe__plan_check_tensors(const struct cmoe_plan *plan, const cmoe_tensors *t,
-                                     const cmoe_weights *w, int64_t tokens)
+cmoe_status cmoe__tensors_check(const cmoe_problem *p, const struct cmoe_shape *s,
+                                const cmoe_tensors *t, const cmoe_weights *w, bool host)
 {
-    const cmoe_problem *p = &plan->p;
-    const struct cmoe_shape *s = &plan->shape;
     if (runs(p, CMOE_STAGE_ROUTE)) CMOE_TRY(check_route(p, s, t));
     CMOE_TRY(check_ids(p, s, t));
     CMOE_TRY(check_sort(p, s, t));
@@ -214,6 +213,23 @@ cmoe_status cmoe__plan_check_tensors(const struct cmoe_plan *plan, const cmoe_te
         return CMOE_FAIL(
             CMOE_ERR_INVALID,
             "cmoe_execute: tensors.weights is NULL and the plan was made without weights");
-    CMOE_TRY(check_strides(plan, t));
-    return check_alias(plan, t, tokens);
+    CMOE_TRY(check_strides(p, s, t));
+    return host ? check_alias(p, s, t) : CMOE_OK;
+}
+
+cmoe_status cmoe__weights_fit(const cmoe_problem *p, const cmoe_weights *w)
+{
+    const cmoe_problem *q = &w->p;
+    const uint32_t flags = CMOE_BIAS1 | CMOE_BIAS2 | CMOE_BLOCK_JOINT;
+    const bool smooth1 = p->x.scaling != CMOE_SCALE_SMOOTH || q->x.scaling == CMOE_SCALE_SMOOTH;
+    const bool smooth2 = p->mid.scaling != CMOE_SCALE_SMOOTH || q->mid.scaling == CMOE_SCALE_SMOOTH;
+    if (p->hidden == q->hidden && p->inter == q->inter && p->gate == q->gate &&
+        cmoe_problem_local_experts(p) == w->experts && memcmp(&p->w, &q->w, sizeof p->w) == 0 &&
+        ((p->flags ^ q->flags) & flags) == 0 && smooth1 && smooth2)
+        return CMOE_OK;
+    char wanted[200], made[200];
+    cmoe_problem_print(p, wanted, sizeof wanted);
+    cmoe_problem_print(q, made, sizeof made);
+    return CMOE_FAIL(CMOE_ERR_MISMATCH, "the problem \"%s\" does not fit weights made for \"%s\"",
+                     wanted, made);
 }
