@@ -59,7 +59,7 @@ void cmoe__layer_input(const struct cmoe_layer_error *l, int64_t row, double *v,
     const cmoe_format f = p->x;
     const bool tensor = f.scaling == CMOE_SCALE_TENSOR;
     const bool nv_fixed = f.scaling == CMOE_SCALE_NV && f.fixed;
-    const float *fixed = tensor ? x->xs : (nv_fixed ? x->t->x_scale : NULL);
+    const float *fixed = tensor ? x->xs : (nv_fixed ? cmoe__exec_x_static_global(x) : NULL);
     const char *scale =
         tensor || !x->xs ? NULL
                          : (const char *)x->xs + (size_t)at * cmoe__row_scale_bytes(f, x->shape->H);
