@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: MIT
+ * The tile over a p32 panel: rows x 32 columns, accumulators in registers.
+ *
+ * Each element has one accumulator that takes k ascending, one fused multiply-add a step, so its
+ * bits depend neither on the rows beside it nor on where K is cut (partial sums are exact in c). */
+#ifndef CMOE_BACKENDS_CPU_ISA_GEMM_P32_H
+#define CMOE_BACKENDS_CPU_ISA_GEMM_P32_H
+
+#include "backends/cpu/isa/vec.h"
+#include "backends/cpu/ops.h"
+
+/* Registers: TILE_ROWS * TILE_VECS accumulators, TILE_VECS (bf16: twice) of the panel, one of a. */
+#if defined CMOE_ISA_AVX512
+enum { TILE_ROWS = 12, TILE_VECS = 2 };
+#elif defined CMOE_ISA_AVX2
+enum { TILE_ROWS = 6, TILE_VECS = 2 };
+#else
+enum { TILE_ROWS = 4, TILE_VECS = 2 };
+#endif
+enum { TILE_COLS = TILE_VECS * VEC };
+
+/* acc += a[.][at] * b for every row of the tile; rows of `a` are a chunk apart. */
+CMOE_INLINE void p32_step(int m, const float *a, const vf b[TILE_VECS],
+                          vf acc[TILE_ROWS][TILE_VECS])
+{
+#pragma GCC unroll 12
+    for (int r = 0; r < m; r++) {
+        const vf s = v_set(a[r * CMOE_CPU_CHUNK]);
+#pragma GCC unroll 2
+        for (int v = 0; v < TILE_VECS; v++)
+            acc[r][v] = v_fma(s, b[v], acc[r][v]);
+    }
+}
+
+/* k < 16 steps of a chunk: `a` at its first k, `b` at the panel's row of it. */
+CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, int k, const float *a, const char *b,
+                           vf acc[TILE_ROWS][TILE_VECS])
+{
+    vf b0[TILE_VECS], b1[TILE_VECS];
+    if (w == CMOE_BF16) {
+        for (int i = 0; i < k; i += 2, b += 4 * CMOE_CPU_PANEL) {
+#pragma GCC unroll 2
+            for (int v = 0; v < TILE_VECS; v++)
+                v_load_bf16_pairs((const uint16_t *)(const void *)b + 2 * v * VEC, &b0[v], &b1[v]);
+            p32_step(m, a + i, b0, acc);
+            p32_step(m, a + i + 1, b1, acc);
+        }
+        return;
+    }
+    const int size = w == CMOE_F16 ? 2 : 4;
+    for (int i = 0; i < k; i++, b += size * CMOE_CPU_PANEL) {
+#pragma GCC unroll 2
+        for (int v = 0; v < TILE_VECS; v++)
+            b0[v] = v_load_as(w, b + size * v * VEC);
+        p32_step(m, a + i, b0, acc);
+    }
+}
+
+/* TILE_COLS columns of the panel, from column `col` on. m and w are constants after inlining. */
+CMOE_INLINE void p32_tile(cmoe_dtype w, int m, int64_t k, const float *a, const char *b, float *c,
+                          int64_t ldc, bool more)
+{
+    const int64_t chunk_bytes = CMOE_CPU_CHUNK * CMOE_CPU_PANEL * (w == CMOE_F32 ? 4 : 2);
+    vf acc[TILE_ROWS][TILE_VECS];
+#pragma GCC unroll 12
+    for (int r = 0; r < m; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < TILE_VECS; v++)
+            acc[r][v] = more ? v_load(c + r * ldc + v * VEC) : v_set(0);
+    for (; k >= CMOE_CPU_CHUNK; k -= CMOE_CPU_CHUNK) {
+        p32_chunk(w, m, CMOE_CPU_CHUNK, a, b, acc);
+        a += m * CMOE_CPU_CHUNK;
+        b += chunk_bytes;
+    }
+    p32_chunk(w, m, (int)k, a, b, acc);
+#pragma GCC unroll 12
+    for (int r = 0; r < m; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < TILE_VECS; v++)
+            v_store(c + r * ldc + v * VEC, acc[r][v]);
+}
+
+CMOE_INLINE void p32_rows(cmoe_dtype w, int m, int64_t k, const float *a, const void *panel,
+                          float *c, int64_t ldc, bool more)
+{
+    /* Columns are pairs of bf16, single f16 or f32. */
+    const int64_t col_bytes = w == CMOE_F16 ? 2 : 4;
+    for (int col = 0; col < CMOE_CPU_PANEL; col += TILE_COLS)
+        p32_tile(w, m, k, a, (const char *)panel + col * col_bytes, c + col, ldc, more);
+}
+
+/* One body for each number of rows, so that accumulators are registers. */
+CMOE_INLINE void p32_dispatch(cmoe_dtype w, int m, int64_t k, const float *a, const void *b,
+                              float *c, int64_t ldc, bool more)
+{
+    switch (m) {
+    case 1:
+        p32_rows(w, 1, k, a, b, c, ldc, more);
+        break;
+    case 2:
+        p32_rows(w, 2, k, a, b, c, ldc, more);
+        break;
+    case 3:
+        p32_rows(w, 3, k, a, b, c, ldc, more);
+        break;
+    case 4:
+        p32_rows(w, 4, k, a, b, c, ldc, more);
+        break;
+#if defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2
+    case 5:
+        p32_rows(w, 5, k, a, b, c, ldc, more);
+        break;
+    case 6:
+        p32_rows(w, 6, k, a, b, c, ldc, more);
+        break;
+#endif
+#if defined CMOE_ISA_AVX512
+    case 7:
+        p32_rows(w, 7, k, a, b, c, ldc, more);
+        break;
+    case 8:
+        p32_rows(w, 8, k, a, b, c, ldc, more);
+        break;
+    case 9:
+        p32_rows(w, 9, k, a, b, c, ldc, more);
+        break;
+    case 10:
+        p32_rows(w, 10, k, a, b, c, ldc, more);
+        break;
+    case 11:
+        p32_rows(w, 11, k, a, b, c, ldc, more);
+        break;
+    case 12:
+        p32_rows(w, 12, k, a, b, c, ldc, more);
+        break;
+#endif
+    }
+}
+
+static void gemm_p32(cmoe_dtype w, int m, int64_t k, const float *a, const void *panel, float *c,
+                     int64_t ldc, bool more)
+{
+    if (w == CMOE_BF16)
+        p32_dispatch(CMOE_BF16, m, k, a, panel, c, ldc, more);
+    else if (w == CMOE_F16)
+        p32_dispatch(CMOE_F16, m, k, a, panel, c, ldc, more);
+    else
+        p32_dispatch(CMOE_F32, m, k, a, panel, c, ldc, more);
+}
+
+#endif

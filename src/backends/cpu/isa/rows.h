@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: MIT
+ * Rows of f32, f16 and bf16: conversion, packing for the tiles, scaled sums. */
+#ifndef CMOE_BACKENDS_CPU_ISA_ROWS_H
+#define CMOE_BACKENDS_CPU_ISA_ROWS_H
+
+#include "backends/cpu/isa/vec.h"
+#include "backends/cpu/ops.h"
+
+/* dtype is a constant after inlining. */
+CMOE_INLINE void load_row_as(cmoe_dtype dtype, const void *src, int64_t n, float *dst)
+{
+    const int size = dtype == CMOE_F32 ? 4 : 2;
+    const char *s = src;
+    int64_t i = 0;
+    for (; i + VEC <= n; i += VEC)
+        v_store(dst + i, v_load_as(dtype, s + i * size));
+    if (i < n) {
+        float tail[VEC] = {0}, out[VEC];
+        memcpy(tail, s + i * size, (size_t)(n - i) * (size_t)size);
+        v_store(out, v_load_as(dtype, tail));
+        memcpy(dst + i, out, (size_t)(n - i) * sizeof *out);
+    }
+}
+
+static void load_row(cmoe_dtype dtype, const void *src, int64_t n, float *dst)
+{
+    if (dtype == CMOE_BF16)
+        load_row_as(CMOE_BF16, src, n, dst);
+    else if (dtype == CMOE_F16)
+        load_row_as(CMOE_F16, src, n, dst);
+    else
+        load_row_as(CMOE_F32, src, n, dst);
+}
+
+CMOE_INLINE void store_row_as(cmoe_dtype dtype, void *dst, int64_t n, const float *src)
+{
+    const int size = dtype == CMOE_F32 ? 4 : 2;
+    char *d = dst;
+    int64_t i = 0;
+    for (; i + VEC <= n; i += VEC)
+        v_store_as(dtype, d + i * size, v_load(src + i));
+    if (i < n) {
+        float tail[VEC] = {0}, out[VEC];
+        memcpy(tail, src + i, (size_t)(n - i) * sizeof *tail);
+        v_store_as(dtype, out, v_load(tail));
+        memcpy(d + i * size, out, (size_t)(n - i) * (size_t)size);
+    }
+}
+
+static void store_row(cmoe_dtype dtype, void *dst, int64_t n, const float *src)
+{
+    if (dtype == CMOE_BF16)
+        store_row_as(CMOE_BF16, dst, n, src);
+    else if (dtype == CMOE_F16)
+        store_row_as(CMOE_F16, dst, n, src);
+    else
+        store_row_as(CMOE_F32, dst, n, src);
+}
+
+static void pack_rows(cmoe_dtype dtype, const void *const *rows, int m, int64_t k, float *a)
+{
+    const int size = dtype == CMOE_F32 ? 4 : 2;
+    for (int64_t at = 0; at < k; at += CMOE_CPU_CHUNK) {
+        const int64_t n = k - at < CMOE_CPU_CHUNK ? k - at : CMOE_CPU_CHUNK;
+        for (int r = 0; r < m; r++, a += CMOE_CPU_CHUNK) {
+            if (n < CMOE_CPU_CHUNK) memset(a, 0, CMOE_CPU_CHUNK * sizeof *a);
+            load_row(dtype, (const char *)rows[r] + at * size, n, a);
+        }
+    }
+}
+
+static void axpy(int64_t n, float r, const float *z, float *sum)
+{
+    int64_t i = 0;
+    for (; i + VEC <= n; i += VEC)
+        v_store(sum + i, v_fma(v_set(r), v_load(z + i), v_load(sum + i)));
+    if (i < n) {
+        float a[VEC] = {0}, b[VEC] = {0};
+        memcpy(a, z + i, (size_t)(n - i) * sizeof *a);
+        memcpy(b, sum + i, (size_t)(n - i) * sizeof *b);
+        v_store(b, v_fma(v_set(r), v_load(a), v_load(b)));
+        memcpy(sum + i, b, (size_t)(n - i) * sizeof *b);
+    }
+}
+
+static void scale(int64_t n, float r, float *v)
+{
+    for (int64_t i = 0; i < n; i++)
+        v[i] *= r;
+}
+
+#endif
