@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT
+ * COMBINE: y of a token is the weighted sum of its slots' z in f32, in slot order, rounded once. An
+ * item is a piece of the columns of some tokens. */
+#include "backends/cpu/run.h"
+
+#include "core/size.h"
+#include <string.h>
+
+/* Columns of an item: 4 KiB of sums. Tokens of an item once there are many. */
+enum { PIECE = 1024, MANY_TOKENS = 64, ITEM_TOKENS = 8 };
+
+/* Rows of y that are made: tokens, or slots when nothing is summed. */
+static int64_t y_rows(const struct cmoe_exec *x)
+{
+    if (x->shape->batched) return (int64_t)x->shape->local * x->p->capacity;
+    return x->p->flags & CMOE_NO_REDUCE ? (int64_t)x->tokens * x->shape->slots : x->tokens;
+}
+
+static int64_t item_rows(const struct cmoe_exec *x)
+{
+    return y_rows(x) >= MANY_TOKENS ? ITEM_TOKENS : 1;
+}
+
+static int begin(struct cmoe_cpu_run *run)
+{
+    const struct cmoe_exec *const x = &run->x;
+    const int64_t pieces = cmoe__ceil_div(x->shape->H, PIECE);
+    return (int)(cmoe__ceil_div(y_rows(x), item_rows(x)) * pieces);
+}
+
+/* Address of a row of y, NULL for a batched row that is not valid. */
+static char *y_row(const struct cmoe_exec *x, int64_t row)
+{
+    char *const y = x->y;
+    if (x->shape->batched) {
+        const int64_t expert = row / x->p->capacity, at = row % x->p->capacity;
+        return at < x->t->expert_offsets[expert] ? y + row * x->y_stride : NULL;
+    }
+    if (!(x->p->flags & CMOE_NO_REDUCE)) return y + row * x->y_stride;
+    const int64_t slot_bytes = x->shape->H * cmoe_dtype_bits((cmoe_dtype)x->p->y) / 8;
+    return y + row / x->shape->slots * x->y_stride + row % x->shape->slots * slot_bytes;
+}
+
+/* sum[n] += weight * z of one slot row, when a local expert computed it. */
+static void add_slot(const struct cmoe_cpu_run *run, int64_t row, int64_t col, int64_t n,
+                     float *sum)
+{
+    const struct cmoe_exec *const x = &run->x;
+    const bool weighted = x->p->weight_on == CMOE_WEIGHT_ON_OUTPUT;
+    if (!x->shape->batched && cmoe__exec_local(x, x->ids[row]) < 0) return;
+    run->ops->axpy(n, weighted ? cmoe__exec_weight(x, row) : 1.0f, x->z + row * x->shape->H + col,
+                   sum);
+}
+
+/* Columns [col, col + n) of one row of y. */
+static void one_row(const struct cmoe_cpu_run *run, int64_t row, int64_t col, int64_t n)
+{
+    const struct cmoe_exec *const x = &run->x;
+    const struct cmoe_shape *const s = x->shape;
+    const cmoe_dtype dtype = (cmoe_dtype)x->p->y;
+    char *const y = y_row(x, row);
+    if (!y) return;
+    char *const at = y + col * cmoe_dtype_bits(dtype) / 8;
+    const bool one_slot = s->batched || (x->p->flags & CMOE_NO_REDUCE);
+    const int64_t used = cmoe__max64(0, cmoe__min64(n, s->h_used - col));
+    float sum[PIECE] = {0};
+    if (one_slot) {
+        add_slot(run, row, col, used, sum);
+    } else {
+        for (int32_t i = 0; i < s->slots; i++)
+            add_slot(run, row * s->slots + i, col, used, sum);
+        if (x->p->accumulate != 0) {
+            float old[PIECE];
+            run->ops->load_row(dtype, at, n, old);
+            run->ops->axpy(n, x->p->accumulate, old, sum);
+        }
+    }
+    run->ops->store_row(dtype, at, n, sum);
+}
+
+static void item(struct cmoe_cpu_run *run, int i, int worker)
+{
+    const struct cmoe_exec *const x = &run->x;
+    const int64_t pieces = cmoe__ceil_div(x->shape->H, PIECE);
+    const int64_t rows = item_rows(x), first = i / pieces * rows;
+    const int64_t end = cmoe__min64(first + rows, y_rows(x));
+    const int64_t col = i % pieces * PIECE;
+    (void)worker;
+    for (int64_t row = first; row < end; row++)
+        one_row(run, row, col, cmoe__min64(PIECE, x->shape->H - col));
+}
+
+const struct cmoe_cpu_loop cmoe__cpu_loop_combine = {.begin = begin, .item = item};

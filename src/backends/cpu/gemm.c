@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: MIT
+ * GEMM1 and GEMM2. An item is a block of an expert's rows times a run of columns: its rows are
+ * converted to f32 once, then every panel (or group of weight rows) of the run passes over them.
+ *
+ * Items are numbered expert by expert, runs outside, row blocks inside, so that neighbours read the
+ * same weights. */
+#include "backends/cpu/run.h"
+
+#include "core/size.h"
+#include "core/weights.h"
+#include <assert.h>
+
+void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int matrix, bool p32,
+                         struct cmoe_cpu_gemm *out)
+{
+    const bool first = matrix == 1;
+    struct cmoe_cpu_gemm g = {
+        .matrix = matrix,
+        .p32 = p32,
+        .a_dtype = (cmoe_dtype)(first ? p->x.dtype : p->mid.dtype),
+        .w_dtype = (cmoe_dtype)p->w.dtype,
+        .k = first ? s->h_used : s->i_used,
+        .n = first ? s->rows1 : s->h_used,
+        .n_stride = first ? s->rows1 : s->H,
+        .row_block = p32 ? CMOE_CPU_ROW_BLOCK : CMOE_CPU_DOT_BLOCK,
+    };
+    g.cols = g.n;
+    if (p32 && first) g.cols = cmoe__cpu_p32_panels(p, 1) * CMOE_CPU_PANEL;
+    if (p32 && !first) g.cols = cmoe__round_up(g.n, CMOE_CPU_PANEL);
+    const int64_t panel_bytes = g.k * CMOE_CPU_PANEL * (g.w_dtype == CMOE_F32 ? 4 : 2);
+    const int64_t fit = CMOE_CPU_RUN_BYTES / cmoe__max64(1, panel_bytes);
+    g.run = CMOE_CPU_PANEL * cmoe__max64(1, cmoe__min64(fit, CMOE_CPU_RUN_COLS / CMOE_CPU_PANEL));
+    g.runs = (int)cmoe__ceil_div(g.cols, g.run);
+    *out = g;
+}
+
+/* A worker holds the rows of an item in f32, its results, and (canonical) weight rows that are not
+ * contiguous. */
+static int64_t block_k(const struct cmoe_cpu_gemm *g)
+{
+    return cmoe__round_up(g->p32 ? cmoe__min64(g->k, CMOE_CPU_K_BLOCK) : g->k, CMOE_CPU_CHUNK);
+}
+
+enum { GATHER_COLS = 8 }; /* at least dot_cols of every instruction set */
+
+size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g)
+{
+    const size_t k = (size_t)block_k(g);
+    const size_t gathered = g->p32 ? 0 : GATHER_COLS * k;
+    return ((size_t)g->row_block * (k + (size_t)g->run) + gathered) * sizeof(float);
+}
+
+struct item {
+    const struct cmoe_cpu_run *run;
+    const struct cmoe_cpu_gemm *g;
+    int expert;
+    const int32_t *rows; /* slot rows of the block */
+    int m;
+    int64_t col, cols; /* columns [col, col + cols) */
+    float *a, *c, *gathered;
+};
+
+/* Rows are cut into tiles of nearly equal size, at most `tile`: 17 is 9 + 8, not 12 + 5. */
+static int next_tile(int left, int tile)
+{
+    const int tiles = (left + tile - 1) / tile;
+    return (left + tiles - 1) / tiles;
+}
+
+static const void *a_row(const struct item *it, int r)
+{
+    const struct cmoe_exec *const x = &it->run->x;
+    const int64_t row = it->rows[r];
+    if (it->g->matrix == 1) return (const char *)x->xq + cmoe__exec_x_row(x, row) * x->xq_stride;
+    return (const char *)x->hq + row * x->shape->I * (it->g->a_dtype == CMOE_F32 ? 4 : 2);
+}
+
+/* Pack k's [first, first + k) of all rows, tile by tile. */
+static void pack_block(const struct item *it, int tile, int64_t first, int64_t k)
+{
+    const int64_t size = it->g->a_dtype == CMOE_F32 ? 4 : 2;
+    const int64_t k_padded = cmoe__round_up(k, CMOE_CPU_CHUNK);
+    const void *rows[CMOE_CPU_ROW_BLOCK];
+    for (int r = 0, m; r < it->m; r += m) {
+        m = next_tile(it->m - r, tile);
+        for (int i = 0; i < m; i++)
+            rows[i] = (const char *)a_row(it, r + i) + first * size;
+        it->run->ops->pack_rows(it->g->a_dtype, rows, m, k, it->a + r * k_padded);
+    }
+}
+
+static void multiply_p32(const struct item *it)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const struct cmoe_cpu_ops *const ops = it->run->ops;
+    const cmoe_problem *const p = it->run->x.p;
+    const int64_t panel_bytes = (int64_t)cmoe__cpu_p32_panel(p, g->matrix);
+    const int64_t k_bytes = CMOE_CPU_PANEL * (g->w_dtype == CMOE_F32 ? 4 : 2);
+    const char *const slab = cmoe__weights_slab(it->run->x.w, g->matrix, it->expert);
+    const char *const panels = slab + it->col / CMOE_CPU_PANEL * panel_bytes;
+    for (int64_t first = 0; first < g->k; first += CMOE_CPU_K_BLOCK) {
+        const int64_t k = cmoe__min64(CMOE_CPU_K_BLOCK, g->k - first);
+        const int64_t k_padded = cmoe__round_up(k, CMOE_CPU_CHUNK);
+        pack_block(it, ops->tile_rows, first, k);
+        for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
+            const char *const b = panels + j / CMOE_CPU_PANEL * panel_bytes + first * k_bytes;
+            for (int r = 0, m; r < it->m; r += m) {
+                m = next_tile(it->m - r, ops->tile_rows);
+                ops->gemm_p32(g->w_dtype, m, k, it->a + r * k_padded, b, it->c + r * g->run + j,
+                              g->run, first > 0);
+            }
+        }
+    }
+}
+
+/* Pointers to n weight rows from column j on, and the type they are in; rows whose columns are
+ * strided are copied out as f32. */
+static cmoe_dtype weight_rows(const struct item *it, int64_t j, int n, const void **rows)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    struct cmoe_row row;
+    bool strided = false;
+    for (int i = 0; i < n; i++) {
+        cmoe__weights_row(it->run->x.w, g->matrix, it->expert, j + i, &row);
+        rows[i] = row.codes;
+        strided = strided || row.col_stride != 0;
+    }
+    if (!strided) return g->w_dtype;
+    for (int i = 0; i < n; i++) {
+        float *const copy = it->gathered + i * block_k(g);
+        cmoe__weights_row(it->run->x.w, g->matrix, it->expert, j + i, &row);
+        cmoe__row_decode_f32(it->run->x.p->w, &row, g->k, copy);
+        rows[i] = copy;
+    }
+    return CMOE_F32;
+}
+
+static void multiply_rows(const struct item *it)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const struct cmoe_cpu_ops *const ops = it->run->ops;
+    const int64_t k_padded = block_k(g);
+    pack_block(it, ops->dot_rows, 0, g->k);
+    for (int64_t j = 0; j < it->cols; j += ops->dot_cols) {
+        const void *rows[GATHER_COLS];
+        const int n = (int)cmoe__min64(ops->dot_cols, it->cols - j);
+        const cmoe_dtype dtype = weight_rows(it, it->col + j, n, rows);
+        for (int r = 0, m; r < it->m; r += m) {
+            m = next_tile(it->m - r, ops->dot_rows);
+            ops->gemm_rows(dtype, m, n, g->k, it->a + r * k_padded, rows, it->c + r * g->run + j,
+                           g->run);
+        }
+    }
+}
+
+/* n results of every row to logical columns [to, to + n) of the output: times the routing weight
+ * where it belongs here, plus bias. */
+static void store_columns(const struct item *it, int64_t from, int64_t to, int64_t n)
+{
+    const struct cmoe_exec *const x = &it->run->x;
+    const bool first = it->g->matrix == 1;
+    const bool biased = (x->p->flags & (first ? CMOE_BIAS1 : CMOE_BIAS2)) != 0;
+    const bool weighted = first && x->p->weight_on == CMOE_WEIGHT_ON_GEMM1;
+    float bias[CMOE_CPU_PANEL];
+    for (int64_t j = 0; j < n && biased; j++)
+        bias[j] = cmoe__weights_bias(x->w, it->g->matrix, it->expert, to + j);
+    for (int r = 0; r < it->m; r++) {
+        const int64_t row = it->rows[r];
+        float *const out = (first ? x->gu : x->z) + row * it->g->n_stride + to;
+        const float *const c = it->c + r * it->g->run + from;
+        const float weight = weighted ? cmoe__exec_weight(x, row) : 1.0f;
+        for (int64_t j = 0; j < n; j++) {
+            const float v = weighted ? c[j] * weight : c[j];
+            out[j] = biased ? v + bias[j] : v;
+        }
+    }
+}
+
+static void store_results(const struct item *it)
+{
+    const cmoe_problem *const p = it->run->x.p;
+    const bool paired = it->g->p32 && it->g->matrix == 1 && p->gate != CMOE_GATE_NONE;
+    const int64_t step = paired ? CMOE_CPU_PANEL / 2 : CMOE_CPU_PANEL;
+    for (int64_t j = 0; j < it->cols; j += step) {
+        const int64_t at = it->col + j;
+        if (!paired) {
+            store_columns(it, j, at, cmoe__min64(step, it->g->n - at));
+            continue;
+        }
+        /* Half a panel: gate or up rows, `inter` of each. */
+        const int64_t panel = at / CMOE_CPU_PANEL;
+        const bool up = at % CMOE_CPU_PANEL != 0;
+        const int64_t n = cmoe__min64(step, p->inter - panel * step);
+        store_columns(it, j, panel * step + (up ? p->inter : 0), n);
+    }
+}
+
+static int64_t items_of(const struct cmoe_cpu_gemm *g, const struct cmoe_exec *x, int32_t expert)
+{
+    const int64_t rows = x->offsets[expert + 1] - x->offsets[expert];
+    return cmoe__ceil_div(rows, g->row_block) * g->runs;
+}
+
+static int begin(struct cmoe_cpu_run *run, struct cmoe_cpu_gemm *g)
+{
+    const int32_t local = run->x.shape->local;
+    int64_t next = 0;
+    for (int32_t e = 0; e < local; e++) {
+        g->item_of[e] = (int32_t)next;
+        next += items_of(g, &run->x, e);
+    }
+    g->item_of[local] = (int32_t)next;
+    assert(next <= INT32_MAX); /* more would be results of terabytes */
+    return (int)next;
+}
+
+static int32_t expert_of(const struct cmoe_cpu_gemm *g, int32_t local, int item)
+{
+    int32_t low = 0, high = local - 1; /* last expert whose first item is not after `item` */
+    while (low < high) {
+        const int32_t middle = low + (high - low + 1) / 2;
+        if (g->item_of[middle] <= item)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return low;
+}
+
+static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int item, int worker)
+{
+    const struct cmoe_exec *const x = &run->x;
+    const int32_t e = expert_of(g, x->shape->local, item);
+    const int32_t first = x->offsets[e], rows = x->offsets[e + 1] - first;
+    const int blocks = (int)cmoe__ceil_div(rows, g->row_block);
+    const int local = item - g->item_of[e];
+    const int block = local % blocks;
+    const int64_t col = local / blocks * g->run;
+    float *const scratch = cmoe__cpu_worker(run, worker);
+    const int64_t k = block_k(g);
+    const struct item it = {
+        .run = run,
+        .g = g,
+        .expert = e,
+        .rows = x->rows + first + (int64_t)block * g->row_block,
+        .m = (int)cmoe__min64(g->row_block, rows - (int64_t)block * g->row_block),
+        .col = col,
+        .cols = cmoe__min64(g->run, g->cols - col),
+        .a = scratch,
+        .c = scratch + g->row_block * k,
+        .gathered = scratch + g->row_block * (k + g->run),
+    };
+    if (g->p32)
+        multiply_p32(&it);
+    else
+        multiply_rows(&it);
+    store_results(&it);
+}
+
+static int begin1(struct cmoe_cpu_run *run)
+{
+    return begin(run, &run->gemm[0]);
+}
+
+static void item1(struct cmoe_cpu_run *run, int item, int worker)
+{
+    do_item(run, &run->gemm[0], item, worker);
+}
+
+static int begin2(struct cmoe_cpu_run *run)
+{
+    return begin(run, &run->gemm[1]);
+}
+
+static void item2(struct cmoe_cpu_run *run, int item, int worker)
+{
+    do_item(run, &run->gemm[1], item, worker);
+}
+
+const struct cmoe_cpu_loop cmoe__cpu_loop_gemm1 = {.begin = begin1, .item = item1};
+const struct cmoe_cpu_loop cmoe__cpu_loop_gemm2 = {.begin = begin2, .item = item2};

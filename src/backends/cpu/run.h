@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT
+ * How every row of this backend runs: its stages become a list of loops.
+ *
+ * A loop is a count of items that follows from the problem and the routing, and a body for one
+ * item. A row of one stage runs each loop with cmoe__parallel; a row of several stages forks once
+ * and its workers walk the list together, with a barrier between loops. Either way an item's result
+ * does not depend on who runs it. */
+#ifndef CMOE_BACKENDS_CPU_RUN_H
+#define CMOE_BACKENDS_CPU_RUN_H
+
+#include "backends/cpu/ops.h"
+#include "plan/kernel.h"
+
+enum {
+    CMOE_CPU_LOOPS = 10,     /* most loops of a row */
+    CMOE_CPU_ROW_BLOCK = 48, /* rows of one expert that share a pass over weights: 4 x 12, 8 x 6 */
+    CMOE_CPU_K_BLOCK = 2048, /* k's packed at a time for p32 panels; even, whole chunks */
+    CMOE_CPU_RUN_BYTES = 1 << 20, /* weights an item reads, about: half of a core's L2 and more */
+    CMOE_CPU_RUN_COLS = 512,      /* most columns of an item */
+    CMOE_CPU_DOT_BLOCK = 16,      /* rows that share a pass over canonical weights */
+    CMOE_CPU_SMALL_TOKENS = 16,   /* most tokens of a whole-layer row */
+};
+
+/* One GEMM of a run: geometry and how it is cut into items. */
+struct cmoe_cpu_gemm {
+    int matrix; /* 1 or 2 */
+    bool p32;
+    cmoe_dtype a_dtype, w_dtype;
+    int64_t k;        /* inputs that count */
+    int64_t n;        /* outputs that count */
+    int64_t n_stride; /* of the result's rows */
+    int64_t cols;     /* outputs as they are cut: n, or 32 a panel */
+    int64_t run;      /* columns of an item, a multiple of 32 */
+    int runs;         /* items of one row block */
+    int row_block;    /* rows of an item */
+    int32_t *item_of; /* [local + 1] first item of each expert */
+};
+
+struct cmoe_cpu_run {
+    struct cmoe_exec x; /* as given, with this row's own buffers where stages meet inside it */
+    const struct cmoe_cpu_ops *ops;
+    struct cmoe_cpu_act act;
+    struct cmoe_cpu_gemm gemm[2];
+    float *logits;   /* [T, columns]: ROUTE from x */
+    int logit_cols;  /* experts, and shared ones with their own logit */
+    int32_t *counts; /* [sort_chunks][local]: SORT */
+    int sort_chunks;
+    char *worker_scratch; /* [workers][worker_bytes] */
+    size_t worker_bytes;
+    int n_items; /* of the loop that is running */
+};
+
+struct cmoe_cpu_loop {
+    int (*begin)(struct cmoe_cpu_run *run); /* once, alone: the number of items */
+    void (*item)(struct cmoe_cpu_run *run, int item, int worker);
+};
+
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_logits; /* ROUTE: logits from x */
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_select; /* ROUTE: ids and weights */
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_count;  /* SORT: histograms */
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_place;  /* SORT: rows and offsets */
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_gemm1;
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_act;
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_gemm2;
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_combine;
+
+/* Bytes of scratch of a row's loops for `tokens` tokens and `workers` workers; with `run`, also
+ * fills in the run's geometry and its pointers into `base`. */
+size_t cmoe__cpu_lay_out(const struct cmoe_kernel *k, const cmoe_problem *p,
+                         const struct cmoe_shape *s, int64_t tokens, int workers,
+                         struct cmoe_cpu_run *run, char *base);
+
+/* Whether the row's GEMMs read p32 weights; else canonical ones. */
+bool cmoe__cpu_reads_p32(const struct cmoe_kernel *k);
+
+/* cmoe_family.run of every row. */
+cmoe_status cmoe__cpu_run(const struct cmoe_step *step, const struct cmoe_exec *x);
+
+/* Scratch of one worker. */
+static inline void *cmoe__cpu_worker(const struct cmoe_cpu_run *run, int worker)
+{
+    return run->worker_scratch + (size_t)worker * run->worker_bytes;
+}
+
+/* Bytes that one worker of a stage needs. */
+size_t cmoe__cpu_route_worker(const cmoe_problem *p, const struct cmoe_shape *s);
+size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g);
+
+/* Geometry of a GEMM: everything but item_of. */
+void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int matrix, bool p32,
+                         struct cmoe_cpu_gemm *out);
+/* Chunks that SORT counts in parallel: by the number of slots alone. */
+int cmoe__cpu_sort_chunks(int64_t slots);
+
+/* Whether a type is one of the three that the loops read and write. */
+bool cmoe__cpu_is_float(int dtype);
+
+/* p32: see pack.c. Bytes of a panel and of an expert. */
+size_t cmoe__cpu_p32_panel(const cmoe_problem *p, int matrix);
+int64_t cmoe__cpu_p32_panels(const cmoe_problem *p, int matrix);
+/* Logical row of the matrix in column j of a panel, or -1: padding. */
+int64_t cmoe__cpu_p32_row(const cmoe_problem *p, int matrix, int64_t panel, int j);
+extern const struct cmoe_packing_format cmoe__cpu_p32;
+
+#endif
