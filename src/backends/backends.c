@@ -5,6 +5,7 @@
 #include <string.h>
 
 const struct cmoe_backend *const cmoe__backends[] = {
+    &cmoe__backend_cpu,
     &cmoe__backend_ref,
     NULL,
 };

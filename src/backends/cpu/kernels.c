@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: MIT
+ * The rows, what they take, and what they cost. All of them run the same way (run.c), so there is
+ * one family; a row takes what each of its stages takes. */
+#include "backends/cpu/kernels.h"
+
+#include "backends/cpu/run.h"
+#include "core/size.h"
+
+/* --- what a row takes ----------------------------------------------------------------------- */
+
+static bool float_operand(cmoe_format f, const char *name, struct cmoe_why *why)
+{
+    if (f.scaling == CMOE_SCALE_NONE && cmoe__cpu_is_float(f.dtype)) return true;
+    return cmoe__refuse(why, "%s=%s is quantised; the row takes f32, f16 and bf16", name,
+                        cmoe_dtype_name((cmoe_dtype)f.dtype));
+}
+
+static bool takes_stage(const struct cmoe_query *q, int stage, struct cmoe_why *why)
+{
+    const cmoe_problem *const p = q->p;
+    switch ((cmoe_stage)stage) {
+    case CMOE_STAGE_ROUTE:
+        if ((p->flags & CMOE_ROUTE_FROM_X) && (p->flags & CMOE_X_QUANTIZED) &&
+            p->x.scaling != CMOE_SCALE_NONE)
+            return cmoe__refuse(why, "rx with xq: the router's input is quantised");
+        return true;
+    case CMOE_STAGE_GEMM1:
+        return float_operand(p->x, "x", why) && float_operand(p->w, "w", why);
+    case CMOE_STAGE_GEMM2:
+        return float_operand(p->mid, "mid", why) && float_operand(p->w, "w", why);
+    case CMOE_STAGE_QUANT:
+        if (q->shape->quant) return cmoe__refuse(why, "x is changed before the sort");
+        return true;
+    case CMOE_STAGE_REQUANT:
+        if (q->shape->requant) return cmoe__refuse(why, "the intermediate is quantised");
+        return true;
+    case CMOE_STAGE_SORT:
+    case CMOE_STAGE_ACT:
+    case CMOE_STAGE_COMBINE:
+    case CMOE_STAGE_COUNT:
+        break;
+    }
+    return true;
+}
+
+static bool supports(const struct cmoe_kernel *k, const struct cmoe_query *q, struct cmoe_edge in,
+                     struct cmoe_edge *out, struct cmoe_why *why)
+{
+    if (in.layout != cmoe__usual_edge(q->p, k->first).layout)
+        return cmoe__refuse(why, "starts from another data layout");
+    if (k->last > k->first && q->shape->batched)
+        return cmoe__refuse(why, "a row of several stages does not take batched rows");
+    if (k->last > k->first && q->tokens > CMOE_CPU_SMALL_TOKENS)
+        return cmoe__refuse(why, "tokens=%d is more than %d", q->tokens, CMOE_CPU_SMALL_TOKENS);
+    for (int stage = k->first; stage <= k->last; stage++)
+        if (!takes_stage(q, stage, why)) return false;
+    *out = cmoe__usual_edge(q->p, k->last + 1);
+    return true;
+}
+
+/* --- what it costs -------------------------------------------------------------------------- */
+
+/* Of one core with each instruction set: flops a cycle, and weights it can stream, GB/s. */
+static const struct speed {
+    double flops, gbps;
+} speeds[CMOE_ISA_LEVELS] = {
+    [CMOE_ISA_LEVEL_GENERIC] = {4, 6},
+    [CMOE_ISA_LEVEL_AVX2] = {32, 18},
+    [CMOE_ISA_LEVEL_AVX512] = {64, 30},
+};
+
+/* Waking the workers, a barrier between loops, and running a loop that has one item: us. */
+static const double fork_us = 6, barrier_us = 0.5, loop_us = 0.3;
+
+static double larger(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+/* Roofline of one stage: arithmetic at the share of the peak that its loop reaches, or memory. */
+static double stage_us(const struct cmoe_kernel *k, const struct cmoe_query *q, int stage)
+{
+    const struct cmoe_props *const props = q->props;
+    const struct speed own = speeds[k->target], top = speeds[props->isa];
+    const double flops = cmoe__stage_flops(q->p, stage, q->tokens);
+    const double bytes = cmoe__stage_bytes(q->p, stage, q->tokens);
+    const double peak = props->gflops * own.flops / top.flops * 1e3; /* flops a us */
+    const double limit = own.gbps * props->threads;
+    const double gbps = props->gbps < limit ? props->gbps : limit;
+    const double threads = props->threads;
+    double share = 0.1; /* of the peak: everything that is not a GEMM */
+    if (stage == CMOE_STAGE_GEMM1 || stage == CMOE_STAGE_GEMM2)
+        share = cmoe__cpu_reads_p32(k) ? 0.75 : 0.4;
+    if (stage == CMOE_STAGE_ROUTE && !(q->p->flags & CMOE_ROUTE_FROM_X))
+        return flops * 0.5e-3 / threads; /* the C library's functions: 10 ns an expert */
+    if (stage == CMOE_STAGE_SORT) return flops * 0.25e-3;
+    return larger(flops / (peak * share), bytes / (gbps * 1e3));
+}
+
+static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    const bool parallel = q->props->threads > 1;
+    const bool small = q->tokens <= CMOE_CPU_SMALL_TOKENS; /* one item: nobody is woken */
+    double sum = 0;
+    for (int stage = k->first; stage <= k->last; stage++) {
+        const bool serial = stage == CMOE_STAGE_SORT || (stage == CMOE_STAGE_ROUTE && small);
+        if (k->last > k->first)
+            sum += parallel ? 2 * barrier_us : 0;
+        else
+            sum += parallel && !serial ? fork_us : 0;
+        sum += loop_us + stage_us(k, q, stage);
+    }
+    if (k->last > k->first && parallel) sum += fork_us;
+    return sum * (1 + 0.02 * (CMOE_ISA_LEVEL_AVX512 - k->target));
+}
+
+static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    struct cmoe_cpu_run run = {.n_items = 0};
+    return cmoe__cpu_lay_out(k, q->p, q->shape, q->tokens, q->props->threads, &run, NULL);
+}
+
+/* --- the table ------------------------------------------------------------------------------ */
+
+static const struct cmoe_family family = {
+    .supports = supports, .cost_us = cost_us, .scratch = scratch, .run = cmoe__cpu_run};
+
+/* clang-format off */
+const struct cmoe_kernel cmoe__cpu_kernels[CMOE_CPU_KERNELS] = {
+#define KERNEL(row, a, b, isa, prio, f1, f2)                                                       \
+    [CMOE_CPU_ROW_##row] = {                                                                       \
+        .name = #row,                                                                              \
+        .first = CMOE_STAGE_##a,                                                                   \
+        .last = CMOE_STAGE_##b,                                                                    \
+        .target = CMOE_ISA_LEVEL_##isa,                                                            \
+        .priority = (prio),                                                                        \
+        .format1 = f1,                                                                             \
+        .format2 = f2,                                                                             \
+        .family = &family,                                                                         \
+    },
+#include "backends/cpu/kernels.def"
+#undef KERNEL
+};
+/* clang-format on */
