@@ -36,7 +36,8 @@ cmoe_status cmoe_observe(cmoe_device *dev, const cmoe_problem *p, const cmoe_wei
             CMOE_ERR_UNSUPPORTED,
             "cmoe_observe: the problem must start at ROUTE, QUANT or SORT and reach ACT");
     cmoe_problem plain = *p;
-    plain.x = plain.mid = (cmoe_format){.dtype = CMOE_F32};
+    plain.x = (cmoe_format){.dtype = p->in};
+    plain.mid = (cmoe_format){.dtype = CMOE_F32};
     plain.last = CMOE_STAGE_ACT;
     plain.first = p->first == CMOE_STAGE_SORT ? CMOE_STAGE_QUANT : p->first;
     plain.accumulate = 0;
