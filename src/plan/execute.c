@@ -38,7 +38,8 @@ static void lay_out_x(struct cmoe_exec *x, const struct cmoe_path *path, void *w
     if (x->shape->quant) {
         x->xq = grant(path, CMOE_REGION_XQ, workspace, t->xq);
         x->xq_stride = (int64_t)cmoe__row_code_bytes(p->x, p->hidden);
-        x->xs = grant(path, CMOE_REGION_XS, workspace, p->x.fixed ? t->x_scale : t->xq_scale);
+        const bool given = p->x.fixed && p->x.scaling == CMOE_SCALE_TENSOR;
+        x->xs = grant(path, CMOE_REGION_XS, workspace, given ? t->x_scale : t->xq_scale);
         x->xg = grant(path, CMOE_REGION_XG, workspace, NULL);
     } else {
         x->xq = (void *)(uintptr_t)t->x;
@@ -70,8 +71,8 @@ static void lay_out(struct cmoe_exec *x, const struct cmoe_path *path, void *wor
     x->h = grant(path, CMOE_REGION_H, workspace, mid_given ? t->mid : NULL);
     if (x->shape->requant) {
         x->hq = grant(path, CMOE_REGION_HQ, workspace, t->mid_q);
-        x->hs =
-            grant(path, CMOE_REGION_HS, workspace, p->mid.fixed ? t->mid_scale : t->mid_q_scale);
+        const bool given = p->mid.fixed && p->mid.scaling == CMOE_SCALE_TENSOR;
+        x->hs = grant(path, CMOE_REGION_HS, workspace, given ? t->mid_scale : t->mid_q_scale);
         x->hg = grant(path, CMOE_REGION_HG, workspace, NULL);
     } else {
         x->hq = x->h;
@@ -164,9 +165,10 @@ static cmoe_tensors shifted(const struct cmoe_plan *plan, const cmoe_tensors *t,
     SHIFT(topk_ids64, 8 * slots);
     SHIFT(x, cmoe__tensors_x_stride(p, &plan->shape, t) * x_rows);
     SHIFT(y, cmoe__tensors_y_stride(p, &plan->shape, t));
-    if (plan->shape.x_given && !p->x.fixed) {
+    /* 0 bytes a row where one scale, or one NV global, holds for all rows. */
+    if (plan->shape.x_given) {
         SHIFT(x_scale, (int64_t)cmoe__row_scale_bytes(p->x, p->hidden) * x_rows);
-        SHIFT(x_global, 4 * x_rows);
+        if (!p->x.fixed) SHIFT(x_global, 4 * x_rows);
     }
 #undef SHIFT
     return out;

@@ -107,8 +107,8 @@ int cmoe_plan_explain(const cmoe_plan *plan, int tokens, char *buf, size_t len)
     if (len > 0) buf[0] = 0;
     cmoe_problem_print(&plan->p, problem, sizeof problem);
     say(&t, "problem: %s\n", problem);
-    say(&t, "device: %s (%s, %d threads)\n", plan->dev->backend->name, plan->props.name,
-        plan->props.threads);
+    say(&t, "device: %s-%s-%dt (%s)\n", plan->dev->backend->name, cmoe__isa_name(plan->props.isa),
+        plan->props.threads, plan->props.name);
     say(&t, "weights: matrix 1 %s, matrix 2 %s\n", cmoe_plan_weight_format(plan, 1),
         cmoe_plan_weight_format(plan, 2));
     if (plan->chunk < plan->p.max_tokens)

@@ -5,6 +5,7 @@
  * the one after their last; rows that cover no stage convert one layout into another on the same
  * boundary. Boundaries are visited in order, so one sweep of relaxations is enough. */
 #include "plan/plan.h"
+#include "plan/tuned.h"
 #include <fnmatch.h>
 #include <math.h>
 #include <stdarg.h>
@@ -210,8 +211,12 @@ static void relax_rows(struct search *s, int at, bool stay)
             const struct node *n = &s->node[at][layout];
             struct cmoe_edge out;
             if (isinf(n->cost) || !cmoe__kernel_usable(k, &s->q, n->edge, &out, NULL)) continue;
-            const struct cmoe_step step = {
-                .kernel = k, .cost_us = k->family->cost_us(k, &s->q), .in = n->edge, .out = out};
+            const double measured = cmoe__tuned_us(s->plan, i, cmoe__plan_bucket(s->q.tokens));
+            const struct cmoe_step step = {.kernel = k,
+                                           .cost_us = measured > 0 ? measured
+                                                                   : k->family->cost_us(k, &s->q),
+                                           .in = n->edge,
+                                           .out = out};
             relax(s, at, layout, k->last + 1, out, &step);
         }
     }

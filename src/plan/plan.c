@@ -4,6 +4,7 @@
 
 #include "core/fail.h"
 #include "plan/formats.h"
+#include "plan/tuned.h"
 #include "stages/tensors.h"
 #include <math.h>
 #include <stdio.h>
@@ -185,6 +186,7 @@ void cmoe_plan_destroy(cmoe_plan *plan)
 {
     if (!plan) return;
     cmoe__free(plan->ctx, plan->path);
+    cmoe__free(plan->ctx, plan->tuned);
     cmoe__free(plan->ctx, plan->pin);
     cmoe__free(plan->ctx, plan);
 }

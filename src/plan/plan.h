@@ -30,6 +30,7 @@ struct cmoe_plan {
     struct cmoe_props props;       /* the device's, with the plan's thread count */
     const cmoe_weights *w;         /* NULL: in cmoe_tensors */
     char *pin;                     /* or NULL */
+    double *tuned;                 /* [rows][buckets] us, negative: not measured; NULL: no table */
     const char *format1, *format2; /* read by the paths; NULL: no step reads that matrix */
     int n_buckets;
     struct cmoe_path *path; /* [n_buckets] */

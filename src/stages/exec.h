@@ -66,6 +66,11 @@ static inline int64_t cmoe__exec_x_row(const struct cmoe_exec *x, int64_t row)
 {
     return x->shape->x_slots ? row : row / x->shape->slots;
 }
+/* Static NV global of x: beside codes that the caller gives, else what QUANT is told to use. */
+static inline const float *cmoe__exec_x_static_global(const struct cmoe_exec *x)
+{
+    return x->shape->quant ? x->t->x_scale : x->t->x_global;
+}
 /* Whether token t has an id in [0, ids): the rows that dynamic tensor scales look at. */
 bool cmoe__exec_token_counts(const struct cmoe_exec *x, int64_t t);
 /* Routing weight of a row: 1 when batched or when the caller gave none. */

@@ -2,6 +2,7 @@
 """The list of golden cases: (name, problem string, seed, options). Append only, so that stored
 outputs keep their place."""
 from golden.formats import SCHEMES, Format
+from golden.problem import ROUTERS
 
 ACTS = [f"act={a}" for a in ("silu", "gelu", "gelu-tanh", "relu", "relu2", "swiglu-oai", "situv2",
                              "identity")] + ["act=silu limit=1.5"]
@@ -19,8 +20,6 @@ def matrix():
     for scheme in SCHEMES:
         for act in ACTS:
             for won in POSITIONS:
-                if scheme == "int8-smooth" and won == "input":
-                    continue  # refused: both want their own factor on x
                 name = f"{scheme}/{act[4:].replace(' ', '-')}/{won}"
                 yield name, f"{shape(scheme)} scheme={scheme} {act} won={won} y=f32", "plain"
 
@@ -51,6 +50,8 @@ def layouts():
             yield f"{scheme}/in-f16", f"{size} {base} in=f16 y=f16", "plain"
     for scheme in ("f32", "fp8-token", "mxfp4-w4a4"):
         yield f"{scheme}/all", f"t=4 e=3 k=1 h=72 i=40 scheme={scheme} route=all y=f32", "all"
+    yield "nvfp4-w4a4/static-prequantised", (
+        f"{SMALL} scheme=nvfp4-w4a4 x=e2m1/nv16:static mid=e2m1/nv16:static xq y=f32"), "plain"
     yield "bf16/odd", "t=3 e=3 k=2 h=37 i=29 scheme=bf16 y=f32", "plain"
     yield "int8-w8a8/odd", "t=3 e=3 k=2 h=37 i=29 scheme=int8-w8a8 y=f32", "plain"
     yield "fp8-block/joint", f"{BLOCKS} scheme=fp8-block joint y=f32", "plain"
@@ -146,14 +147,13 @@ R = "t=8 e=16 k=4"
 
 def routers():
     """name, problem, logits kind."""
-    for preset in ("mixtral", "qwen3", "olmoe", "deepseek-v2", "deepseek-v3", "gpt-oss", "llama4",
-                   "minimax-m2", "glm4"):
+    for preset in ROUTERS:
         k = 1 if preset == "llama4" else 4
         for kind in ("real", "eighths"):
             lg = "f32" if kind == "real" else "bf16"
             yield f"{preset}/{kind}", f"t=8 e=16 k={k} router={preset} lg={lg}", kind
-    yield "deepseek-v3/groups", "t=8 e=32 k=6 router=deepseek-v3 groups=8/4 scale=2.5", "real"
-    yield "deepseek-v2/groups", "t=8 e=32 k=6 router=deepseek-v2 groups=8/3 scale=16", "real"
+    yield "deepseek-v3/e32", "t=8 e=32 k=6 router=deepseek-v3", "real"
+    yield "deepseek-v2/e32", "t=8 e=32 k=6 router=deepseek-v2", "real"
     for score in ("softmax", "sigmoid", "sqrtsoftplus", "raw"):
         route = f"{R} route={score}"
         yield f"{score}/plain", route, "real"
@@ -181,7 +181,7 @@ def routers():
         yield f"{score}/shsigmoid", f"{route} shared=1 shsigmoid renorm", "real"
         yield f"{score}/hash", f"{route} hash", "real"
         yield f"{score}/hash-renorm", f"{route} hash renorm scale=1.5", "real"
-        yield f"{score}/rx", f"{route} h=72 i=40 rx in=f32", "real"
+        yield f"{score}/rx", f"{route} h=72 i=40 rx scheme=f32", "real"
         yield f"{score}/rx-bf16", f"{route} h=72 i=40 rx renorm shared=1 shsigmoid", "real"
         for lg in ("bf16", "f16"):
             yield f"{score}/lg-{lg}", f"{route} lg={lg}", "eighths"
@@ -189,7 +189,8 @@ def routers():
     yield "softmax/all-chosen", "t=8 e=7 k=7 route=softmax renorm", "ties"
     yield "sigmoid/e33", "t=8 e=33 k=5 route=sigmoid", "real"
     yield "softmax/e256", "t=8 e=256 k=8 route=softmax renorm", "real"
-    yield "sigmoid/e256-groups", "t=8 e=256 k=8 router=deepseek-v3 groups=8/4 scale=2.5", "real"
+    yield "deepseek-v3/e256", "t=8 e=256 k=8 router=deepseek-v3", "real"
+    yield "kimi-k2/e384", "t=8 e=384 k=8 router=kimi-k2", "real"
 
 
 def router_cases():

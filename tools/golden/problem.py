@@ -15,13 +15,18 @@ DEFAULTS = {
 # Router presets: the published models' rules, as docs/problem.md lists them.
 ROUTERS = {
     "mixtral": "route=softmax renorm",
+    "qwen2-moe": "route=softmax",
     "qwen3": "route=softmax renorm",
     "olmoe": "route=softmax",
-    "deepseek-v2": "route=softmax",
-    "deepseek-v3": "route=sigmoid rbias gsum2 renorm eps=1e-20",
+    "deepseek-v2-lite": "route=softmax",
+    "deepseek-v2": "route=softmax groups=8/3 scale=16",
+    "deepseek-v3": "route=sigmoid rbias groups=8/4 gsum2 renorm eps=1e-20 scale=2.5",
+    "deepseek-v4": "route=sqrtsoftplus rbias renorm eps=1e-20",
+    "kimi-k2": "route=sigmoid rbias renorm eps=1e-20 scale=2.827",
     "glm4": "route=sigmoid rbias renorm eps=1e-20",
     "minimax-m2": "route=sigmoid rbias renorm",
     "gpt-oss": "route=softmax topkfirst",
+    "granite": "route=softmax topkfirst",
     "llama4": "route=sigmoid topkfirst",
 }
 

@@ -78,12 +78,12 @@ def weigh(p, logits, ids):
     return w * float(F32(p["scale"]))
 
 
-def route(p, seed, logits):
+def route(p, seed, logits, wild=True):
     """ids int32 and weights f32, [T, k + shared], from f32 logits [T, E (+ shared)]."""
     e, t = p["e"], p["t"]
     routed = np.ascontiguousarray(logits[:, :e])
     if "hash" in p.flags:
-        table, tokens = hash_inputs(p, seed)
+        table, tokens = hash_inputs(p, seed, wild)
         ids = torch.from_numpy(table[tokens].astype(np.int64))
     else:
         bias = inputs.route_bias(seed, e) if "rbias" in p.flags else np.zeros(e, F32)
@@ -106,19 +106,20 @@ def route(p, seed, logits):
 VOCAB = 11
 
 
-def hash_inputs(p, seed):
-    """Table [vocab, k] with a few ids out of range, and the tokens' rows of it."""
+def hash_inputs(p, seed, wild=True):
+    """Table [vocab, k], if wild with a few ids out of range, and the tokens' rows of it."""
     u = inputs.stream(seed, "table", VOCAB * p["k"])
-    table = (u % np.uint64(p["e"] + 2)).astype(np.int64) - 1
+    low, count = (-1, p["e"] + 2) if wild else (0, p["e"])
+    table = (u % np.uint64(count)).astype(np.int64) + low
     rows = (inputs.stream(seed, "tokens", p["t"]) % np.uint64(VOCAB)).astype(np.int64)
     return table.reshape(VOCAB, p["k"]).astype(np.int32), rows
 
 
-def logits_from_x(p, seed):
+def logits_from_x(p, seed, bias=True):
     x = to_float(inputs.rows(seed, "x", (p["t"], p["h"])), p["in"]).astype(np.float64)
     n = p["e"] + (p["shared"] if "shsigmoid" in p.flags else 0)
     w = inputs.grid(seed, "wr", (n, p["h"]), 1 / 256).astype(np.float64)
-    b = inputs.grid(seed, "br", (n,), 1 / 64).astype(np.float64)
+    b = inputs.grid(seed, "br", (n,), 1 / 64).astype(np.float64) * bias
     return (x @ w.T + b).astype(F32)
 
 

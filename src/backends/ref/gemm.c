@@ -40,7 +40,7 @@ static void decode_input(const struct gemm *g, int64_t row, double *v)
     if (tensor)
         fixed = (const float *)(const void *)scales;
     else if (nv_fixed)
-        fixed = first ? x->t->x_scale : x->t->mid_scale;
+        fixed = first ? cmoe__exec_x_static_global(x) : x->t->mid_scale;
     if (scales && !tensor) scales += (size_t)at * cmoe__row_scale_bytes(f, g->k);
     cmoe__dequantize_row_f64(f, codes, scales, fixed, globals && !nv_fixed ? globals + at : NULL,
                              g->k_used, v);

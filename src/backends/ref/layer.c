@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: MIT
+ * The experts of cmoe_reference: both GEMMs, the activation and the requantisation in fp64, and
+ * next to every value what a correct kernel's may differ by (docs/numerics.md, section 5). */
+#include "backends/ref/layer.h"
+
+#include "backends/ref/error.h"
+#include "backends/ref/ref.h"
+#include "core/numeric.h"
+#include <float.h>
+#include <math.h>
+
+/* Errors come in two kinds. `d` bounds an error whatever its sign (sums add up). `q` is the root sum
+ * of squares of independent roundings, each within its term: their sum stays within 8 q but for one
+ * case in 10^13 (Hoeffding), so q adds up in squares and enters a result's bound as 8 q. */
+struct dot {
+    double value, magnitude; /* sum of products, of their magnitudes */
+    double moved, q;         /* the operand's errors d and q through the weights */
+};
+
+static struct dot dot(const double *a, const double *d, const double *q, const double *w, int64_t n,
+                      double unit)
+{
+    struct dot out = {0};
+    double squares = 0, moved_squares = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double product = a[i] * w[i], off = d[i] * w[i], loose = q ? q[i] * w[i] : 0;
+        out.value += product;
+        out.magnitude += fabs(product);
+        out.moved += fabs(off);
+        moved_squares += off * off;
+        squares += unit * product * unit * product + loose * loose;
+    }
+    out.moved = fmin(out.moved, 8 * sqrt(moved_squares) + 64 * U * out.magnitude);
+    out.q = sqrt(squares);
+    return out;
+}
+
+/* Rounding unit of a decoded weight that a kernel may keep in the activation's type, else 0. */
+static double weight_unit(cmoe_format a, cmoe_format w)
+{
+    const bool weight_only = !cmoe__format_is_quantized(a) && cmoe__format_is_quantized(w);
+    return weight_only ? cmoe__unit((cmoe_dtype)a.dtype) : 0;
+}
+
+/* f32 accumulation of n terms in any order, the operand's error, and what its columns share. */
+static double dot_error(int64_t n, struct dot d, double common)
+{
+    return ((double)(n + 8) * U + common) * d.magnitude + d.moved;
+}
+
+/* Relative error that all columns of a row of h (or of a weighted x) have in common. */
+static double common_error(const struct cmoe_layer_error *l, int64_t row)
+{
+    const double r = fabs(cmoe__layer_weight(l, row));
+    const bool weighted = l->x.p->weight_on != CMOE_WEIGHT_ON_OUTPUT && !l->x.shape->batched;
+    return weighted && r > 0 ? 2 * l->rd[row] / r : 0;
+}
+
+/* Largest move of the activation over the corners of a box around (g, u). */
+static double activation_moves(const cmoe_problem *p, double g, double gd, double u, double ud)
+{
+    const double f = cmoe__ref_activation(p, g, u);
+    double worst = 0;
+    for (int corner = 0; corner < 4 && (gd != 0 || ud != 0); corner++) {
+        const double at =
+            cmoe__ref_activation(p, g + (corner & 1 ? gd : -gd), u + (corner & 2 ? ud : -ud));
+        worst = fmax(worst, fabs(at - f));
+    }
+    return 1.25 * worst;
+}
+
+/* 16 units of f32 of the pieces that an activation is made of. */
+static double activation_error(const cmoe_problem *p, double g, double u, double f)
+{
+    const bool cancels =
+        p->act == CMOE_ACT_GELU || p->act == CMOE_ACT_GELU_TANH || p->act == CMOE_ACT_SWIGLU_OAI;
+    const double pieces = fabs(g) * (p->gate == CMOE_GATE_NONE ? 1 : fabs(u) + 1);
+    return 16 * U * (cancels ? fmax(pieces, fabs(f)) : fabs(f)) + FLT_MIN;
+}
+
+static bool too_big(double v)
+{
+    return !(fabs(v) < 0x1p120);
+}
+
+/* GEMM1 of one expert into gv, gd: [row in expert, rows1]. */
+static void first_gemm(struct cmoe_layer_error *l, int32_t e)
+{
+    const struct cmoe_exec *x = &l->x;
+    const cmoe_problem *p = x->p;
+    const struct cmoe_shape *s = x->shape;
+    const int32_t begin = x->offsets[e], count = x->offsets[e + 1] - begin;
+    const double unit = weight_unit(p->x, p->w);
+    for (int32_t i = 0; i < count; i++)
+        cmoe__layer_input(l, x->rows[begin + i], l->xv + i * s->H, l->xd + i * s->H);
+    for (int64_t n = 0; n < s->rows1 && count > 0; n++) {
+        struct cmoe_row r;
+        cmoe__weights_row(x->w, 1, e, n, &r);
+        cmoe__row_decode_f64(p->w, &r, s->h_used, l->w);
+        const double bias = (double)cmoe__weights_bias(x->w, 1, e, n);
+        for (int32_t i = 0; i < count; i++) {
+            const int64_t row = x->rows[begin + i];
+            const struct dot d =
+                dot(l->xv + i * s->H, l->xd + i * s->H, NULL, l->w, s->h_used, unit);
+            double value = d.value, q = d.q;
+            double error = dot_error(s->h_used, d, common_error(l, row));
+            if (p->weight_on == CMOE_WEIGHT_ON_GEMM1) {
+                error = error * fabs(cmoe__layer_weight(l, row)) + fabs(value) * l->rd[row];
+                value *= cmoe__layer_weight(l, row);
+                q *= fabs(cmoe__layer_weight(l, row));
+            }
+            l->gv[i * s->rows1 + n] = value + bias;
+            l->gd[i * s->rows1 + n] = error + 4 * U * (fabs(value) + fabs(bias)) + FLT_MIN;
+            l->gq[i * s->rows1 + n] = q;
+        }
+    }
+}
+
+/* ACT of one row: [c] of hv, hd, hq from gv, gd, gq. */
+static void act_row(struct cmoe_layer_error *l, int64_t row, const double *gv, const double *gd,
+                    const double *gq)
+{
+    const cmoe_problem *p = l->x.p;
+    const int64_t I = l->x.shape->I;
+    const bool gated = l->x.shape->gated, weighted = p->weight_on == CMOE_WEIGHT_ON_ACT;
+    const double r = weighted ? cmoe__layer_weight(l, row) : 1, rd = weighted ? l->rd[row] : 0;
+    double *hv = l->hv + row * I, *hd = l->hd + row * I, *hq = l->hq + row * I;
+    for (int64_t c = 0; c < l->x.shape->i_used; c++) {
+        const double g = gv[c], u = gated ? gv[I + c] : 0;
+        const double f = cmoe__ref_activation(p, g, u);
+        const double d =
+            activation_moves(p, g, gd[c], u, gated ? gd[I + c] : 0) + activation_error(p, g, u, f);
+        hv[c] = f * r;
+        hd[c] = d * fabs(r) + fabs(f) * rd + 2 * U * fabs(f * r);
+        hq[c] = activation_moves(p, g, gq[c], u, gated ? gq[I + c] : 0) * fabs(r);
+        if (too_big(hv[c]) || too_big(g) || too_big(u)) hd[c] = INFINITY;
+    }
+}
+
+static void first_act(struct cmoe_layer_error *l, int32_t e)
+{
+    const int64_t rows1 = l->x.shape->rows1;
+    const int32_t begin = l->x.offsets[e], count = l->x.offsets[e + 1] - begin;
+    for (int32_t i = 0; i < count; i++)
+        act_row(l, l->x.rows[begin + i], l->gv + i * rows1, l->gd + i * rows1, l->gq + i * rows1);
+}
+
+/* h of a row as REQUANT takes it in: rounded to `in`, smoothed. */
+static void prepare_mid(struct cmoe_layer_error *l, int32_t e, int64_t row)
+{
+    const cmoe_problem *p = l->x.p;
+    const int64_t I = l->x.shape->I, used = l->x.shape->i_used;
+    const cmoe_dtype in = (cmoe_dtype)p->in;
+    const float *smooth =
+        p->mid.scaling == CMOE_SCALE_SMOOTH ? cmoe__weights_smooth(l->x.w, 2, e) : NULL;
+    double *v = l->hv + row * I, *d = l->hd + row * I, *q = l->hq + row * I;
+    for (int64_t i = 0; i < used && cmoe__format_is_quantized(p->mid); i++) {
+        d[i] += 8 * q[i];
+        q[i] = 0;
+        if (p->flags & CMOE_MID_ROUNDED) {
+            d[i] = cmoe__round_error(in, v[i], d[i]);
+            v[i] = (double)cmoe__decode(in, cmoe__encode(in, (float)v[i], CMOE_ROUND_NEAREST_EVEN));
+        }
+        if (smooth) {
+            v[i] *= (double)smooth[i];
+            d[i] = d[i] * fabs((double)smooth[i]) + U * fabs(v[i]);
+        }
+    }
+}
+
+/* An unquantised intermediate: one rounding, which an independent error may flip by a unit. */
+static void round_mid(cmoe_dtype dtype, int64_t n, double *v, double *d, double *q)
+{
+    const double unit = 2 * cmoe__unit(dtype);
+    for (int64_t c = 0; c < n; c++) {
+        if (q[c] > 0) q[c] = hypot(q[c], unit * v[c]);
+        d[c] = cmoe__round_error(dtype, v[c], d[c]);
+        v[c] =
+            (double)cmoe__decode(dtype, cmoe__encode(dtype, (float)v[c], CMOE_ROUND_NEAREST_EVEN));
+    }
+}
+
+/* Requantise every row's h in place. */
+static void requantise(struct cmoe_layer_error *l)
+{
+    const struct cmoe_exec *x = &l->x;
+    const cmoe_format f = x->p->mid;
+    const struct cmoe_shape *s = x->shape;
+    double amax = 0, most = 0;
+    for (int32_t e = 0; e < s->local; e++)
+        for (int32_t i = x->offsets[e]; i < x->offsets[e + 1]; i++) {
+            const int64_t row = x->rows[i];
+            prepare_mid(l, e, row);
+            for (int64_t c = 0; c < s->I; c++) {
+                const double v = fabs(l->hv[row * s->I + c]), d = l->hd[row * s->I + c];
+                amax = isnan(v) || isnan(amax) ? NAN : fmax(amax, v);
+                most = fmax(most, d);
+            }
+        }
+    for (int32_t i = 0; i < x->offsets[s->local]; i++) {
+        const int64_t at = (int64_t)x->rows[i] * s->I;
+        double *v = l->hv + at, *d = l->hd + at;
+        if (cmoe__format_is_quantized(f))
+            cmoe__quantize_error(f, v, d, s->I, amax, most, f.fixed ? x->t->mid_scale : NULL, v, d);
+        else
+            round_mid((cmoe_dtype)f.dtype, s->i_used, v, d, l->hq + at);
+    }
+}
+
+/* Add z of one slot, weighted, to its output row. */
+static void add_slot(struct cmoe_layer_error *l, int64_t row, int64_t n, double z, double error)
+{
+    const struct cmoe_exec *x = &l->x;
+    const cmoe_problem *p = x->p;
+    double r = 1, rd = 0;
+    if (p->weight_on == CMOE_WEIGHT_ON_OUTPUT && !x->shape->batched) {
+        r = cmoe__layer_weight(l, row);
+        rd = l->rd[row];
+    }
+    if (p->flags & CMOE_REDUCED) error += cmoe__unit((cmoe_dtype)p->y) * fabs(z);
+    const bool own_row = (p->flags & CMOE_NO_REDUCE) || x->shape->batched;
+    const int64_t at = (own_row ? row : row / x->shape->slots) * x->shape->H + n;
+    l->y[at] += r * z;
+    if (isnan(error) || isnan(z)) error = INFINITY;
+    l->bound[at] +=
+        fabs(r) * error + rd * (fabs(z) + error) + (double)(x->shape->slots + 2) * U * fabs(r * z);
+}
+
+static void second_gemm(struct cmoe_layer_error *l, int32_t e)
+{
+    const struct cmoe_exec *x = &l->x;
+    const cmoe_problem *p = x->p;
+    const struct cmoe_shape *s = x->shape;
+    const double unit = weight_unit(p->mid, p->w);
+    for (int64_t n = 0; n < s->h_used; n++) {
+        struct cmoe_row r;
+        cmoe__weights_row(x->w, 2, e, n, &r);
+        cmoe__row_decode_f64(p->w, &r, s->i_used, l->w);
+        const double bias = (double)cmoe__weights_bias(x->w, 2, e, n);
+        for (int32_t i = x->offsets[e]; i < x->offsets[e + 1]; i++) {
+            const int64_t row = x->rows[i];
+            const struct dot d = dot(l->hv + row * s->I, l->hd + row * s->I, l->hq + row * s->I,
+                                     l->w, s->i_used, unit);
+            const double error = dot_error(s->i_used, d, common_error(l, row)) + 8 * d.q +
+                                 4 * U * (fabs(d.value) + fabs(bias)) + FLT_MIN;
+            add_slot(l, row, n, d.value + bias, error);
+        }
+    }
+}
+
+void cmoe__layer_experts(struct cmoe_layer_error *l)
+{
+    const int32_t local = l->x.shape->local;
+    for (int32_t e = 0; e < local; e++) {
+        first_gemm(l, e);
+        first_act(l, e);
+    }
+    requantise(l);
+    for (int32_t e = 0; e < local; e++)
+        second_gemm(l, e);
+}
