@@ -12,7 +12,7 @@ CMOE_BEGIN_DECLS
 /* ---- npy ---- */
 
 /** A NumPy array. dtype: f4 -> F32, f2 -> F16, i4, i8, i1, u1; bf16 and fp8 travel as u2/u1 views
- *  (u2 is read as BF16). C order only. */
+ *  (u2 is read as BF16, fp8 as U8). C order only. */
 typedef struct cmoe_array {
     cmoe_dtype dtype;
     int ndim;
@@ -23,7 +23,8 @@ typedef struct cmoe_array {
 
 /** Read a .npy file (versions 1-3, little endian, C order). Free with cmoe_array_free. */
 CMOE_API cmoe_status cmoe_npy_read(const char *path, cmoe_array *out) CMOE_MUST_CHECK;
-/** Parse a .npy image in memory; *out then points into `image`. For fuzzing and mapped files. */
+/** Parse a .npy image in memory; *out then points into `image`, aligned as the image has it. For
+ *  fuzzing and mapped files. */
 CMOE_API cmoe_status cmoe_npy_parse(const void *image, size_t size, cmoe_array *out)
     CMOE_MUST_CHECK;
 /** Write atomically: to PATH.partial, fsync, rename. Nothing is left behind on failure. */
@@ -40,11 +41,14 @@ typedef struct cmoe_tensor_info {
     int ndim;
     int64_t shape[8];
     size_t bytes;
-    const void *data; /* mapped, read only; NULL until mapped (header-only open) */
+    const void *data; /* mapped, read only; aligned as the file has it */
     const char *file; /* shard */
 } cmoe_tensor_info;
 
-/** Open a .safetensors file, an index .json, or a directory holding either; files are mapped. */
+/** Open a .safetensors file, an index .json, or a directory that holds model.safetensors.index.json
+ *  or model.safetensors. Files are mapped: replace a checkpoint that may be open by renaming, never
+ *  by truncating. @return CMOE_OK; CMOE_ERR_IO (a missing shard is named); CMOE_ERR_CORRUPT;
+ *  CMOE_ERR_UNSUPPORTED (more than 8 dimensions); CMOE_ERR_NO_MEMORY. */
 CMOE_API cmoe_status cmoe_checkpoint_open(const char *path, cmoe_checkpoint **out) CMOE_MUST_CHECK;
 CMOE_API void cmoe_checkpoint_close(cmoe_checkpoint *c);
 CMOE_API int64_t cmoe_checkpoint_count(const cmoe_checkpoint *c);
@@ -52,7 +56,10 @@ CMOE_API int64_t cmoe_checkpoint_count(const cmoe_checkpoint *c);
 CMOE_API const cmoe_tensor_info *cmoe_checkpoint_at(const cmoe_checkpoint *c, int64_t i);
 /** By name, or NULL. */
 CMOE_API const cmoe_tensor_info *cmoe_checkpoint_find(const cmoe_checkpoint *c, const char *name);
-/** Check a safetensors header image: 8-byte length, JSON; `file_size` is the whole file's. */
+/** Check a safetensors header image: 8-byte length, JSON; `file_size` is the whole file's. Time and
+ *  memory (at most 32 times the header) follow `size`. @return CMOE_OK; CMOE_ERR_CORRUPT;
+ *  CMOE_ERR_UNSUPPORTED (more than 8 dimensions); CMOE_ERR_INVALID (`size` does not cover the
+ *  header); CMOE_ERR_NO_MEMORY. */
 CMOE_API cmoe_status cmoe_safetensors_check(const void *image, size_t size, uint64_t file_size)
     CMOE_MUST_CHECK;
 
@@ -109,10 +116,14 @@ CMOE_API void cmoe_quantized_free(cmoe_quantized *q);
 
 /* ---- recorded calls ---- */
 
-/** Write one call as a directory: problem.txt and npy files of what the call reads. */
+/** Write one call as a directory: npy files of what the call reads (fields of cmoe_tensors as
+ *  [rows, columns], weights as [experts, rows, columns], codes as bytes) and, last, problem.txt.
+ *  Host memory and canonical weights only. @return CMOE_OK; CMOE_ERR_UNSUPPORTED (packed weights);
+ *  CMOE_ERR_IO; CMOE_ERR_NO_MEMORY; CMOE_ERR_INVALID. */
 CMOE_API cmoe_status cmoe_record_write(const char *dir, const cmoe_record *call) CMOE_MUST_CHECK;
 
-/** A recorded call read back. */
+/** A recorded call read back: weights to give to cmoe_weights_create, and tensors without outputs,
+ *  which the caller sets. With `accumulate`, y is the recorded one. */
 typedef struct cmoe_replay {
     cmoe_problem problem;
     cmoe_weights_desc weights;

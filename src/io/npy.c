@@ -98,28 +98,41 @@ static cmoe_status check_array(const cmoe_array *a)
     return CMOE_OK;
 }
 
-cmoe_status cmoe_npy_write(const char *path, const cmoe_array *array)
+/* Longest: 8 sizes of 19 digits; a multiple of 64, so that mapped data is aligned. */
+enum { HEADER = 384 };
+
+static size_t format_header(const cmoe_array *array, char image[HEADER])
 {
-    /* Longest: 8 sizes of 19 digits; padded with blanks so that the data starts at 64 or 128 ... */
-    char image[384];
-    CMOE_TRY(check_array(array));
-    size_t n = 10 + (size_t)snprintf(image + 10, sizeof image - 10,
+    size_t n = 10 + (size_t)snprintf(image + 10, HEADER - 10,
                                      "{'descr': '%s', 'fortran_order': False, 'shape': (",
                                      cmoe__npy_descr(array->dtype));
     for (int i = 0; i < array->ndim; i++) {
-        n += (size_t)snprintf(image + n, sizeof image - n, "%s%" PRId64, i ? ", " : "",
-                              array->shape[i]);
+        n += (size_t)snprintf(image + n, HEADER - n, "%s%" PRId64, i ? ", " : "", array->shape[i]);
     }
-    n += (size_t)snprintf(image + n, sizeof image - n, "%s), }", array->ndim == 1 ? "," : "");
+    n += (size_t)snprintf(image + n, HEADER - n, "%s), }", array->ndim == 1 ? "," : "");
     const size_t end = (n + 1 + 63) / 64 * 64;
     memset(image + n, ' ', end - n);
     image[end - 1] = '\n';
     memcpy(image, "\x93NUMPY\x01\x00", 8);
     image[8] = (char)((end - 10) & 0xff);
     image[9] = (char)((end - 10) >> 8);
+    return end;
+}
 
-    const struct cmoe_piece pieces[] = {{image, end}, {array->data, array->bytes}};
-    return cmoe__file_replace(path, pieces, 2);
+cmoe_status cmoe__npy_write_pieces(const char *path, const cmoe_array *array,
+                                   struct cmoe_piece *pieces, int n)
+{
+    char image[HEADER];
+    const size_t size = format_header(array, image);
+    pieces[0] = (struct cmoe_piece){.data = image, .size = size};
+    return cmoe__file_replace(path, pieces, n);
+}
+
+cmoe_status cmoe_npy_write(const char *path, const cmoe_array *array)
+{
+    CMOE_TRY(check_array(array));
+    struct cmoe_piece pieces[] = {{0}, {.data = array->data, .size = array->bytes}};
+    return cmoe__npy_write_pieces(path, array, pieces, 2);
 }
 
 void cmoe_array_free(cmoe_array *array)

@@ -3,6 +3,8 @@
 #ifndef CMOE_IO_NPY_H
 #define CMOE_IO_NPY_H
 
+#include "file.h"
+
 #include <cmoe/io.h>
 
 enum {
@@ -15,6 +17,11 @@ cmoe_status cmoe__npy_prefix(const uint8_t *image, size_t size, size_t *text, si
 /* Parse the header's dict literal; sets everything of *out but data. `offset` of the text in its
  * file goes into messages. */
 cmoe_status cmoe__npy_header_parse(const char *text, size_t size, size_t offset, cmoe_array *out);
+
+/* Write an array whose data lies in pieces[1] to pieces[n - 1], which together have the bytes that
+ * its shape needs; pieces[0] is used for the header. */
+cmoe_status cmoe__npy_write_pieces(const char *path, const cmoe_array *array,
+                                   struct cmoe_piece *pieces, int n);
 
 /* The type's name in headers ("<f4"), or NULL when npy files do not hold it. */
 const char *cmoe__npy_descr(cmoe_dtype dtype);
