@@ -198,6 +198,47 @@ def scale_shape(f, rows, cols):
             "g": (rows, blocks), "mx32": (rows, blocks), "nv16": (rows, blocks)}[f.scaling]
 
 
+def quantize_weight(f, v):
+    """Quantise a weight matrix v [rows, K] (f32) as format f does; what it stands for, in f64."""
+    v = np.asarray(v, F32)
+    rows, cols = v.shape
+    if f.scaling == "none":
+        return to_float(v, f.dtype).astype(np.float64)
+    if f.scaling in ("mx32", "nv16"):
+        if f.scaling == "mx32":
+            return quantize_rows(f, v)
+        g = _grouped(v, 16)
+        a = np.abs(g).max(2, keepdims=True)
+        top = np.asarray(a.max() / F32(2688), F32)
+        top = F32(1) if top < F32(2.0**-126) else top
+        one = Format(f.dtype, f.scaling, 16, fixed=True)
+        return _quantize_nv(one, g, a, top).reshape(rows, -1)[:, :cols]
+    # One index of its scale for every element.
+    r, c = np.indices(v.shape)
+    scope = {"tensor": 0 * r, "channel": r, "b128": r // 128 * cols + c // 128,
+             "g": r * cols + c // max(f.group, 1)}[f.scaling]
+    _, scope = np.unique(scope, return_inverse=True)
+    scope = scope.reshape(v.shape)
+    count = scope.max() + 1
+    low, high = np.zeros(count, F32), np.zeros(count, F32)
+    np.minimum.at(low, scope, v)
+    np.maximum.at(high, scope, v)
+    top = {"u4": 7.0, "u8": 127.0}.get(f.dtype) or MAX[f.dtype]
+    levels = {"u4": 15.0, "u8": 255.0}.get(f.dtype)
+    s = (((high - low) / F32(levels)) if f.zero else np.maximum(high, -low) / F32(top)).astype(F32)
+    s = np.where(s < F32(2.0**-126), F32(1), s)
+    s = to_float(s, f.scale_dtype) if f.scale_dtype else s
+    each = s[scope]
+    if f.zero:
+        z = np.clip(np.rint((-low / s).astype(F32)), 0, levels)
+        q = np.clip(np.rint((v / each).astype(F32)) + z[scope], 0, levels) - z[scope]
+    elif f.dtype in ("u4", "u8"):
+        q = np.clip(np.rint((v / each).astype(F32)), -top, top)
+    else:
+        q = encode((v / each).astype(F32), f.dtype)
+    return q.astype(np.float64) * each.astype(np.float64)
+
+
 # docs/numerics.md section 6: x, w, mid; `in` and y are bf16 except for f32 and f16.
 SCHEMES = {
     "f32": ("f32", "f32", "f32"),

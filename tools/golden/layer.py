@@ -186,8 +186,10 @@ def gemm1(p, w, x, e, r):
     return h
 
 
-def experts(p, seed, ids, r, weights=None, x=None):
-    """y in f64 before its last rounding, from ids and routing weights [T, S]."""
+def experts(p, seed, ids, r, weights=None, x=None, mid_scale=None):
+    """y in f64 before its last rounding, from ids and routing weights [T, S].
+
+    weights, x (as GEMM1 reads it, [T, S, H]) and mid_scale are the generator's unless given."""
     w = weights or Weights(p, seed)
     ids, r = np.asarray(ids), np.asarray(r, F32)
     t, s, h = p["t"], p.slots, p["h"]
@@ -200,8 +202,9 @@ def experts(p, seed, ids, r, weights=None, x=None):
         if len(n):
             mid[n] = gemm1(p, w, xs[n], e, flat[n])
     f = p["mid"]
-    fixed = inputs.scales(seed, "mfix", (1,), inputs.STATIC[f.dtype] + 2)[0] if f.fixed else None
-    hq = formats.quantize_rows(f, mid, local >= 0, fixed)
+    if f.fixed and mid_scale is None:
+        mid_scale = inputs.scales(seed, "mfix", (1,), inputs.STATIC[f.dtype] + 2)[0]
+    hq = formats.quantize_rows(f, mid, local >= 0, mid_scale)
     z = np.zeros((t * s, h))
     for e, n in enumerate(rows):
         if len(n):
