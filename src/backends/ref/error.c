@@ -69,26 +69,26 @@ static double coded(cmoe_format f, double v, double s, double t)
            t;
 }
 
-/* error[i] from the ends of v +- d under both scales. */
-static void spread(cmoe_format f, const double *v, const double *d, int64_t n, struct scales s,
-                   const double *value, double *error)
+/* value[i] under the exact scale, error[i] from the ends of v +- d under both of s. value may be v
+ * and error d. */
+static void spread(cmoe_format f, const double *v, const double *d, int64_t n, double exact,
+                   struct scales s, double *value, double *error)
 {
     for (int64_t i = 0; i < n; i++) {
+        const double from = v[i], off = d[i], to = coded(f, from, exact, exact);
         double worst = 0;
-        if (!isfinite(v[i]) || !isfinite(d[i]) || !isfinite(s.high) || !isfinite(value[i])) {
-            error[i] = INFINITY;
-            continue;
-        }
         for (int end = -1; end <= 1; end += 2) {
-            const double at = v[i] + end * d[i];
-            worst = fmax(worst, fabs(coded(f, at, s.low, s.low) - value[i]));
+            const double at = from + end * off;
+            worst = fmax(worst, fabs(coded(f, at, s.low, s.low) - to));
             if (s.low != s.high) {
-                worst = fmax(worst, fabs(coded(f, at, s.high, s.high) - value[i]));
-                worst = fmax(worst, fabs(coded(f, at, s.low, s.high) - value[i]));
-                worst = fmax(worst, fabs(coded(f, at, s.high, s.low) - value[i]));
+                worst = fmax(worst, fabs(coded(f, at, s.high, s.high) - to));
+                worst = fmax(worst, fabs(coded(f, at, s.low, s.high) - to));
+                worst = fmax(worst, fabs(coded(f, at, s.high, s.low) - to));
             }
         }
-        error[i] = worst;
+        const bool known = isfinite(from) && isfinite(off) && isfinite(s.high) && isfinite(to);
+        value[i] = to;
+        error[i] = known ? worst : INFINITY;
     }
 }
 
@@ -157,8 +157,6 @@ void cmoe__quantize_error(cmoe_format f, const double *v, const double *d, int64
             s = block_scales(f, top, off, global);
             exact = block_scales(f, top, 0, exact_global);
         }
-        for (int64_t i = at; i < at + m; i++)
-            value[i] = coded(f, v[i], exact.low, exact.low);
-        spread(f, v + at, d + at, m, s, value + at, error + at);
+        spread(f, v + at, d + at, m, exact.low, s, value + at, error + at);
     }
 }

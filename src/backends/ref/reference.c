@@ -70,6 +70,9 @@ void cmoe__layer_input(const struct cmoe_layer_error *l, int64_t row, double *v,
     /* x' = in(r * x) with r off by rd: one step of `in` where the product is that near. */
     const char *given = (const char *)x->x + row / x->shape->slots * x->x_stride;
     const double r = cmoe__layer_weight(l, row);
+    const float *smooth = f.scaling == CMOE_SCALE_SMOOTH
+                              ? cmoe__weights_smooth(x->w, 1, cmoe__exec_local(x, x->ids[row]))
+                              : NULL;
     for (int64_t i = 0; i < n; i++) {
         const double raw = (double)cmoe__load((cmoe_dtype)p->in, given, i);
         d[i] = cmoe__round_error((cmoe_dtype)p->in, r * raw,
@@ -77,6 +80,9 @@ void cmoe__layer_input(const struct cmoe_layer_error *l, int64_t row, double *v,
         v[i] = (double)cmoe__decode(
             (cmoe_dtype)p->in,
             cmoe__encode((cmoe_dtype)p->in, (float)r * (float)raw, CMOE_ROUND_NEAREST_EVEN));
+        if (!smooth) continue;
+        v[i] = (double)((float)v[i] * smooth[i]);
+        d[i] = d[i] * fabs((double)smooth[i]) + U * fabs(v[i]);
     }
     if (cmoe__format_is_quantized(f)) cmoe__quantize_error(f, v, d, n, 0, 0, fixed, v, d);
 }
