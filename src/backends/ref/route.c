@@ -219,6 +219,7 @@ cmoe_status cmoe__ref_route(const struct cmoe_step *step, const struct cmoe_exec
     const int n = p->experts + (p->flags & CMOE_SHARED_SIGMOID ? p->shared : 0);
     float *logits = x->scratch;
     double *scratch = (double *)x->scratch + n;
+    const float *bias = p->flags & CMOE_ROUTE_BIAS ? x->t->route_bias : NULL;
     for (int64_t t = 0; t < x->tokens; t++) {
         int32_t *ids = x->ids + t * slots;
         float *weights = x->weights + t * slots;
@@ -232,7 +233,7 @@ cmoe_status cmoe__ref_route(const struct cmoe_step *step, const struct cmoe_exec
         token_logits(x, t, n, logits);
         const bool hash = (p->flags & CMOE_HASH) != 0;
         const int32_t *given = hash ? hash_ids(x, t) : NULL;
-        cmoe__ref_route_row(p, logits, x->t->route_bias, given, ids, weights, scratch);
+        cmoe__ref_route_row(p, logits, bias, given, ids, weights, scratch);
         if (hash && !given)
             for (int32_t s = 0; s < p->topk; s++) {
                 ids[s] = -1;
