@@ -98,17 +98,19 @@ typedef struct cmoe_tensors {
     float *sorted_weights;   /* PACKED: routing weight by sorted row, or NULL */
 
     /* Ends of partial plans, rows in slot order (t*S + s); batched: [E_local, capacity, ...] */
-    void *xq;          /* QUANT's result: codes of format x; rows [T], or [T*S] when
+    void *xq;            /* QUANT's result: codes of format x; rows [T], or [T*S] when
                                     SMOOTH or WEIGHT_ON_INPUT make them per slot */
-    void *xq_scale;    /* its scales, laid out as x_scale */
-    float *gate_up;    /* GEMM1's result f32 [T*S, rows1] */
-    void *mid;         /* ACT's result [T*S, I]: f32 if mid is quantised, else mid's type */
-    void *mid_q;       /* REQUANT's codes */
-    void *mid_q_scale; /* and scales */
-    float *z;          /* GEMM2's result f32 [T*S, H]; rows of skipped slots are 0 */
-    void *y;           /* [T, H] of type y; NO_REDUCE [T, S, H]; batched
+    void *xq_scale;      /* its scales, laid out as x_scale */
+    float *xq_global;    /* dynamic NV: f32 a row */
+    float *gate_up;      /* GEMM1's result f32 [T*S, rows1] */
+    void *mid;           /* ACT's result [T*S, I]: f32 if mid is quantised, else mid's type */
+    void *mid_q;         /* REQUANT's codes */
+    void *mid_q_scale;   /* and scales */
+    float *mid_q_global; /* dynamic NV: f32 a row */
+    float *z;            /* GEMM2's result f32 [T*S, H]; rows of skipped slots are 0 */
+    void *y;             /* [T, H] of type y; NO_REDUCE [T, S, H]; batched
                                     [E_local, capacity, H] */
-    int64_t y_stride;  /* bytes from row to row; 0: tight */
+    int64_t y_stride;    /* bytes from row to row; 0: tight */
 
     /* Statistics, added up when not NULL */
     int64_t *expert_load; /* [E_local]: slots computed by each local expert */

@@ -40,7 +40,7 @@ static void lay_out_x(struct cmoe_exec *x, const struct cmoe_path *path, void *w
         x->xq_stride = (int64_t)cmoe__row_code_bytes(p->x, p->hidden);
         const bool given = p->x.fixed && p->x.scaling == CMOE_SCALE_TENSOR;
         x->xs = grant(path, CMOE_REGION_XS, workspace, given ? t->x_scale : t->xq_scale);
-        x->xg = grant(path, CMOE_REGION_XG, workspace, NULL);
+        x->xg = grant(path, CMOE_REGION_XG, workspace, t->xq_global);
     } else {
         x->xq = (void *)(uintptr_t)t->x;
         x->xq_stride = x->x_stride;
@@ -73,7 +73,7 @@ static void lay_out(struct cmoe_exec *x, const struct cmoe_path *path, void *wor
         x->hq = grant(path, CMOE_REGION_HQ, workspace, t->mid_q);
         const bool given = p->mid.fixed && p->mid.scaling == CMOE_SCALE_TENSOR;
         x->hs = grant(path, CMOE_REGION_HS, workspace, given ? t->mid_scale : t->mid_q_scale);
-        x->hg = grant(path, CMOE_REGION_HG, workspace, NULL);
+        x->hg = grant(path, CMOE_REGION_HG, workspace, t->mid_q_global);
     } else {
         x->hq = x->h;
     }
@@ -245,7 +245,9 @@ cmoe_status cmoe_execute(const cmoe_plan *plan, const cmoe_tensors *t, void *wor
         tokens = plan->p.max_tokens;
     else if (t->n_tokens_dev && plan->props.host)
         tokens = cmoe__max64(0, cmoe__min64(tokens, *t->n_tokens_dev));
-    for (int64_t first = 0; first < tokens; first += plan->chunk) {
+    /* Readers of a sort need its counts even where a device counted no token. */
+    const bool empty_sort = tokens == 0 && plan->p.last == CMOE_STAGE_SORT;
+    for (int64_t first = 0; first < tokens || (empty_sort && first == 0); first += plan->chunk) {
         const int32_t n = (int32_t)cmoe__min64(plan->chunk, tokens - first);
         const cmoe_tensors part = shifted(plan, t, first, n);
         CMOE_TRY(run_pass(plan, &part, w, n, workspace, stream));

@@ -82,6 +82,29 @@ static cmoe_status check_sort(const cmoe_problem *p, const struct cmoe_shape *s,
     return CMOE_OK;
 }
 
+/* Codes with what decodes them: one scale may be the problem's own, NV has another level. */
+static cmoe_status check_codes(cmoe_format f, const void *codes, const void *scale,
+                               const float *global, const char *const names[3], const char *because)
+{
+    CMOE_TRY(need(codes, names[0], because));
+    if (!(f.scaling == CMOE_SCALE_TENSOR && f.fixed)) CMOE_TRY(need(scale, names[1], because));
+    if (f.scaling == CMOE_SCALE_NV && !f.fixed) CMOE_TRY(need(global, names[2], because));
+    return CMOE_OK;
+}
+
+static cmoe_status check_xq(const cmoe_problem *p, const cmoe_tensors *t, const char *because)
+{
+    static const char *const names[3] = {"xq", "xq_scale", "xq_global"};
+    if (!cmoe__format_is_quantized(p->x)) return need(t->xq, names[0], because);
+    return check_codes(p->x, t->xq, t->xq_scale, t->xq_global, names, because);
+}
+
+static cmoe_status check_mid_q(const cmoe_problem *p, const cmoe_tensors *t, const char *because)
+{
+    static const char *const names[3] = {"mid_q", "mid_q_scale", "mid_q_global"};
+    return check_codes(p->mid, t->mid_q, t->mid_q_scale, t->mid_q_global, names, because);
+}
+
 /* What each stage must find when the plan starts with it, and leave when the plan ends with it. */
 static cmoe_status check_ends(const cmoe_problem *p, const struct cmoe_shape *s,
                               const cmoe_tensors *t)
@@ -92,11 +115,13 @@ static cmoe_status check_ends(const cmoe_problem *p, const struct cmoe_shape *s,
         CMOE_TRY(need(t->x_scale, "x_scale", "x has a static scale"));
     if (s->x_given && cmoe__format_is_quantized(p->x) && runs(p, CMOE_STAGE_GEMM1))
         CMOE_TRY(need(t->x_scale, "x_scale", "x arrives quantised"));
+    if (s->x_given && p->x.scaling == CMOE_SCALE_NV && runs(p, CMOE_STAGE_GEMM1))
+        CMOE_TRY(need(t->x_global, "x_global", "x arrives quantised"));
     if (p->mid.fixed && (runs(p, CMOE_STAGE_REQUANT) || runs(p, CMOE_STAGE_GEMM2)))
         CMOE_TRY(need(t->mid_scale, "mid_scale", "mid has a static scale"));
     switch ((cmoe_stage)p->last) {
     case CMOE_STAGE_QUANT:
-        if (s->quant) CMOE_TRY(need(t->xq, "xq", "the plan ends with QUANT"));
+        if (s->quant) CMOE_TRY(check_xq(p, t, "the plan ends with QUANT"));
         break;
     case CMOE_STAGE_GEMM1:
         CMOE_TRY(need(t->gate_up, "gate_up", "the plan ends with GEMM1"));
@@ -105,7 +130,7 @@ static cmoe_status check_ends(const cmoe_problem *p, const struct cmoe_shape *s,
         CMOE_TRY(need(t->mid, "mid", "the plan ends with ACT"));
         break;
     case CMOE_STAGE_REQUANT:
-        if (s->requant) CMOE_TRY(need(t->mid_q, "mid_q", "the plan ends with REQUANT"));
+        if (s->requant) CMOE_TRY(check_mid_q(p, t, "the plan ends with REQUANT"));
         break;
     case CMOE_STAGE_GEMM2:
         CMOE_TRY(need(t->z, "z", "the plan ends with GEMM2"));
@@ -127,7 +152,7 @@ static cmoe_status check_ends(const cmoe_problem *p, const struct cmoe_shape *s,
         break;
     case CMOE_STAGE_GEMM2:
         if (s->requant) {
-            CMOE_TRY(need(t->mid_q, "mid_q", "the plan starts with GEMM2"));
+            CMOE_TRY(check_mid_q(p, t, "the plan starts with GEMM2"));
         } else {
             CMOE_TRY(need(t->mid, "mid", "the plan starts with GEMM2"));
         }
