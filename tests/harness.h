@@ -129,6 +129,10 @@ cmoe_context *test_context(int threads, struct counter *counter);
 cmoe_device *test_device(cmoe_context *ctx, const char *name);
 /* Problem from its text on top of the defaults; fails the test when it does not parse. */
 cmoe_problem test_problem(const char *text);
+/* Pins that between them run every row of `stage` alone that p can use on dev: NULL (the planner's
+ * choice) first, then names of the device's own rows. Returns their number. */
+enum { TEST_PINS = 16 };
+int test_pins(cmoe_device *dev, const cmoe_problem *p, cmoe_stage stage, const char **pins);
 /* Workspace for a plan: guarded, aligned, poisoned. */
 void *test_workspace(struct guard *g, const cmoe_plan *plan);
 

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT
+ * Running generated calls: plan, weights in the formats it reads, reference, execution, comparison. */
+#include "harness_call.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char running[1024]; /* what a fault is reported with */
+
+void rig_open(struct rig *rig, int threads)
+{
+    rig->ctx = test_context(threads, NULL);
+    rig->ref = test_device(rig->ctx, "ref");
+    rig->cpu = test_device(rig->ctx, "cpu");
+    guard_init(&rig->guard);
+}
+
+void rig_close(struct rig *rig)
+{
+    guard_end(&rig->guard);
+    cmoe_device_close(rig->ref);
+    cmoe_device_close(rig->cpu);
+    cmoe_context_destroy(rig->ctx);
+}
+
+/* Aligned to what divides the size, up to a double: the element's alignment, and often no more. */
+static void *guarded(void *user, size_t bytes, bool input)
+{
+    const size_t align = bytes % 8 == 0 ? 8 : bytes % 4 == 0 ? 4 : bytes % 2 == 0 ? 2 : 1;
+    return guard_alloc(user, bytes, align, input ? GUARD_INPUT : GUARD_OUTPUT);
+}
+
+struct gen_options call_options(struct guard *g, enum gen_kind kind, uint64_t seed)
+{
+    return (struct gen_options){.kind = kind, .seed = seed, .alloc = guarded, .user = g};
+}
+
+void call_repro(const cmoe_problem *p, const struct gen_options *options, char *buf, size_t len)
+{
+    char text[512];
+    cmoe_problem_print(p, text, sizeof text);
+    snprintf(buf, len, "cmoe check --problem \"%s\" --seed %llu  (%s inputs)", text,
+             (unsigned long long)options->seed, options->kind == GEN_EXACT ? "exact" : "real");
+}
+
+cmoe_status call_weights(cmoe_device *dev, const struct gen_call *call, const cmoe_plan *plan,
+                         cmoe_weights **out)
+{
+    cmoe_weights_desc desc = call->weights;
+    const char *const format1 = plan ? cmoe_plan_weight_format(plan, 1) : "none";
+    const char *const format2 = plan ? cmoe_plan_weight_format(plan, 2) : "none";
+    desc.format1 = strcmp(format1, "none") == 0 ? NULL : format1;
+    desc.format2 = strcmp(format2, "none") == 0 ? NULL : format2;
+    return cmoe_weights_create(dev, &call->problem, &desc, out);
+}
+
+void *call_y(const struct gen_call *call)
+{
+    char *const y = malloc((size_t)(call->y_rows * call->y_row) + 1);
+    if (!y) abort();
+    for (int64_t r = 0; r < call->y_rows; r++) {
+        memcpy(y + r * call->y_row, gen_y_row(call, r), (size_t)call->y_row);
+    }
+    return y;
+}
+
+static void on_fault(int sig)
+{
+    const ssize_t n = write(STDERR_FILENO, running, strlen(running));
+    (void)n;
+    signal(sig, SIG_DFL);
+    raise(sig);
+}
+
+void call_report_faults(void)
+{
+    signal(SIGSEGV, on_fault);
+    signal(SIGBUS, on_fault);
+    signal(SIGFPE, on_fault);
+    signal(SIGABRT, on_fault);
+}
+
+static void announce(const cmoe_problem *p, const struct gen_options *options)
+{
+    char repro[900];
+    call_repro(p, options, repro, sizeof repro);
+    snprintf(running, sizeof running, "fault in: %s\n", repro);
+}
+
+static struct outcome outcome(enum outcome_kind kind, const char *what)
+{
+    struct outcome out = {.kind = kind};
+    snprintf(out.why, sizeof out.why, "%s: %s", what, cmoe_last_error());
+    return out;
+}
+
+/* Share of zeros among the expected values that count, in rows that are not zero altogether (their
+ * slots belong to other ranks): 1 when there is no such row. */
+static double share_of_zeros(const struct gen_call *call, const double *want)
+{
+    const int64_t H = call->problem.hidden, used = H - call->problem.hidden_pad;
+    int64_t zeros = 0, n = 0;
+    for (int64_t r = 0; r < call->y_rows; r++) {
+        int64_t here = 0;
+        for (int64_t c = 0; c < used; c++) {
+            here += want[r * H + c] == 0;
+        }
+        if (here == used) continue;
+        zeros += here;
+        n += used;
+    }
+    return n ? (double)zeros / (double)n : 1;
+}
+
+static struct outcome judge(const struct gen_call *call, enum gen_kind kind, double *want,
+                            const double *bound)
+{
+    struct outcome out = {.kind = OUTCOME_OK};
+    const cmoe_problem *const p = &call->problem;
+    void *const y = call_y(call);
+    const int64_t n = call->y_rows * p->hidden;
+    /* An exact result still has its one rounding to y's type. */
+    for (int64_t i = 0; kind == GEN_EXACT && i < n; i++) {
+        want[i] =
+            (double)cmoe_decode((cmoe_dtype)p->y, cmoe_encode((cmoe_dtype)p->y, (float)want[i]));
+    }
+    const struct comparison c =
+        compare((cmoe_dtype)p->y, y, want, kind == GEN_EXACT ? NULL : bound, n);
+    const double zeros = share_of_zeros(call, want);
+    free(y);
+    if (c.outside) {
+        out.kind = OUTCOME_WRONG;
+        snprintf(out.why, sizeof out.why,
+                 "%lld of %lld outside; y[%lld, %lld] is %.9g, expected %.9g +- %.3g",
+                 (long long)c.outside, (long long)c.n, (long long)(c.first / p->hidden),
+                 (long long)(c.first % p->hidden), c.got, c.want, c.bound);
+    } else if (zeros > 0.5) {
+        out.kind = OUTCOME_MISTRUSTED;
+        snprintf(out.why, sizeof out.why, "%.0f %% of the expected values are 0", 100 * zeros);
+    }
+    return out;
+}
+
+static struct outcome run(struct rig *rig, struct gen_call *call, enum gen_kind kind,
+                          const cmoe_plan *plan, const cmoe_weights *w)
+{
+    cmoe_weights *canonical = NULL;
+    if (call_weights(rig->ref, call, NULL, &canonical) != CMOE_OK) {
+        return outcome(OUTCOME_WRONG, "canonical weights");
+    }
+    const size_t n = (size_t)(call->y_rows * call->problem.hidden) + 1;
+    double *const want = malloc(2 * n * sizeof *want);
+    if (!want) abort();
+    struct outcome out = {.kind = OUTCOME_OK};
+    void *const workspace = test_workspace(&rig->guard, plan);
+    call->tensors.weights = w;
+    guard_freeze(&rig->guard);
+    if (cmoe_reference(rig->ctx, &call->problem, canonical, &call->tensors, want, want + n)) {
+        out = outcome(OUTCOME_WRONG, "cmoe_reference");
+    } else if (cmoe_execute(plan, &call->tensors, workspace, cmoe_plan_workspace_size(plan),
+                            NULL)) {
+        out = outcome(OUTCOME_WRONG, "cmoe_execute");
+    } else {
+        out = judge(call, kind, want, want + n);
+        const char *const damage = gen_call_damage(call);
+        if (damage || !guard_check(&rig->guard)) {
+            out.kind = OUTCOME_WRONG;
+            snprintf(out.why, sizeof out.why, "%s", damage ? damage : "wrote around a buffer");
+        }
+    }
+    free(want);
+    cmoe_weights_destroy(canonical);
+    return out;
+}
+
+struct outcome call_check(struct rig *rig, const cmoe_problem *p, const struct gen_options *options,
+                          cmoe_device *dev, const char *pin)
+{
+    announce(p, options);
+    const cmoe_plan_options choose = {.struct_size = sizeof choose, .pin = pin};
+    cmoe_plan *plan = NULL;
+    const cmoe_status planned = cmoe_plan_create(dev, p, NULL, &choose, &plan);
+    if (planned != CMOE_OK) {
+        return outcome(planned == CMOE_ERR_UNSUPPORTED || pin ? OUTCOME_REFUSED : OUTCOME_WRONG,
+                       "cmoe_plan_create");
+    }
+    guard_reset(&rig->guard);
+    struct gen_call call;
+    if (gen_call_create(p, options, &call) != CMOE_OK) {
+        cmoe_plan_destroy(plan);
+        return outcome(OUTCOME_WRONG, "gen_call_create");
+    }
+    cmoe_weights *w = NULL;
+    struct outcome out = call_weights(dev, &call, plan, &w) == CMOE_OK
+                             ? run(rig, &call, options->kind, plan, w)
+                             : outcome(OUTCOME_WRONG, "cmoe_weights_create");
+    cmoe_plan_path(plan, p->max_tokens, out.path, sizeof out.path);
+    cmoe_weights_destroy(w);
+    gen_call_free(&call);
+    cmoe_plan_destroy(plan);
+    return out;
+}
