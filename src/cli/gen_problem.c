@@ -30,15 +30,24 @@ static void draw_scheme(struct gen_rng *rng, cmoe_problem *p)
     if (p->w.scaling == CMOE_SCALE_GROUP && gen_chance(rng, 4)) p->w.scale_dtype = CMOE_BF16;
 }
 
+/* Mostly few, so that many problems fit in a minute. */
+static int32_t draw_columns(struct gen_rng *rng)
+{
+    const int64_t most = gen_chance(rng, 8) ? 192 : 48;
+    return 1 +
+           (int32_t)(gen_chance(rng, 2) ? gen_below(rng, most) : 16 * gen_below(rng, most / 16));
+}
+
 static void draw_sizes(struct gen_rng *rng, cmoe_problem *p)
 {
-    p->max_tokens = (int32_t)(gen_chance(rng, 2) ? gen_below(rng, 5) : gen_below(rng, 65));
-    p->hidden = 1 + (int32_t)(gen_chance(rng, 2) ? gen_below(rng, 192) : 16 * gen_below(rng, 12));
-    p->inter = 1 + (int32_t)(gen_chance(rng, 2) ? gen_below(rng, 192) : 16 * gen_below(rng, 12));
+    p->max_tokens = (int32_t)(gen_chance(rng, 4) ? gen_below(rng, 65) : gen_below(rng, 6));
+    p->hidden = draw_columns(rng);
+    p->inter = draw_columns(rng);
     if (gen_chance(rng, 4)) p->hidden_pad = (int32_t)gen_below(rng, p->hidden);
     if (gen_chance(rng, 4)) p->inter_pad = (int32_t)gen_below(rng, p->inter);
-    p->experts = 1 + (int32_t)gen_below(rng, 33);
-    p->topk = (int32_t)gen_below(rng, 1 + (p->experts < 8 ? p->experts : 8));
+    p->experts = 1 + (int32_t)gen_below(rng, gen_chance(rng, 16) ? 33 : 6);
+    p->topk = 1 + (int32_t)gen_below(rng, p->experts < 8 ? p->experts : 8);
+    if (gen_chance(rng, 64)) p->topk = 0;
     if (gen_chance(rng, 4)) p->shared = 1 + (int32_t)gen_below(rng, 2);
     if (gen_chance(rng, 8)) p->flags |= CMOE_EXPERT_MAP;
     if (gen_chance(rng, 4)) {

@@ -259,8 +259,8 @@ cmoe_status gen_routing(struct gen_state *s)
     struct gen_rng rng = gen_rng_make(s->options.seed, GEN_FOR_ROUTE);
     cmoe_status status = CMOE_OK;
     if ((s->p->flags & CMOE_EXPERT_MAP) != 0) status = make_map(s);
-    if (status != CMOE_OK || s->p->router == CMOE_ROUTE_ALL || s->p->first >= CMOE_STAGE_GEMM1)
-        return status;
+    const bool none = s->p->router == CMOE_ROUTE_ALL && s->p->first == CMOE_STAGE_ROUTE;
+    if (status != CMOE_OK || none || s->p->first >= CMOE_STAGE_GEMM1) return status;
     const size_t room = (size_t)(3 * s->ids + s->p->topk + 1);
     int32_t *ids = malloc(room * sizeof *ids);
     float *row = malloc(room * sizeof *row);
