@@ -30,9 +30,18 @@ static bool is_batched(const struct gen_state *s)
     return s->p->capacity > 0;
 }
 
+/* Whether x arrives as GEMM1 reads it: in format x, and a row a slot where QUANT would make that. */
+static bool is_given(const struct gen_state *s)
+{
+    return s->p->first > CMOE_STAGE_QUANT || (s->p->flags & CMOE_X_QUANTIZED) != 0;
+}
+
 static int64_t x_rows(const struct gen_state *s)
 {
-    return is_batched(s) ? s->local * s->p->capacity : s->T;
+    const bool by_slot =
+        s->p->weight_on == CMOE_WEIGHT_ON_INPUT || s->p->x.scaling == CMOE_SCALE_SMOOTH;
+    if (is_batched(s)) return s->local * s->p->capacity;
+    return is_given(s) && by_slot && s->p->first < CMOE_STAGE_GEMM1 ? s->T * s->S : s->T;
 }
 
 static cmoe_status make_plain_x(struct gen_state *s, struct gen_rng *rng, float *v)
@@ -133,7 +142,7 @@ cmoe_status gen_rows(struct gen_state *s)
     if (status == CMOE_OK && p->first >= CMOE_STAGE_GEMM1 && p->sort_format == CMOE_SORT_M_INDICES)
         status = make_m_indices(s, &rng);
     if (status != CMOE_OK) return status;
-    if ((p->flags & CMOE_X_QUANTIZED) != 0) return make_quantized_x(s, &rng, x_scale);
+    if (is_given(s) && gen_is_quantized(p->x)) return make_quantized_x(s, &rng, x_scale);
     float *v = malloc((size_t)s->H * sizeof *v);
     status = v == NULL ? CMOE_ERR_NO_MEMORY : make_plain_x(s, &rng, v);
     free(v);
@@ -148,7 +157,7 @@ static cmoe_status make_y(struct gen_state *s)
     const cmoe_dtype dtype = (cmoe_dtype)p->y;
     const int64_t element = cmoe_dtype_bits(dtype) / 8;
     call->y_block = (p->flags & CMOE_NO_REDUCE) != 0 ? s->S : 1;
-    call->y_rows = is_batched(s) ? x_rows(s) : s->T * call->y_block;
+    call->y_rows = is_batched(s) ? s->local * p->capacity : s->T * call->y_block;
     call->y_row = s->H * element;
     const bool strided = !s->options.plain && !is_batched(s) && gen_chance(&rng, 2);
     const int64_t stride =
