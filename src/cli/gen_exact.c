@@ -94,8 +94,6 @@ static const char *mid_obstacle(const cmoe_problem *p)
         return "squares have no largest value that divides to a power of two";
     if (gen_is_quantized(p->x) && p->x.dtype != p->mid.dtype)
         return "the dynamic scales of x and mid would need different largest values";
-    if (p->mid.scaling == CMOE_SCALE_NV && p->hidden - p->hidden_pad <= 32)
-        return "one nv16 block would hold all of x";
     return NULL;
 }
 
@@ -112,6 +110,8 @@ bool gen_exact_possible(const cmoe_problem *p, const char **why)
         obstacle = "16-bit GEMM2 results are allowed";
     else if (p->hidden - p->hidden_pad < 4)
         obstacle = "fewer than 4 columns";
+    else if (p->x.scaling == CMOE_SCALE_NV && p->hidden - p->hidden_pad <= 32)
+        obstacle = "nv16 needs more than two blocks of columns";
     else if (!unscaled_weights_fit(p->w))
         obstacle = "8- and 4-bit weights without scales";
     else if ((p->flags & CMOE_SHARED_SIGMOID) != 0 && (p->flags & CMOE_ROUTE_FROM_X) != 0)
@@ -135,6 +135,7 @@ struct gen_exact gen_exact_values(const cmoe_problem *p)
         p->weight_on == CMOE_WEIGHT_ON_INPUT || p->weight_on == CMOE_WEIGHT_ON_GEMM1;
     struct gen_exact e = {
         .plant = 8,
+        .one = p->x.scaling == CMOE_SCALE_NV ? 17 : 1,
         .scale1 = weighted_early ? 32 : 8, /* gate stays >= 32 when a weight of 1/4 shrinks it */
         .scale2 = p->w.scaling == CMOE_SCALE_NONE ? 0x1p-8f : 0x1p-10f,
         .x_scale = scale_of(p->x),

@@ -165,7 +165,7 @@ static cmoe_status make_router(struct gen_state *s, struct gen_rng *rng, int32_t
             w[e * s->H + c] = c < s->h_used ? 0 : NAN;
         b[e] = 0;
         if (s->options.kind == GEN_EXACT) {
-            w[e * s->H + 1] = row[e];
+            w[e * s->H + s->exact.one] = row[e];
             continue;
         }
         for (int i = 0; i < 3; i++)

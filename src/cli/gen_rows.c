@@ -10,7 +10,8 @@ static float exact_x(const struct gen_state *s, struct gen_rng *rng, int64_t c)
 {
     const bool planted = c == 0 || (gen_needs_plant(s->p->x) && c % gen_scope(s->p->x, s->H) == 0);
     if (planted) return s->exact.plant;
-    return c == 1 ? 1 : (float)((gen_below(rng, 4) + 1) / 2);
+    if (c == s->exact.one - 1) return 6; /* nv16; else it is planted */
+    return c == s->exact.one ? 1 : (float)((gen_below(rng, 4) + 1) / 2);
 }
 
 /* One row of values; columns that do not count hold `hole`. */

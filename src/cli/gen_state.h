@@ -8,12 +8,13 @@
 /* The values of EXACT inputs. All scales are powers of two.
  *
  * x[t, 0] and the first column of every scale group hold `plant`, the largest value of x's type
- * times a power of two: a dynamic scale comes out as a power of two. x[t, 1] is 1. All others are
- * 0, 1 or 2. A gate row has one code 4, so gate is 0 or large enough for every activation to be
+ * times a power of two: a dynamic scale comes out as a power of two. x[t, one] is 1; under nv16 it
+ * lies in a block of its own with a 6, so that it stays 1. All others are 0, 1 or 2. A gate row has one code 4, so gate is 0 or large enough for every activation to be
  * the identity there; an up row has up to four codes 1 or 2. Where mid has a dynamic f32 scale,
- * the first row of every group of the intermediate is planted: gate reads column 1, up column 0. */
+ * the first row of every group of the intermediate is planted: gate reads column `one`, up column 0. */
 struct gen_exact {
     float plant;
+    int64_t one;          /* a column */
     float scale1, scale2; /* smaller one of the two scales of matrix 1 and 2 */
     float x_scale, mid_scale;
     bool plant_mid;

@@ -43,15 +43,17 @@ static float sign(struct gen_rng *rng)
 /* A column of x that is 0, 1 or 2. */
 static int64_t plain_column(const struct gen_state *s, struct gen_rng *rng)
 {
-    const int64_t j = 2 + gen_below(rng, s->h_used - 2);
-    const bool planted = gen_needs_plant(s->p->x) && j % gen_scope(s->p->x, s->H) == 0;
-    return planted ? j - 1 : j;
+    for (;;) {
+        const int64_t j = 2 + gen_below(rng, s->h_used - 2);
+        const bool planted = gen_needs_plant(s->p->x) && j % gen_scope(s->p->x, s->H) == 0;
+        if (!planted && j != s->exact.one && j != s->exact.one - 1) return j;
+    }
 }
 
 static void exact_row1(const struct gen_state *s, struct gen_rng *rng, bool up, int64_t i, float *v)
 {
     if (s->exact.plant_mid && i % gen_scope(s->p->mid, s->I) == 0) {
-        v[up || !s->gated ? 0 : 1] = 4;
+        v[up || !s->gated ? 0 : s->exact.one] = 4;
         return;
     }
     if (!up) {
@@ -223,7 +225,9 @@ static void fill_vectors(const struct gen_state *s, const struct table *t, struc
     for (int64_t c = 0; t->smooth && c < t->cols; c++) {
         float v = (float)(0.5 + gen_unit(rng));
         const cmoe_format f = t->purpose == GEN_FOR_MATRIX2 ? s->p->mid : s->p->x;
-        if (exact) v = c < 2 || c % gen_scope(f, t->cols) == 0 || gen_chance(rng, 2) ? 1 : 0.5f;
+        if (exact)
+            v = c <= s->exact.one || c % gen_scope(f, t->cols) == 0 || gen_chance(rng, 2) ? 1
+                                                                                          : 0.5f;
         t->smooth_values[expert * t->cols + c] = c < t->used ? v : NAN;
     }
 }
