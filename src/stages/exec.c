@@ -19,12 +19,16 @@ int32_t cmoe__exec_local(const struct cmoe_exec *x, int32_t id)
     return at >= 0 && at < routed ? at : -1;
 }
 
-bool cmoe__exec_token_counts(const struct cmoe_exec *x, int64_t t)
+bool cmoe__exec_slot_counts(const struct cmoe_exec *x, int64_t row)
 {
     const int32_t ids = x->p->flags & CMOE_LOCAL_IDS ? x->shape->local : x->shape->ids;
+    return x->ids[row] >= 0 && x->ids[row] < ids;
+}
+
+bool cmoe__exec_token_counts(const struct cmoe_exec *x, int64_t t)
+{
     for (int32_t s = 0; s < x->shape->slots; s++) {
-        const int32_t id = x->ids[t * x->shape->slots + s];
-        if (id >= 0 && id < ids) return true;
+        if (cmoe__exec_slot_counts(x, t * x->shape->slots + s)) return true;
     }
     return false;
 }

@@ -71,6 +71,8 @@ static inline const float *cmoe__exec_x_static_global(const struct cmoe_exec *x)
 {
     return x->shape->quant ? x->t->x_scale : x->t->x_global;
 }
+/* Whether slot `row` has an id in [0, ids), local or not. */
+bool cmoe__exec_slot_counts(const struct cmoe_exec *x, int64_t row);
 /* Whether token t has an id in [0, ids): the rows that dynamic tensor scales look at. */
 bool cmoe__exec_token_counts(const struct cmoe_exec *x, int64_t t);
 /* Routing weight of a row: 1 when batched or when the caller gave none. */

@@ -39,6 +39,7 @@ typedef void (*visit)(const struct cmoe_exec *x, int64_t row, int64_t token, int
 static void for_x_rows(const struct cmoe_exec *x, visit f, void *arg)
 {
     const struct cmoe_shape *s = x->shape;
+    const bool smooth = x->p->x.scaling == CMOE_SCALE_SMOOTH;
     if (s->batched) {
         for (int32_t e = 0; e < s->local; e++)
             for (int32_t r = 0; r < x->t->expert_offsets[e] && r < x->p->capacity; r++) {
@@ -53,8 +54,10 @@ static void for_x_rows(const struct cmoe_exec *x, visit f, void *arg)
             continue;
         }
         for (int32_t i = 0; i < s->slots; i++) {
-            const int32_t e = cmoe__exec_local(x, x->ids[t * s->slots + i]);
-            if (e >= 0) f(x, t * s->slots + i, t, e, arg);
+            const int64_t row = t * s->slots + i;
+            const int32_t e = cmoe__exec_local(x, x->ids[row]);
+            /* A slot of another rank's expert counts in a scale of all rows; it has no smoothing. */
+            if (e >= 0 || (!smooth && cmoe__exec_slot_counts(x, row))) f(x, row, t, e, arg);
         }
     }
 }
