@@ -310,6 +310,17 @@ static int32_t *rough_ids(const struct maker *m)
     return ids;
 }
 
+static int32_t *batched_counts(const struct maker *m)
+{
+    const int64_t n = cmoe_problem_local_experts(m->p);
+    struct rng s = stream(m->c->seed, "counts");
+    int32_t *const counts = buffer(m, n, sizeof *counts);
+    for (int64_t e = 0; e < n; e++)
+        counts[e] = 2 + (int32_t)(rng_u64(&s) % (uint64_t)(m->p->capacity - 1));
+    counts[1] = 0;
+    return counts;
+}
+
 static float *route_weights(const struct maker *m)
 {
     const int64_t count = (int64_t)m->p->max_tokens * cmoe_problem_slots(m->p);
@@ -427,7 +438,9 @@ void golden_inputs_make(struct guard *g, const struct golden_case *c, const cmoe
         const int base = static_base((cmoe_dtype)p->mid.dtype) + 2;
         out->tensors.mid_scale = scales(&m, "mfix", 1, base);
     }
-    if (p->first > CMOE_STAGE_ROUTE) {
+    if (p->capacity > 0) {
+        out->tensors.expert_offsets = batched_counts(&m);
+    } else if (p->first > CMOE_STAGE_ROUTE) {
         out->tensors.topk_ids = strcmp(c->inputs, "rough") == 0 ? rough_ids(&m) : plain_ids(&m);
         out->tensors.topk_weights = route_weights(&m);
     }

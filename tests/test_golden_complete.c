@@ -195,9 +195,9 @@ static void every_layer_option(void **state)
 {
     const struct covered *const all = *state;
     static const char *const words[] = {
-        "gate=interleaved", "gate=none", "b1",       "b2",       "noreduce", "xq",     "joint",
-        "midround",         "map",       "shared=1", "acc=0.75", "hpad=5",   "ipad=3", "first=1",
-        "in=f16",           "in=f32",    "y=f16",
+        "gate=interleaved", "gate=none",    "b1",     "b2",       "noreduce", "xq",     "joint",
+        "midround",         "sort=batched", "map",    "shared=1", "acc=0.75", "hpad=5", "ipad=3",
+        "first=1",          "in=f16",       "in=f32", "y=f16",
     };
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
         if (!mentions(all, GOLDEN_LAYER, words[i])) fail_with("no golden has %s", words[i]);

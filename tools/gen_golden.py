@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from golden import cases, layer, router  # noqa: E402
-from golden.inputs import ids as make_ids, route_weights  # noqa: E402
+from golden.inputs import batched_ids, ids as make_ids, route_weights  # noqa: E402
 from golden.problem import Problem  # noqa: E402
 
 OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests", "golden")
@@ -32,6 +32,9 @@ def run_layer(text, seed, ids):
     if ids == "all":
         i = np.tile(np.arange(p["e"]), (p["t"], 1))
         return layer.experts(p, seed, i, np.ones(shape, np.float32))
+    if ids == "batched":
+        return layer.experts(p, seed, batched_ids(seed, p["e"], p["cap"]),
+                             np.ones(shape, np.float32))
     i = make_ids(seed, ids, p["t"], p["k"], p["e"], p["shared"])
     return layer.experts(p, seed, i, route_weights(seed, shape))
 

@@ -50,8 +50,14 @@ def layouts():
             yield f"{scheme}/in-f16", f"{size} {base} in=f16 y=f16", "plain"
     for scheme in ("f32", "fp8-token", "mxfp4-w4a4"):
         yield f"{scheme}/all", f"t=4 e=3 k=1 h=72 i=40 scheme={scheme} route=all y=f32", "all"
+    for scheme in ("f32", "bf16", "fp8-tensor", "fp8-token", "int8-smooth", "int4-w4a16", "mxfp8"):
+        words = "t=16 e=4 k=1 cap=4 sort=batched h=72 i=40 b1 b2"
+        yield f"{scheme}/batched", f"{words} scheme={scheme} y=f32", "batched"
     yield "nvfp4-w4a4/static-prequantised", (
         f"{SMALL} scheme=nvfp4-w4a4 x=e2m1/nv16:static mid=e2m1/nv16:static xq y=f32"), "plain"
+    words = f"{SMALL} k=3 scheme=fp8-tensor won=input first=2 local=1 y=f32"
+    yield "fp8-tensor/input-slice", words, "plain"
+    yield "fp8-tensor/input-rough", f"{SMALL} scheme=fp8-tensor won=input y=f32", "rough"
     yield "bf16/odd", "t=3 e=3 k=2 h=37 i=29 scheme=bf16 y=f32", "plain"
     yield "int8-w8a8/odd", "t=3 e=3 k=2 h=37 i=29 scheme=int8-w8a8 y=f32", "plain"
     yield "fp8-block/joint", f"{BLOCKS} scheme=fp8-block joint y=f32", "plain"

@@ -106,6 +106,14 @@ def ids(seed, mode, tokens, topk, experts, shared):
     return out.astype(np.int32)
 
 
+def batched_ids(seed, experts, capacity):
+    """Experts of the rows of the batched layout: a count each, none for expert 1; -1 past it."""
+    count = 2 + _mod(stream(seed, "counts", experts), capacity - 1)
+    count[1] = 0
+    row = np.arange(experts * capacity)
+    return np.where(row % capacity < count[row // capacity], row // capacity, -1)[:, None]
+
+
 def expert_map(seed, ids_total, local):
     """A permutation's first `local` values are local indices; the others are -1 or too large."""
     del seed

@@ -148,7 +148,8 @@ def input_rows(p, seed, ids, r):
     x = formats.to_float(inputs.rows(seed, "x", (t, h)), p["in"])
     x[:, used:] = 0
     fixed = inputs.scales(seed, "xfix", (1,), inputs.STATIC[f.dtype])[0] if f.fixed else None
-    counts = ((ids >= 0) & (ids < p.total)).any(1)
+    valid = (ids >= 0) & (ids < p.total)
+    counts = valid if p["won"] == "input" else np.repeat(valid.any(1), s)
     local = local_experts(p, seed, ids)
     v = np.repeat(x[:, None], s, 1)
     if p["won"] == "input":
@@ -158,7 +159,7 @@ def input_rows(p, seed, ids, r):
         smooth = inputs.scales(seed, "m1", (p.local, h), 0)
         v = f32(v * np.where(local[:, :, None] >= 0, smooth[local], 1))
     flat = v.reshape(t * s, h)
-    return formats.quantize_rows(f, flat, np.repeat(counts, s), fixed).reshape(t, s, h)
+    return formats.quantize_rows(f, flat, counts.reshape(-1), fixed).reshape(t, s, h)
 
 
 def gemm1(p, w, x, e, r):

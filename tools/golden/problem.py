@@ -4,10 +4,10 @@ from golden.formats import SCHEMES, Format
 
 FLAGS = {"renorm", "topkfirst", "rbias", "gsum2", "tiehigh", "hash", "rx", "shsigmoid", "b1", "b2",
          "noreduce", "xq", "joint", "midround", "map"}
-INTEGERS = {"t", "e", "k", "h", "i", "hpad", "ipad", "first", "local", "shared"}
+INTEGERS = {"t", "e", "k", "h", "i", "hpad", "ipad", "first", "local", "shared", "cap"}
 FLOATS = {"eps", "scale", "shw", "limit", "alpha", "beta", "lbeta", "acc"}
 DEFAULTS = {
-    "t": 1, "e": 1, "k": 1, "hpad": 0, "ipad": 0, "first": 0, "local": 0, "shared": 0,
+    "cap": 0, "sort": "index", "t": 1, "e": 1, "k": 1, "hpad": 0, "ipad": 0, "first": 0, "local": 0, "shared": 0,
     "route": "softmax", "groups": (0, 0), "eps": 0.0, "scale": 1.0, "shw": 1.0, "gate": "split",
     "act": "silu", "limit": 0.0, "alpha": 0.0, "beta": 0.0, "lbeta": 0.0, "won": "out",
     "acc": 0.0, "lg": "f32", "in": "bf16", "y": "bf16",
