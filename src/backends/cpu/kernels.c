@@ -69,8 +69,8 @@ static const struct speed {
     [CMOE_ISA_LEVEL_AVX512] = {64, 30},
 };
 
-/* Waking the workers, a barrier between loops, and running a loop that has one item: us. */
-static const double fork_us = 6, barrier_us = 0.5, loop_us = 0.3;
+/* Waking the workers, a barrier between loops, a loop of one item, and a step of a plan: us. */
+static const double fork_us = 6, barrier_us = 0.2, loop_us = 0.3, step_us = 0.5;
 
 static double larger(double a, double b)
 {
@@ -101,8 +101,9 @@ static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
     const bool parallel = q->props->threads > 1;
     const bool small = q->tokens <= CMOE_CPU_SMALL_TOKENS; /* one item: nobody is woken */
-    double sum = 0;
+    double sum = step_us;
     for (int stage = k->first; stage <= k->last; stage++) {
+        if (stage == CMOE_STAGE_QUANT || stage == CMOE_STAGE_REQUANT) continue; /* empty here */
         const bool serial = stage == CMOE_STAGE_SORT || (stage == CMOE_STAGE_ROUTE && small);
         if (k->last > k->first)
             sum += parallel ? 2 * barrier_us : 0;
