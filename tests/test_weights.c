@@ -132,7 +132,7 @@ static void test_split(void **state)
         expect_ok(cmoe_format_bytes(f, I, H, &codes, &scales, &zeros));
         if (f.scaling == CMOE_SCALE_BLOCK) scales += 8; /* a grid of one row more */
         store_fill(&rng, f, E * I, H, s);
-        float global[E] = {1, 2, 0.5F};
+        float global[E] = {1, 2, 0.5F}, smooth[E * H] = {0};
         for (size_t i = 0; i < E * codes; i++)
             fused[i] = s->codes[i % sizeof s->codes];
         for (int64_t e = 0; e < E && size; e++)
@@ -145,7 +145,7 @@ static void test_split(void **state)
                            .zero = s->zero,
                            .global = global,
                            .bias = s->bias,
-                           .smooth = s->smooth,
+                           .smooth = smooth,
                            .rows = I,
                            .cols = H,
                            .scale_rows = f.scaling == CMOE_SCALE_BLOCK ? 3 : 0,
@@ -157,7 +157,7 @@ static void test_split(void **state)
             assert_ptr_equal(out[e].data, fused + e * codes);
             if (f.scaling != CMOE_SCALE_NONE) assert_ptr_equal(out[e].scale, s->scale + e * scales);
             if (f.zero) assert_ptr_equal(out[e].zero, s->zero + e * zeros);
-            assert_ptr_equal(out[e].smooth, s->smooth + e * H);
+            assert_ptr_equal(out[e].smooth, smooth + e * H);
             assert_null(out[e].bias);
         }
         from.transposed = 1;

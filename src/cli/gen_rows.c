@@ -163,7 +163,7 @@ static cmoe_status make_y(struct gen_state *s)
     const bool strided = !s->options.plain && !is_batched(s) && gen_chance(&rng, 2);
     const int64_t stride =
         call->y_block * call->y_row + (strided ? gen_below(&rng, 5) * element : 0);
-    const int64_t bytes = call->y_rows / call->y_block * stride;
+    const int64_t bytes = (is_batched(s) ? call->y_rows : s->T) * stride;
     call->tensors.y = gen_output(s, bytes);
     call->tensors.y_stride = strided ? stride : 0;
     if (call->tensors.y == NULL) return CMOE_ERR_NO_MEMORY;

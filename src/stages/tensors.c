@@ -250,8 +250,15 @@ cmoe_status cmoe__weights_fit(const cmoe_problem *p, const cmoe_weights *w)
     const bool smooth2 = p->mid.scaling != CMOE_SCALE_SMOOTH || q->mid.scaling == CMOE_SCALE_SMOOTH;
     if (p->hidden == q->hidden && p->inter == q->inter && p->gate == q->gate &&
         cmoe_problem_local_experts(p) == w->experts && memcmp(&p->w, &q->w, sizeof p->w) == 0 &&
-        ((p->flags ^ q->flags) & flags) == 0 && smooth1 && smooth2)
+        ((p->flags ^ q->flags) & flags) == 0 && smooth1 && smooth2) {
+        for (int matrix = 1; matrix <= 2; matrix++)
+            if (runs(p, matrix == 1 ? CMOE_STAGE_GEMM1 : CMOE_STAGE_GEMM2) && w->experts > 0 &&
+                !w->has[matrix - 1])
+                return CMOE_FAIL(CMOE_ERR_MISMATCH,
+                                 "the problem reads matrix %d, which the weights were made without",
+                                 matrix);
         return CMOE_OK;
+    }
     char wanted[200], made[200];
     cmoe_problem_print(p, wanted, sizeof wanted);
     cmoe_problem_print(q, made, sizeof made);
