@@ -125,9 +125,10 @@ static int check_text(struct check *check, const char *text)
     if (status != CMOE_OK) return cli_fail_status(status, NULL);
     const int code = cli_problem_check(&p);
     if (code != CLI_OK) return code;
-    if (p.last != CMOE_STAGE_COMBINE || p.first > CMOE_STAGE_SORT || p.capacity > 0)
-        return cli_fail(
-            CLI_USAGE, "check: the problem must start at route, quant or sort, and end at combine");
+    if (p.first > CMOE_STAGE_GEMM1 || (p.last != CMOE_STAGE_COMBINE && p.last != CMOE_STAGE_SORT))
+        return cli_fail(CLI_USAGE,
+                        "check: the problem must start at gemm1 or before, and end at sort or "
+                        "combine");
     return check_problem(check, &p);
 }
 

@@ -74,7 +74,9 @@ static cmoe_status make_call(struct gen_state *s)
     cmoe_status status = gen_weights(s);
     if (status == CMOE_OK) status = gen_routing(s);
     if (status == CMOE_OK) status = gen_rows(s);
+    if (status == CMOE_OK) status = gen_sorted(s);
     if (status == CMOE_OK) status = gen_outputs(s);
+    if (status == CMOE_OK) status = gen_reference(s);
     return status;
 }
 
@@ -145,6 +147,12 @@ void *gen_y_row(const struct gen_call *call, int64_t r)
     const int64_t stride = call->tensors.y_stride > 0 ? call->tensors.y_stride : tight;
     return (unsigned char *)call->tensors.y + r / call->y_block * stride +
            r % call->y_block * call->y_row;
+}
+
+bool gen_y_row_counts(const struct gen_call *call, int64_t r)
+{
+    const int32_t capacity = call->problem.capacity;
+    return capacity == 0 || r % capacity < call->tensors.expert_offsets[r / capacity];
 }
 
 static bool is_filled(const unsigned char *data, const unsigned char *end, unsigned char value)

@@ -38,6 +38,12 @@ struct gen_call {
      * contiguous and tensors.y_stride bytes from block to block. 0 rows: the plan ends before. */
     int64_t y_rows, y_row, y_block;
 
+    /* The same result as a problem that cmoe_reference takes: plans that start at GEMM1, and
+     * batched ones, begin at SORT or QUANT here. */
+    cmoe_problem reference;
+    cmoe_tensors reference_tensors;
+
+    const int32_t *ids; /* [T, S], given or (after the call) written by ROUTE */
     struct gen_block *blocks;
     int n_blocks, capacity;
     void *y_before; /* what y holds before the call; NULL: poison */
@@ -47,8 +53,7 @@ struct gen_call {
 bool gen_exact_possible(const cmoe_problem *p, const char **why);
 
 /* Make the inputs of a call of p->max_tokens tokens and its outputs, poisoned.
- * p must pass cmoe_problem_check and start at ROUTE, QUANT or SORT (or GEMM1 when batched or fed
- * with m-indices). @return CMOE_OK, CMOE_ERR_NO_MEMORY, or what a conversion returned. */
+ * p must pass cmoe_problem_check and start at GEMM1 or before. @return CMOE_OK, CMOE_ERR_NO_MEMORY, or what a conversion returned. */
 cmoe_status gen_call_create(const cmoe_problem *p, const struct gen_options *options,
                             struct gen_call *out);
 void gen_call_free(struct gen_call *call);
@@ -59,11 +64,16 @@ void gen_call_reset(struct gen_call *call);
 const char *gen_call_damage(const struct gen_call *call);
 
 /* A random problem of the whole pipeline that cmoe_problem_check accepts: T <= 64, H, I <= 192,
- * E <= 33. */
+ * E <= 33; sometimes its second half alone, from an order in another format. */
 void gen_problem(uint64_t seed, cmoe_problem *out);
 
-/* Row r of y. */
+/* Row r of y, and whether the call defines it (batched: rows past an expert's count are not). */
 void *gen_y_row(const struct gen_call *call, int64_t r);
+bool gen_y_row_counts(const struct gen_call *call, int64_t r);
+
+/* Plans that end at SORT: NULL when the order in the tensors is the one that the ids give, else
+ * what differs. */
+const char *gen_sort_difference(const struct gen_call *call);
 
 /* ---- numbers ---- */
 

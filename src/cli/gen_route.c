@@ -218,6 +218,7 @@ static cmoe_status make_ids(struct gen_state *s, struct gen_rng *rng, int32_t *s
                                                   : (float)(0.05 + gen_unit(rng));
         if (wide) ids64[i] = ids[i];
     }
+    s->call->ids = ids;
     t->topk_ids = wide ? NULL : ids;
     t->topk_ids64 = ids64;
     t->topk_weights = weights;
@@ -260,7 +261,9 @@ cmoe_status gen_routing(struct gen_state *s)
     cmoe_status status = CMOE_OK;
     if ((s->p->flags & CMOE_EXPERT_MAP) != 0) status = make_map(s);
     const bool none = s->p->router == CMOE_ROUTE_ALL && s->p->first == CMOE_STAGE_ROUTE;
-    if (status != CMOE_OK || none || s->p->first >= CMOE_STAGE_GEMM1) return status;
+    const bool by_row = s->p->capacity > 0 || (s->p->first >= CMOE_STAGE_GEMM1 &&
+                                               s->p->sort_format == CMOE_SORT_M_INDICES);
+    if (status != CMOE_OK || none || by_row) return status;
     const size_t room = (size_t)(3 * s->ids + s->p->topk + 1);
     int32_t *ids = malloc(room * sizeof *ids);
     float *row = malloc(room * sizeof *row);

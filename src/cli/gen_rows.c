@@ -42,7 +42,7 @@ static int64_t x_rows(const struct gen_state *s)
     const bool by_slot =
         s->p->weight_on == CMOE_WEIGHT_ON_INPUT || s->p->x.scaling == CMOE_SCALE_SMOOTH;
     if (is_batched(s)) return s->local * s->p->capacity;
-    return is_given(s) && by_slot && s->p->first < CMOE_STAGE_GEMM1 ? s->T * s->S : s->T;
+    return is_given(s) && by_slot ? s->T * s->S : s->T;
 }
 
 static cmoe_status make_plain_x(struct gen_state *s, struct gen_rng *rng, float *v)
@@ -107,6 +107,9 @@ static cmoe_status make_counts(struct gen_state *s, struct gen_rng *rng)
     if (counts == NULL) return CMOE_ERR_NO_MEMORY;
     for (int64_t e = 0; e < s->local; e++)
         counts[e] = (int32_t)gen_below(rng, (int64_t)s->p->capacity + 1);
+    /* Counts are data: what is out of range is cut. */
+    if (!s->options.plain && gen_chance(rng, 4)) counts[0] = -3;
+    if (!s->options.plain && gen_chance(rng, 4)) counts[s->local - 1] = s->p->capacity + 5;
     s->call->tensors.expert_offsets = counts;
     return CMOE_OK;
 }
@@ -180,25 +183,6 @@ static cmoe_status make_y(struct gen_state *s)
     return status;
 }
 
-/* What SORT writes in the problem's format. */
-static cmoe_status make_sort_outputs(struct gen_state *s)
-{
-    cmoe_tensors *t = &s->call->tensors;
-    const int64_t word = sizeof(int32_t);
-    const bool index = s->p->sort_format == CMOE_SORT_INDEX;
-    const int64_t entries = index ? s->T * s->S : cmoe_sort_capacity(s->p, s->T);
-    const int64_t block = s->p->block_m > 0 ? s->p->block_m : 1;
-    t->sorted_ids = gen_output(s, entries * word);
-    t->expert_offsets = gen_output(s, (s->local + 1) * word);
-    t->block_experts = gen_output(s, (entries / block + 1) * word);
-    t->num_valid = gen_output(s, 2 * word);
-    t->sorted_weights = gen_output(s, entries * word);
-    return t->sorted_ids == NULL || t->expert_offsets == NULL || t->block_experts == NULL ||
-                   t->num_valid == NULL || t->sorted_weights == NULL
-               ? CMOE_ERR_NO_MEMORY
-               : CMOE_OK;
-}
-
 /* Codes and scales of an activation format, with room for every scaling. */
 static cmoe_status make_codes(struct gen_state *s, int64_t rows, int64_t cols, void **codes,
                               void **scales)
@@ -219,6 +203,7 @@ static cmoe_status make_ids(struct gen_state *s)
     cmoe_tensors *t = &s->call->tensors;
     const int64_t n = s->T * s->S;
     t->topk_ids = gen_output(s, n * (int64_t)sizeof(int32_t));
+    s->call->ids = t->topk_ids;
     t->topk_weights = gen_output(s, n * (int64_t)sizeof(float));
     return t->topk_ids == NULL || t->topk_weights == NULL ? CMOE_ERR_NO_MEMORY : CMOE_OK;
 }
@@ -236,7 +221,7 @@ cmoe_status gen_outputs(struct gen_state *s)
     case CMOE_STAGE_QUANT:
         return make_codes(s, rows, s->H, &t->xq, &t->xq_scale);
     case CMOE_STAGE_SORT:
-        return make_sort_outputs(s);
+        return gen_sort_buffers(s, gen_output);
     case CMOE_STAGE_GEMM1: {
         void *values = NULL;
         status = make_values(s, rows * s->rows1, &values);

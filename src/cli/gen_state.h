@@ -59,5 +59,11 @@ cmoe_status gen_weights(struct gen_state *s);
 cmoe_status gen_routing(struct gen_state *s);
 cmoe_status gen_rows(struct gen_state *s);
 cmoe_status gen_outputs(struct gen_state *s);
+/* Buffers for an order in the problem's format, made by gen_input or gen_output. */
+cmoe_status gen_sort_buffers(struct gen_state *s, void *(*make)(struct gen_state *, int64_t));
+/* The order in the problem's format, for plans that start at GEMM1. */
+cmoe_status gen_sorted(struct gen_state *s);
+/* The problem that the reference is given. */
+cmoe_status gen_reference(struct gen_state *s);
 
 #endif

@@ -12,7 +12,7 @@ struct cli_expected {
     int64_t n;
 };
 
-/* n elements as the problem's y type would hold them are expected when `exact`. */
+/* n elements. `exact`: rounded to the problem's y type, without a bound. */
 cmoe_status cli_expect(cmoe_context *ctx, const cmoe_problem *p, const cmoe_weights *weights,
                        const cmoe_tensors *tensors, int64_t n, bool exact,
                        struct cli_expected *out);
