@@ -55,25 +55,20 @@ CMOE_INLINE bool cmoe__f32_isfinite(float v)
     return cmoe__f32_magnitude(v) < CMOE_F32_INF;
 }
 
-/* Exact; see cmoe__f32_to_f64. */
+/* Exact; see cmoe__f32_to_f64. The machine's conversion is left out where it may flush a denormal
+ * or replace a NaN. */
 CMOE_INLINE double cmoe__f32_widen(float v)
 {
     const uint32_t bits = cmoe__f32_bits(v);
     const uint32_t magnitude = bits & UINT32_C(0x7fffffff);
     const uint64_t sign = (uint64_t)(bits >> 31) << 63;
-    uint64_t wide;
-    if (magnitude - UINT32_C(0x00800000) < CMOE_F32_INF - UINT32_C(0x00800000))
-        wide = ((uint64_t)magnitude << 29) + ((uint64_t)(1023 - 127) << 52);
-    else if (magnitude >= CMOE_F32_INF)
-        wide = ((uint64_t)magnitude << 29) | ((uint64_t)0x7ff << 52);
-    else if (magnitude == 0)
-        wide = 0;
-    else { /* subnormal: magnitude * 2^-149 */
-        const int top = 31 - __builtin_clz(magnitude);
-        wide = ((uint64_t)(1023 - 149 + top) << 52) +
-               ((uint64_t)(magnitude ^ (UINT32_C(1) << top)) << (52 - top));
-    }
-    return cmoe__f64_from_bits(sign | wide);
+    if (magnitude - UINT32_C(0x00800000) <= CMOE_F32_INF - UINT32_C(0x00800000)) return (double)v;
+    if (magnitude == 0) return cmoe__f64_from_bits(sign);
+    if (magnitude > CMOE_F32_INF)
+        return cmoe__f64_from_bits(sign | (uint64_t)0x7ff << 52 | (uint64_t)magnitude << 29);
+    const int top = 31 - __builtin_clz(magnitude); /* magnitude * 2^-149 */
+    return cmoe__f64_from_bits(sign | (uint64_t)(1023 - 149 + top) << 52 |
+                               (uint64_t)(magnitude ^ UINT32_C(1) << top) << (52 - top));
 }
 
 #endif

@@ -39,8 +39,12 @@ void cmoe__store_code(cmoe_dtype dtype, void *row, int64_t i, uint32_t code)
 
 void cmoe__append_code(cmoe_dtype dtype, void *row, int64_t i, uint32_t code)
 {
-    if (cmoe_dtype_bits(dtype) == 4 && i % 2 == 0)
-        ((uint8_t *)row)[i / 2] = (uint8_t)(code & 15U);
+    uint8_t *const bytes = row;
+    const int bits = cmoe_dtype_bits(dtype);
+    if (bits == 8)
+        bytes[i] = (uint8_t)code;
+    else if (bits == 4)
+        bytes[i / 2] = (uint8_t)(i % 2 ? bytes[i / 2] | (code & 15U) << 4 : code & 15U);
     else
         cmoe__store_code(dtype, row, i, code);
 }

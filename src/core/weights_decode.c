@@ -60,11 +60,11 @@ static void decode_bytes(cmoe_dtype dtype, const uint8_t *codes, int64_t n, int 
 static void decode_nibbles(cmoe_dtype dtype, const uint8_t *codes, int64_t n, int zero, double s,
                            double *out)
 {
+    const float *const table = cmoe__decode_table(dtype);
+    const int sign = dtype == CMOE_I4 ? 8 : 0;
     double values[16];
-    for (uint32_t c = 0; c < 16; c++) {
-        const float v = cmoe__decode(dtype, c);
-        values[c] = dtype == CMOE_E2M1 ? (double)v * s : (double)((int)v - zero) * s;
-    }
+    for (int c = 0; c < 16; c++)
+        values[c] = (table ? (double)table[c] : (double)((c ^ sign) - sign - zero)) * s;
     for (int64_t i = 0; i < n / 2; i++) {
         out[2 * i] = values[codes[i] & 15];
         out[2 * i + 1] = values[codes[i] >> 4];
