@@ -200,23 +200,30 @@ static bool is_left_out(const struct check *check, const cmoe_kernel_info *row, 
     return true;
 }
 
-static int64_t print_rows(const struct check *check, int64_t *failures)
+static int64_t count_cases(const struct check *check)
+{
+    int64_t cases = 0;
+    for (int i = 0; i < check->n_rows; i++)
+        cases += check->tallies[i].cases[GEN_EXACT] + check->tallies[i].cases[GEN_REAL];
+    return cases;
+}
+
+/* @return failures */
+static int64_t print_rows(const struct check *check)
 {
     const char *const headings[] = {"kernel",   "exact",       "real",
                                     "failures", "mostly zero", "worst ratio"};
     struct cli_table table = {.columns = 6, .numeric = {false, true, true, true, true, true}};
     for (int c = 0; c < 6; c++)
         cli_table_cell(&table, "%s", headings[c]);
-    int64_t cases = 0;
+    int64_t failures = 0;
     for (int i = 0; i < check->n_rows; i++) {
         cmoe_kernel_info row;
         cmoe_kernel_describe(i, &row);
         const struct tally *tally = &check->tallies[i];
-        const int64_t here = tally->cases[GEN_EXACT] + tally->cases[GEN_REAL];
-        cases += here;
-        *failures += tally->failures;
-        *failures += is_left_out(check, &row, here);
-        if (here == 0) continue;
+        const int64_t cases = tally->cases[GEN_EXACT] + tally->cases[GEN_REAL];
+        failures += tally->failures + is_left_out(check, &row, cases);
+        if (cases == 0) continue;
         if (check->json) print_json_row(&row, tally);
         cli_table_cell(&table, "%s", row.name);
         cli_table_cell(&table, "%lld", (long long)tally->cases[GEN_EXACT]);
@@ -227,18 +234,18 @@ static int64_t print_rows(const struct check *check, int64_t *failures)
     }
     if (!check->json) cli_table_print(&table, false);
     cli_table_free(&table);
-    return cases;
+    return failures;
 }
 
 static int report(const struct check *check)
 {
-    int64_t failures = 0;
-    const int64_t cases = print_rows(check, &failures);
+    const int64_t cases = count_cases(check);
+    if (cases == 0) return cli_fail(CLI_UNAVAILABLE, "check: no kernel matches and can run");
+    const int64_t failures = print_rows(check);
     if (!check->json)
         printf("\n%lld problems (%lld without exact inputs), %lld cases, %lld failed, seed %llu\n",
                (long long)check->problems, (long long)check->not_exact, (long long)cases,
                (long long)failures, (unsigned long long)check->seed);
-    if (cases == 0) return cli_fail(CLI_UNAVAILABLE, "check: no kernel matches and can run");
     return failures > 0 ? CLI_OUTSIDE : CLI_OK;
 }
 

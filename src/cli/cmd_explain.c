@@ -49,7 +49,7 @@ static int print_plan(const struct cli_args *args, const struct cli_session *ses
     if (text == NULL)
         code = cli_fail(CLI_NO_MEMORY, "out of memory");
     else if (cli_args_given(args, "json"))
-        print_json(plan, session->info.name, p->max_tokens, text);
+        print_json(plan, session->label, p->max_tokens, text);
     else
         fputs(text, stdout);
     free(text);

@@ -72,6 +72,15 @@ static void print_json(void)
     }
 }
 
+/* Stages that have something to do for p, a bit each. */
+static unsigned needed_stages(const cmoe_problem *p)
+{
+    unsigned stages = (1u << CMOE_STAGE_COUNT) - 1;
+    if (p->x.scaling == CMOE_SCALE_NONE) stages &= ~(1u << CMOE_STAGE_QUANT);
+    if (p->mid.scaling == CMOE_SCALE_NONE) stages &= ~(1u << CMOE_STAGE_REQUANT);
+    return stages;
+}
+
 /* Stages of p for which `backend` has a row of its own, by name. */
 static void print_support(cmoe_device *dev, const char *backend, const cmoe_problem *p, char *out,
                           size_t len)
@@ -84,8 +93,9 @@ static void print_support(cmoe_device *dev, const char *backend, const cmoe_prob
         for (int stage = row.first; stage <= (int)row.last; stage++)
             stages |= 1u << stage;
     }
-    if (stages == (1u << CMOE_STAGE_COUNT) - 1 || stages == 0) {
-        snprintf(out, len, "%s", stages != 0 ? "every stage" : "-");
+    stages &= needed_stages(p);
+    if (stages == needed_stages(p) || stages == 0) {
+        snprintf(out, len, "%s", stages != 0 ? "all" : "-");
         return;
     }
     size_t used = 0;
@@ -141,23 +151,39 @@ static int print_markdown(void)
            "`weights` are the\nweight formats it reads. A target beyond what the CPU has is left "
            "out at run time.\n\n");
     print_rows(true);
-    printf("\n## Schemes\n\n"
-           "Stages for which a backend has a row of its own, for a layer of `qwen3-30b-a3b` and "
-           "the generic\ninstruction set. What `cpu` lacks runs on rows of `ref`, so every scheme "
-           "runs on every host device.\n`quant` and `requant` do nothing where activations are "
-           "not quantised.\n\n");
+    printf(
+        "\n## Schemes\n\n"
+        "Stages for which a backend has a row of its own, for a layer of `qwen3-30b-a3b` and "
+        "the generic\ninstruction set. What `cpu` lacks runs on rows of `ref`, so every scheme "
+        "runs on every host device.\n`quant` and `requant` are not counted where activations are "
+        "not quantised.\n\n");
     const int code = print_schemes(ctx);
     cmoe_context_destroy(ctx);
     return code;
 }
 
+static void print_names(const char *(*name)(int))
+{
+    for (int i = 0; name(i) != NULL; i++)
+        puts(name(i));
+}
+
 static int run(const struct cli_args *args)
 {
-    if (cli_args_given(args, "markdown") && cli_args_given(args, "json"))
-        return cli_fail(CLI_USAGE, "list: --markdown and --json exclude each other");
+    const char *const names[] = {"markdown", "json", "schemes", "models", "routers"};
+    int given = 0;
+    for (int i = 0; i < 5; i++)
+        given += cli_args_given(args, names[i]);
+    if (given > 1) return cli_fail(CLI_USAGE, "list: takes one option; see cmoe list --help");
     if (cli_args_given(args, "markdown")) return print_markdown();
     if (cli_args_given(args, "json"))
         print_json();
+    else if (cli_args_given(args, "schemes"))
+        print_names(cmoe_scheme_name);
+    else if (cli_args_given(args, "models"))
+        print_names(cmoe_model_name);
+    else if (cli_args_given(args, "routers"))
+        print_names(cmoe_router_name);
     else
         print_rows(false);
     return CLI_OK;
@@ -165,13 +191,16 @@ static int run(const struct cli_args *args)
 
 static const struct cli_option options[] = {
     {"markdown", NULL, "print the support matrix, docs/support-matrix.md"},
-    {"json", NULL, "print one JSON object a line"},
+    {"schemes", NULL, "print the names of the schemes instead"},
+    {"models", NULL, "print the names of the model presets instead"},
+    {"routers", NULL, "print the names of the router presets instead"},
+    {"json", NULL, "print one JSON object a kernel"},
     {NULL, NULL, NULL},
 };
 
 const struct cli_command cli_list = {
     .name = "list",
-    .summary = "List the kernel rows, or print the support matrix",
+    .summary = "List kernels, schemes, models or routers, or print the support matrix",
     .options = options,
     .run = run,
 };

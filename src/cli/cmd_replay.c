@@ -74,7 +74,7 @@ static void print_result(const struct replay *replay)
     const cmoe_error *error = &replay->error;
     if (!cli_args_given(replay->args, "json")) {
         printf("%-12s %s\n", "problem", problem);
-        printf("%-12s %s\n", "device", replay->session.info.name);
+        printf("%-12s %s\n", "device", replay->session.label);
         printf("%-12s %s\n", "path", replay->path);
         printf("%-12s %.1f us median of %d, %d tokens\n", "time", replay->times.median,
                replay->times.runs, replay->call.tensors.n_tokens);
@@ -87,7 +87,7 @@ static void print_result(const struct replay *replay)
     cli_json_open(&json, NULL, '{');
     cli_json_string(&json, "problem", problem);
     cli_json_int(&json, "tokens", replay->call.tensors.n_tokens);
-    cli_json_string(&json, "device", replay->session.info.name);
+    cli_json_string(&json, "device", replay->session.label);
     cli_json_string(&json, "plan", replay->path);
     cli_json_double(&json, "us_median", replay->times.median);
     cli_json_int(&json, "n", error->n);

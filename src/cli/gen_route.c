@@ -73,7 +73,7 @@ static void exact_row(const struct gen_state *s, struct gen_rng *rng, const int3
     while (high > s->p->topk)
         high /= 2;
     for (int64_t e = 0; e < s->ids; e++)
-        v[e] = e < s->p->experts ? levels.low : levels.high;
+        v[e] = e < s->p->experts ? levels.low : 256; /* a shared expert's sigmoid is 1 */
     for (int32_t i = 0; i < s->p->topk; i++)
         if (ids[i] >= 0 && ids[i] < s->p->experts)
             v[ids[i]] = i < high ? levels.high : levels.middle;

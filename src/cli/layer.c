@@ -7,6 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+int cli_npy_read(const char *path, cmoe_array *out)
+{
+    const cmoe_status status = cmoe_npy_read(path, out);
+    if (status == CMOE_OK) return CLI_OK;
+    return cli_fail_status(status, strstr(cmoe_last_error(), path) == NULL ? path : NULL);
+}
+
 /* A copy of n elements in another type, or NULL with a message. */
 static void *convert(cmoe_dtype to, cmoe_dtype from, const void *data, int64_t n)
 {
@@ -44,8 +51,8 @@ static bool is_float(cmoe_dtype dtype)
 static int read_input(const struct cli_args *args, struct cli_layer *out)
 {
     const char *path = cli_args_value(args, "input");
-    const cmoe_status status = cmoe_npy_read(path, &out->input);
-    if (status != CMOE_OK) return cli_fail_status(status, NULL);
+    const int code = cli_npy_read(path, &out->input);
+    if (code != CLI_OK) return code;
     const cmoe_array *a = &out->input;
     const int64_t hidden = out->layer.problem.hidden;
     if (!is_float(a->dtype))
@@ -172,8 +179,8 @@ static int observe(struct cli_session *session, struct cli_layer *layer)
 static int read_scales(const char *path, struct cli_layer *layer)
 {
     cmoe_array a;
-    const cmoe_status status = cmoe_npy_read(path, &a);
-    if (status != CMOE_OK) return cli_fail_status(status, NULL);
+    const int code = cli_npy_read(path, &a);
+    if (code != CLI_OK) return code;
     const bool fits = a.dtype == CMOE_F32 && a.bytes == 2 * sizeof(float);
     if (fits) {
         memcpy(&layer->x_scale, a.data, sizeof(float));

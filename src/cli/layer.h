@@ -6,6 +6,9 @@
 #include "cli/args.h"
 #include "cli/session.h"
 
+/* Read an array; a failure names the file. @return an exit code. */
+int cli_npy_read(const char *path, cmoe_array *out);
+
 struct cli_layer {
     cmoe_checkpoint *checkpoint;
     cmoe_layer layer;

@@ -5,6 +5,7 @@
 #include "cli/args.h"
 #include "cli/report.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -53,6 +54,10 @@ int cli_session_device(struct cli_session *session, const char *spec)
     cmoe_device_describe(session->dev, &session->info);
     if (!session->info.host)
         return cli_fail(CLI_UNAVAILABLE, "device %s does not take host pointers", spec);
+    if (spec == NULL) spec = getenv("CMOE_DEVICE");
+    if (spec == NULL || spec[0] == '\0') spec = "cpu";
+    snprintf(session->label, sizeof session->label, "%.32s-%s-%dt (%s)", spec, session->info.isa,
+             session->info.threads, session->info.name);
     return CLI_OK;
 }
 

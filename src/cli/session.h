@@ -10,6 +10,7 @@ struct cli_session {
     cmoe_context *ctx;
     cmoe_device *dev; /* NULL until cli_session_device */
     cmoe_device_info info;
+    char label[256]; /* "cpu-avx512-2t (model)" */
     cmoe_recorder recorder;
 
     /* CMOE_RECORD=DIR: the next call is written to DIR once `armed` is set. */
