@@ -115,7 +115,7 @@ static int find_option(const struct cli_args *args, const char *name)
     const int n = count_options(args->command);
     for (int i = 0; i < n; i++)
         if (strcmp(args->command->options[i].name, name) == 0) return i;
-    assert(!"the command has no such option");
+    assert(0 && "the command has no such option");
     return 0;
 }
 
