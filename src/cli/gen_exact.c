@@ -84,11 +84,14 @@ static bool unscaled_weights_fit(cmoe_format w)
 
 static const char *mid_obstacle(const cmoe_problem *p)
 {
-    if (p->mid.dtype == CMOE_F16 &&
-        (p->act == CMOE_ACT_RELU2 || p->weight_on == CMOE_WEIGHT_ON_INPUT ||
-         p->weight_on == CMOE_WEIGHT_ON_GEMM1))
+    const bool weighted_early =
+        p->weight_on == CMOE_WEIGHT_ON_INPUT || p->weight_on == CMOE_WEIGHT_ON_GEMM1;
+    if (p->act == CMOE_ACT_RELU2 && weighted_early)
+        return "squares of weighted values would need more than 24 bits";
+    if (p->mid.dtype == CMOE_F16 && (p->act == CMOE_ACT_RELU2 || weighted_early))
         return "the intermediate would overflow f16";
     if (!gen_needs_plant(p->mid)) return NULL;
+    if (p->act_limit > 0) return "the clamp would cut the largest value of mid";
     if (largest(p->mid) < 32) return "the dynamic scale of mid would not be a power of two";
     if (p->gate == CMOE_GATE_NONE && p->act == CMOE_ACT_RELU2)
         return "squares have no largest value that divides to a power of two";
@@ -116,6 +119,8 @@ bool gen_exact_possible(const cmoe_problem *p, const char **why)
         obstacle = "8- and 4-bit weights without scales";
     else if ((p->flags & CMOE_SHARED_SIGMOID) != 0 && (p->flags & CMOE_ROUTE_FROM_X) != 0)
         obstacle = "shared experts are weighted from x";
+    else if ((p->flags & CMOE_SHARED_SIGMOID) != 0 && p->router == CMOE_ROUTE_RAW)
+        obstacle = "raw logits are too small for a sigmoid of 1";
     else
         obstacle = mid_obstacle(p);
     *why = obstacle;

@@ -40,7 +40,8 @@ static int32_t draw_columns(struct gen_rng *rng)
 
 static void draw_sizes(struct gen_rng *rng, cmoe_problem *p)
 {
-    p->max_tokens = (int32_t)(gen_chance(rng, 4) ? gen_below(rng, 65) : gen_below(rng, 6));
+    p->max_tokens = 1 + (int32_t)gen_below(rng, gen_chance(rng, 4) ? 64 : 5);
+    if (gen_chance(rng, 64)) p->max_tokens = 0;
     p->hidden = draw_columns(rng);
     p->inter = draw_columns(rng);
     if (gen_chance(rng, 4)) p->hidden_pad = (int32_t)gen_below(rng, p->hidden);

@@ -160,8 +160,9 @@ static cmoe_status make_y(struct gen_state *s)
     struct gen_rng rng = gen_rng_make(s->options.seed, GEN_FOR_Y);
     const cmoe_dtype dtype = (cmoe_dtype)p->y;
     const int64_t element = cmoe_dtype_bits(dtype) / 8;
-    call->y_block = (p->flags & CMOE_NO_REDUCE) != 0 ? s->S : 1;
-    call->y_rows = is_batched(s) ? s->local * p->capacity : s->T * call->y_block;
+    const int64_t rows = (p->flags & CMOE_NO_REDUCE) != 0 ? s->S : 1; /* of a token */
+    call->y_block = rows > 0 ? rows : 1;
+    call->y_rows = is_batched(s) ? s->local * p->capacity : s->T * rows;
     call->y_row = s->H * element;
     const bool strided = !s->options.plain && !is_batched(s) && gen_chance(&rng, 2);
     const int64_t stride =
