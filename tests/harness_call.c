@@ -120,8 +120,8 @@ static struct outcome judge(const struct gen_call *call, enum gen_kind kind, dou
 {
     struct outcome out = {.kind = OUTCOME_OK};
     const cmoe_problem *const p = &call->problem;
-    void *const y = call_y(call);
     const int64_t n = call->y_rows * p->hidden;
+    void *const y = call_y(call);
     /* An exact result still has its one rounding to y's type. */
     for (int64_t i = 0; kind == GEN_EXACT && i < n; i++) {
         want[i] =
@@ -144,62 +144,93 @@ static struct outcome judge(const struct gen_call *call, enum gen_kind kind, dou
     return out;
 }
 
-static struct outcome run(struct rig *rig, struct gen_call *call, enum gen_kind kind,
-                          const cmoe_plan *plan, const cmoe_weights *w)
+cmoe_status call_prepare(struct rig *rig, const cmoe_problem *p, const struct gen_options *options,
+                         struct prepared *out)
 {
-    cmoe_weights *canonical = NULL;
-    if (call_weights(rig->ref, call, NULL, &canonical) != CMOE_OK) {
-        return outcome(OUTCOME_WRONG, "canonical weights");
-    }
-    const size_t n = (size_t)(call->y_rows * call->problem.hidden) + 1;
-    double *const want = malloc(2 * n * sizeof *want);
-    if (!want) abort();
-    struct outcome out = {.kind = OUTCOME_OK};
-    void *const workspace = test_workspace(&rig->guard, plan);
-    call->tensors.weights = w;
+    announce(p, options);
+    guard_reset(&rig->guard);
+    *out = (struct prepared){.kind = options->kind};
+    cmoe_status status = gen_call_create(p, options, &out->call);
+    if (status != CMOE_OK) return status;
+    const size_t n = (size_t)(out->call.y_rows * p->hidden) + 1;
+    out->want = malloc(2 * n * sizeof *out->want);
+    if (!out->want) abort();
+    out->bound = out->want + n;
+    status = call_weights(rig->ref, &out->call, NULL, &out->canonical);
     guard_freeze(&rig->guard);
-    if (cmoe_reference(rig->ctx, &call->problem, canonical, &call->tensors, want, want + n)) {
-        out = outcome(OUTCOME_WRONG, "cmoe_reference");
-    } else if (cmoe_execute(plan, &call->tensors, workspace, cmoe_plan_workspace_size(plan),
-                            NULL)) {
-        out = outcome(OUTCOME_WRONG, "cmoe_execute");
-    } else {
-        out = judge(call, kind, want, want + n);
-        const char *const damage = gen_call_damage(call);
-        if (damage || !guard_check(&rig->guard)) {
-            out.kind = OUTCOME_WRONG;
-            snprintf(out.why, sizeof out.why, "%s", damage ? damage : "wrote around a buffer");
-        }
+    if (status == CMOE_OK) {
+        status =
+            cmoe_reference(rig->ctx, p, out->canonical, &out->call.tensors, out->want, out->bound);
     }
-    free(want);
-    cmoe_weights_destroy(canonical);
+    if (status != CMOE_OK) call_done(out);
+    return status;
+}
+
+void call_done(struct prepared *prepared)
+{
+    cmoe_weights_destroy(prepared->canonical);
+    gen_call_free(&prepared->call);
+    free(prepared->want);
+}
+
+/* y as it was before the first run. */
+static void reset_y(struct rig *rig, const struct gen_call *call)
+{
+    const size_t block = (size_t)(call->y_block * call->y_row);
+    if (call->y_rows == 0) return;
+    const size_t stride = call->tensors.y_stride ? (size_t)call->tensors.y_stride : block;
+    const size_t bytes = (size_t)(call->y_rows / call->y_block) * stride;
+    guard_poison(&rig->guard, call->tensors.y);
+    memset(call->tensors.y, 0xff, bytes);
+    if (call->y_before) memcpy(call->tensors.y, call->y_before, bytes);
+}
+
+static struct outcome execute(struct rig *rig, const struct prepared *prepared,
+                              const cmoe_plan *plan, const cmoe_weights *w)
+{
+    cmoe_tensors t = prepared->call.tensors;
+    t.weights = w;
+    reset_y(rig, &prepared->call);
+    void *const workspace = test_workspace(&rig->guard, plan);
+    if (cmoe_execute(plan, &t, workspace, cmoe_plan_workspace_size(plan), NULL) != CMOE_OK) {
+        return outcome(OUTCOME_WRONG, "cmoe_execute");
+    }
+    struct outcome out = judge(&prepared->call, prepared->kind, prepared->want, prepared->bound);
+    const char *const damage = gen_call_damage(&prepared->call);
+    if (damage || !guard_check(&rig->guard)) {
+        out.kind = OUTCOME_WRONG;
+        snprintf(out.why, sizeof out.why, "%s", damage ? damage : "wrote around a buffer");
+    }
+    return out;
+}
+
+struct outcome call_run(struct rig *rig, const struct prepared *prepared, cmoe_device *dev,
+                        const char *pin)
+{
+    const cmoe_problem *const p = &prepared->call.problem;
+    const cmoe_plan_options choose = {.struct_size = sizeof choose, .pin = pin};
+    cmoe_plan *plan = NULL;
+    if (cmoe_plan_create(dev, p, NULL, &choose, &plan) != CMOE_OK) {
+        return outcome(OUTCOME_REFUSED, "cmoe_plan_create");
+    }
+    cmoe_weights *w = NULL;
+    struct outcome out = call_weights(dev, &prepared->call, plan, &w) == CMOE_OK
+                             ? execute(rig, prepared, plan, w)
+                             : outcome(OUTCOME_WRONG, "cmoe_weights_create");
+    cmoe_plan_path(plan, p->max_tokens, out.path, sizeof out.path);
+    cmoe_weights_destroy(w);
+    cmoe_plan_destroy(plan);
     return out;
 }
 
 struct outcome call_check(struct rig *rig, const cmoe_problem *p, const struct gen_options *options,
                           cmoe_device *dev, const char *pin)
 {
-    announce(p, options);
-    const cmoe_plan_options choose = {.struct_size = sizeof choose, .pin = pin};
-    cmoe_plan *plan = NULL;
-    const cmoe_status planned = cmoe_plan_create(dev, p, NULL, &choose, &plan);
-    if (planned != CMOE_OK) {
-        return outcome(planned == CMOE_ERR_UNSUPPORTED || pin ? OUTCOME_REFUSED : OUTCOME_WRONG,
-                       "cmoe_plan_create");
+    struct prepared prepared;
+    if (call_prepare(rig, p, options, &prepared) != CMOE_OK) {
+        return outcome(OUTCOME_WRONG, "inputs or cmoe_reference");
     }
-    guard_reset(&rig->guard);
-    struct gen_call call;
-    if (gen_call_create(p, options, &call) != CMOE_OK) {
-        cmoe_plan_destroy(plan);
-        return outcome(OUTCOME_WRONG, "gen_call_create");
-    }
-    cmoe_weights *w = NULL;
-    struct outcome out = call_weights(dev, &call, plan, &w) == CMOE_OK
-                             ? run(rig, &call, options->kind, plan, w)
-                             : outcome(OUTCOME_WRONG, "cmoe_weights_create");
-    cmoe_plan_path(plan, p->max_tokens, out.path, sizeof out.path);
-    cmoe_weights_destroy(w);
-    gen_call_free(&call);
-    cmoe_plan_destroy(plan);
+    const struct outcome out = call_run(rig, &prepared, dev, pin);
+    call_done(&prepared);
     return out;
 }

@@ -36,6 +36,20 @@ struct outcome {
 struct outcome call_check(struct rig *rig, const cmoe_problem *p, const struct gen_options *options,
                           cmoe_device *dev, const char *pin);
 
+/* The same in steps, for many runs on one set of inputs. call_prepare takes all buffers of the rig's
+ * guard. */
+struct prepared {
+    struct gen_call call;
+    enum gen_kind kind;
+    cmoe_weights *canonical;
+    double *want, *bound;
+};
+cmoe_status call_prepare(struct rig *rig, const cmoe_problem *p, const struct gen_options *options,
+                         struct prepared *out);
+struct outcome call_run(struct rig *rig, const struct prepared *prepared, cmoe_device *dev,
+                        const char *pin);
+void call_done(struct prepared *prepared);
+
 /* Weights of a call for a plan made without: in the formats that its paths read. */
 cmoe_status call_weights(cmoe_device *dev, const struct gen_call *call, const cmoe_plan *plan,
                          cmoe_weights **out);
