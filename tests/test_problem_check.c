@@ -114,6 +114,9 @@ static const struct {
     {"P52", "t=1073741823 sort=flat stages=sort bm=1024"},
     {"P53", "t=1073741823 h=2147483647"},
     {"P54", "e=1048576 h=2147483647 i=2147483647"},
+    {"P55", "sort=flat stages=act..combine"},
+    {"P55", "sort=batched cap=4 stages=gemm2"},
+    {"P56", "sort=m-indices stages=sort k=1"},
 };
 
 /* One step back from a refusal. */
