@@ -115,8 +115,8 @@ static double share_of_zeros(const struct gen_call *call, const double *want)
     return n ? (double)zeros / (double)n : 1;
 }
 
-static struct outcome judge(const struct gen_call *call, enum gen_kind kind, double *want,
-                            const double *bound)
+struct outcome call_judge(const struct gen_call *call, enum gen_kind kind, double *want,
+                          const double *bound)
 {
     struct outcome out = {.kind = OUTCOME_OK};
     const cmoe_problem *const p = &call->problem;
@@ -173,8 +173,7 @@ void call_done(struct prepared *prepared)
     free(prepared->want);
 }
 
-/* y as it was before the first run. */
-static void reset_y(struct rig *rig, const struct gen_call *call)
+void call_reset_y(struct rig *rig, const struct gen_call *call)
 {
     const size_t block = (size_t)(call->y_block * call->y_row);
     if (call->y_rows == 0) return;
@@ -190,12 +189,13 @@ static struct outcome execute(struct rig *rig, const struct prepared *prepared,
 {
     cmoe_tensors t = prepared->call.tensors;
     t.weights = w;
-    reset_y(rig, &prepared->call);
+    call_reset_y(rig, &prepared->call);
     void *const workspace = test_workspace(&rig->guard, plan);
     if (cmoe_execute(plan, &t, workspace, cmoe_plan_workspace_size(plan), NULL) != CMOE_OK) {
         return outcome(OUTCOME_WRONG, "cmoe_execute");
     }
-    struct outcome out = judge(&prepared->call, prepared->kind, prepared->want, prepared->bound);
+    struct outcome out =
+        call_judge(&prepared->call, prepared->kind, prepared->want, prepared->bound);
     const char *const damage = gen_call_damage(&prepared->call);
     if (damage || !guard_check(&rig->guard)) {
         out.kind = OUTCOME_WRONG;
@@ -233,4 +233,16 @@ struct outcome call_check(struct rig *rig, const cmoe_problem *p, const struct g
     const struct outcome out = call_run(rig, &prepared, dev, pin);
     call_done(&prepared);
     return out;
+}
+
+void call_execute(struct rig *rig, cmoe_device *dev, const cmoe_problem *p, const cmoe_weights *w,
+                  const char *pin, const cmoe_tensors *t)
+{
+    const cmoe_plan_options choose = {.struct_size = sizeof choose, .pin = pin};
+    cmoe_plan *plan = NULL;
+    expect_ok(cmoe_plan_create(dev, p, w, &choose, &plan));
+    void *const workspace = test_workspace(&rig->guard, plan);
+    expect_ok(cmoe_execute(plan, t, workspace, cmoe_plan_workspace_size(plan), NULL));
+    assert_true(guard_check(&rig->guard));
+    cmoe_plan_destroy(plan);
 }

@@ -49,6 +49,14 @@ cmoe_status call_prepare(struct rig *rig, const cmoe_problem *p, const struct ge
 struct outcome call_run(struct rig *rig, const struct prepared *prepared, cmoe_device *dev,
                         const char *pin);
 void call_done(struct prepared *prepared);
+/* Poison y, or put back what accumulate adds to. */
+void call_reset_y(struct rig *rig, const struct gen_call *call);
+/* The call's y against what is expected; rounds `want` of exact inputs to y's type. */
+struct outcome call_judge(const struct gen_call *call, enum gen_kind kind, double *want,
+                          const double *bound);
+/* A plan for w (or none), run on t with a workspace of its own: the statuses must be CMOE_OK. */
+void call_execute(struct rig *rig, cmoe_device *dev, const cmoe_problem *p, const cmoe_weights *w,
+                  const char *pin, const cmoe_tensors *t);
 
 /* Weights of a call for a plan made without: in the formats that its paths read. */
 cmoe_status call_weights(cmoe_device *dev, const struct gen_call *call, const cmoe_plan *plan,

@@ -119,6 +119,8 @@ bool gen_exact_possible(const cmoe_problem *p, const char **why)
         obstacle = "8- and 4-bit weights without scales";
     else if ((p->flags & CMOE_SHARED_SIGMOID) != 0 && (p->flags & CMOE_ROUTE_FROM_X) != 0)
         obstacle = "shared experts are weighted from x";
+    else if ((p->flags & CMOE_HASH) != 0 && (p->flags & CMOE_ROUTE_FROM_X) != 0)
+        obstacle = "logits from x do not know what the table selects";
     else if ((p->flags & CMOE_SHARED_SIGMOID) != 0 && p->router == CMOE_ROUTE_RAW)
         obstacle = "raw logits are too small for a sigmoid of 1";
     else
