@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT
+ * ctest: labels=portable
  * Placement of workspace regions: neighbours in time never share a byte, others do, damage shows. */
 #include "core/arena.h"
 #include "harness.h"

@@ -255,6 +255,37 @@ static void devices_that_are_not_there_say_why(void **state)
     cmoe_context_destroy(ctx);
 }
 
+static void devices_describe_themselves(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"cpu", "ref", "cpu:0"};
+    cmoe_context *const ctx = create(&(cmoe_context_options){.n_threads = 2});
+    for (int i = 0; i < 3; i++) {
+        cmoe_device *dev = NULL;
+        cmoe_device_info info = {.struct_size = sizeof info}, part;
+        expect_ok(cmoe_device_open(ctx, names[i], &dev));
+        cmoe_device_describe(dev, &info);
+        assert_true(strlen(info.name) > 0 && strlen(info.isa) > 0);
+        assert_int_equal(info.threads, 2);
+        assert_int_equal(info.host, 1);
+        assert_true(info.l1d >= 0 && info.memory >= 0);
+        memset(&part, 0xa5, sizeof part); /* an older caller's struct ends early */
+        part.struct_size = offsetof(cmoe_device_info, threads);
+        cmoe_device_describe(dev, &part);
+        assert_string_equal(part.isa, info.isa);
+        assert_int_equal(part.threads, (int)0xa5a5a5a5);
+        cmoe_device_close(dev);
+    }
+    cmoe_device *dev = NULL;
+    expect_error(cmoe_device_open(ctx, "cpu:7", &dev), CMOE_ERR_NO_DEVICE, "cpu:7");
+    cmoe_context_destroy(ctx);
+    setenv("CMOE_DEVICE", "tpu", 1);
+    cmoe_context *const other = create(NULL);
+    expect_error(cmoe_device_open(other, NULL, &dev), CMOE_ERR_INVALID, "\"tpu\"");
+    cmoe_context_destroy(other);
+    clear_environment(NULL);
+}
+
 static void backends_are_described(void **state)
 {
     (void)state;
@@ -288,6 +319,7 @@ int main(void)
         cmocka_unit_test(tuned_files_are_read_whole),
         cmocka_unit_test(every_allocation_may_fail),
         cmocka_unit_test(devices_that_are_not_there_say_why),
+        cmocka_unit_test(devices_describe_themselves),
         cmocka_unit_test(backends_are_described),
     };
     return cmocka_run_group_tests(tests, clear_environment, NULL);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT
+ * ctest: labels=portable
  * Problem strings: what is printed reads back, presets mean what they say, junk is refused whole. */
 #include "core/keys.h"
 #include "harness.h"

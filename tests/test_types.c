@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT
+ * ctest: labels=portable
  * Element types: names both ways, bits, and bytes at the edge of a byte and of the address space. */
 #include "core/device.h"
 #include "harness.h"

@@ -22,7 +22,8 @@ typedef struct cmoe_context_options {
     void *(*alloc)(void *user, size_t size, size_t align);
     void (*free)(void *user, void *ptr);
 
-    /* Log callback; NULL: silent. level 0 error, 1 warning, 2 information. One line, no newline. */
+    /* Log callback; NULL: stderr up to the level in CMOE_LOG, silent without it. level 0 error,
+     * 1 warning, 2 information. One line, no newline. */
     void (*log)(void *user, int level, const char *message);
 
     /* Executor; NULL: the process's OpenMP runtime if it already runs one, else an own pool.
@@ -43,7 +44,9 @@ typedef struct cmoe_context_options {
 
 /** Make a context. `opt` may be NULL (all defaults) and is copied.
  *  Creation, device opening and plan creation are thread-safe on one context.
- *  @return CMOE_OK, CMOE_ERR_INVALID (unknown ISA cap), CMOE_ERR_NO_MEMORY. */
+ *  @return CMOE_OK, CMOE_ERR_INVALID (unknown ISA cap, thread count out of range, alloc without
+ *          free), CMOE_ERR_IO (the file `tuned` cannot be read; one that only CMOE_TUNED names may
+ *          be missing, with a warning), CMOE_ERR_NO_MEMORY. */
 CMOE_API cmoe_status cmoe_context_create(const cmoe_context_options *opt, cmoe_context **out)
     CMOE_MUST_CHECK;
 /** Destroy; NULL is fine. Devices, weights and plans of it must be gone. */
