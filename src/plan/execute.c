@@ -22,11 +22,19 @@ static void *grant(const struct cmoe_path *path, int region, void *workspace, co
                    : cmoe__arena_grant(&path->arena, region, workspace);
 }
 
+/* Pointer of a buffer that `stage` makes, where the plan begins behind that stage or ends with it.
+ * In the middle of a plan it means nothing. */
+static const void *end_of(const cmoe_problem *p, cmoe_stage stage, const void *pointer)
+{
+    return p->first > stage || p->last == stage ? pointer : NULL;
+}
+
 /* Rows and offsets: the caller's when the plan's edge is the index format itself. */
 static void lay_out_sort(struct cmoe_exec *x, const struct cmoe_path *path, void *workspace)
 {
     const cmoe_tensors *t = x->t;
-    const bool index = x->p->sort_format == CMOE_SORT_INDEX && !x->shape->batched;
+    const bool index = x->p->sort_format == CMOE_SORT_INDEX && !x->shape->batched &&
+                       (x->p->first > CMOE_STAGE_SORT || x->p->last == CMOE_STAGE_SORT);
     x->rows = grant(path, CMOE_REGION_ROWS, workspace, index ? t->sorted_ids : NULL);
     x->offsets = grant(path, CMOE_REGION_OFFSETS, workspace, index ? t->expert_offsets : NULL);
 }
@@ -36,11 +44,13 @@ static void lay_out_x(struct cmoe_exec *x, const struct cmoe_path *path, void *w
     const cmoe_problem *p = x->p;
     const cmoe_tensors *t = x->t;
     if (x->shape->quant) {
-        x->xq = grant(path, CMOE_REGION_XQ, workspace, t->xq);
+        const bool ends = p->last == CMOE_STAGE_QUANT;
+        x->xq = grant(path, CMOE_REGION_XQ, workspace, ends ? t->xq : NULL);
         x->xq_stride = (int64_t)cmoe__row_code_bytes(p->x, p->hidden);
         const bool given = p->x.fixed && p->x.scaling == CMOE_SCALE_TENSOR;
-        x->xs = grant(path, CMOE_REGION_XS, workspace, given ? t->x_scale : t->xq_scale);
-        x->xg = grant(path, CMOE_REGION_XG, workspace, t->xq_global);
+        x->xs = grant(path, CMOE_REGION_XS, workspace,
+                      given ? t->x_scale : (ends ? t->xq_scale : NULL));
+        x->xg = grant(path, CMOE_REGION_XG, workspace, ends ? t->xq_global : NULL);
     } else {
         x->xq = (void *)(uintptr_t)t->x;
         x->xq_stride = x->x_stride;
@@ -66,18 +76,22 @@ static void lay_out(struct cmoe_exec *x, const struct cmoe_path *path, void *wor
                      : grant(path, CMOE_REGION_WEIGHTS, workspace, t->topk_weights);
     lay_out_sort(x, path, workspace);
     lay_out_x(x, path, workspace);
-    const bool mid_given = p->first >= CMOE_STAGE_REQUANT || p->last < CMOE_STAGE_GEMM2;
-    x->gu = grant(path, CMOE_REGION_GU, workspace, t->gate_up);
-    x->h = grant(path, CMOE_REGION_H, workspace, mid_given ? t->mid : NULL);
+    /* Where REQUANT has nothing to do, a plan that ends with it ends with ACT. */
+    const bool act_ends = p->last == CMOE_STAGE_REQUANT && !x->shape->requant;
+    const void *const mid = act_ends ? t->mid : end_of(p, CMOE_STAGE_ACT, t->mid);
+    x->gu = grant(path, CMOE_REGION_GU, workspace, end_of(p, CMOE_STAGE_GEMM1, t->gate_up));
+    x->h = grant(path, CMOE_REGION_H, workspace, mid);
     if (x->shape->requant) {
-        x->hq = grant(path, CMOE_REGION_HQ, workspace, t->mid_q);
+        const cmoe_stage stage = CMOE_STAGE_REQUANT;
+        x->hq = grant(path, CMOE_REGION_HQ, workspace, end_of(p, stage, t->mid_q));
         const bool given = p->mid.fixed && p->mid.scaling == CMOE_SCALE_TENSOR;
-        x->hs = grant(path, CMOE_REGION_HS, workspace, given ? t->mid_scale : t->mid_q_scale);
-        x->hg = grant(path, CMOE_REGION_HG, workspace, t->mid_q_global);
+        x->hs = grant(path, CMOE_REGION_HS, workspace,
+                      given ? t->mid_scale : end_of(p, stage, t->mid_q_scale));
+        x->hg = grant(path, CMOE_REGION_HG, workspace, end_of(p, stage, t->mid_q_global));
     } else {
         x->hq = x->h;
     }
-    x->z = grant(path, CMOE_REGION_Z, workspace, t->z);
+    x->z = grant(path, CMOE_REGION_Z, workspace, end_of(p, CMOE_STAGE_GEMM2, t->z));
 }
 
 /* 64-bit ids into the workspace; what does not fit is no expert. */
@@ -96,7 +110,8 @@ static void clear_end(const struct cmoe_exec *x)
     const struct cmoe_shape *s = x->shape;
     const size_t rows = (size_t)cmoe__shape_rows(p, s, x->tokens);
     if (p->last == CMOE_STAGE_GEMM1) memset(x->gu, 0, rows * (size_t)s->rows1 * 4);
-    if (p->last == CMOE_STAGE_ACT || (p->last == CMOE_STAGE_REQUANT && !s->requant))
+    const bool act_ends = p->last == CMOE_STAGE_REQUANT && !s->requant;
+    if (p->first <= CMOE_STAGE_ACT && (p->last == CMOE_STAGE_ACT || act_ends))
         memset(x->h, 0, rows * cmoe_dtype_bytes(cmoe__shape_h_dtype(p), s->I));
     if (p->last == CMOE_STAGE_REQUANT && s->requant)
         memset(x->hq, 0, rows * cmoe__row_code_bytes(p->mid, s->I));
