@@ -78,11 +78,11 @@ static const struct mx {
            {CMOE_E4M3FNUZ, 7, 3, 240},
            {CMOE_E5M2, 15, 2, 57344}};
 
-/* By search among all scales; doubles hold every product here exactly. */
+/* By search upwards; doubles hold every product here exactly. */
 static int oracle_e8m0(const struct mx *mx, double a, cmoe_mx_rounding rounding)
 {
     if (a == 0) return 0;
-    int x = -400;
+    int x = ilogb(a) - 20; /* below every answer */
     if (rounding == CMOE_MX_UP) {
         while (ldexp(mx->largest, x) < a)
             x++;
