@@ -172,6 +172,7 @@ cmoe_status cmoe_plan_create(cmoe_device *dev, const cmoe_problem *p, const cmoe
     if (!plan->path || (opt->pin && !plan->pin))
         status = CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for a plan");
     if (status == CMOE_OK && w) status = cmoe__weights_fit(p, w);
+    if (status == CMOE_OK && !opt->ignore_tuned) status = cmoe__tuned_load(plan);
     if (status == CMOE_OK) status = check_pin(plan);
     if (status == CMOE_OK) status = build_paths(plan, opt);
     if (status != CMOE_OK) {
