@@ -82,6 +82,21 @@ static bool unscaled_weights_fit(cmoe_format w)
            w.dtype == CMOE_BF16;
 }
 
+static bool is_power_of_two(float v)
+{
+    int exponent = 0;
+    return frexpf(v, &exponent) == 0.5f;
+}
+
+/* Whether rows that are weighted before they are quantised keep scales that are powers of two. */
+static bool weights_keep_scales(const cmoe_problem *p)
+{
+    const bool x = p->weight_on == CMOE_WEIGHT_ON_INPUT && gen_needs_plant(p->x);
+    const bool mid = p->weight_on != CMOE_WEIGHT_ON_OUTPUT && gen_needs_plant(p->mid);
+    const bool shared = p->shared == 0 || is_power_of_two(p->shared_weight);
+    return (!x && !mid) || (is_power_of_two(p->route_scale) && shared);
+}
+
 static const char *mid_obstacle(const cmoe_problem *p)
 {
     const bool weighted_early =
@@ -107,6 +122,8 @@ bool gen_exact_possible(const cmoe_problem *p, const char **why)
         obstacle = "the activation is not exact on integers";
     else if (!is_short(p->route_scale) || !is_short(p->shared_weight) || !is_short(p->accumulate))
         obstacle = "a factor is not a short binary number";
+    else if (!weights_keep_scales(p))
+        obstacle = "the dynamic scale of weighted rows would not be a power of two";
     else if (p->renorm_eps > 1e-9f)
         obstacle = "renorm_eps is large enough to round weights";
     else if ((p->flags & CMOE_REDUCED) != 0)
