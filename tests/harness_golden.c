@@ -450,3 +450,31 @@ void golden_inputs_make(struct guard *g, const struct golden_case *c, const cmoe
         out->y0 = converted(&m, (cmoe_dtype)p->y, v, out->y_count);
     }
 }
+
+/* --- quantisers ---------------------------------------------------------------------------------*/
+
+float *golden_wide(struct guard *g, const struct golden_case *c, const cmoe_problem *p)
+{
+    static const int size[10] = {0, 10, -20, -134, 3, 0, 1, -2, 14, -30}; /* log2, of row % 10 */
+    const int64_t rows = p->max_tokens, cols = p->hidden;
+    struct rng s = stream(c->seed, "wide");
+    float *const v = guard_alloc(g, (size_t)(rows * cols) * sizeof *v, sizeof *v, GUARD_INPUT);
+    for (int64_t i = 0; i < rows * cols; i++) {
+        const uint64_t u = rng_u64(&s);
+        const int64_t row = i / cols % 10;
+        const int exponent = size[row] - 6 - (int)((u >> 8) % 4);
+        const bool zero = (u >> 16) % 9 == 0 || row == 5;
+        v[i] = zero ? 0 : ldexpf((float)((int)(u % 129) - 64), exponent);
+    }
+    if (strcmp(c->inputs, "broken") == 0) {
+        v[6 * cols + cols / 2] = NAN;
+        v[7 * cols + cols - 1] = -INFINITY;
+    }
+    return v;
+}
+
+float golden_static_scale(const struct golden_case *c, cmoe_dtype dtype)
+{
+    struct rng s = stream(c->seed, "xfix");
+    return scale_value(rng_u64(&s), static_base(dtype));
+}

@@ -13,6 +13,8 @@ enum golden_kind {
     GOLDEN_ROUTER,    /* from logits, or x, to ids and routing weights */
     GOLDEN_HF_LAYER,  /* from x through router and experts to y */
     GOLDEN_HF_ROUTER, /* from x to ids and weights, routed slots only, by ascending id */
+    GOLDEN_ROWS,      /* activations quantised as the problem's x, and decoded */
+    GOLDEN_MATRIX,    /* a weight matrix [t, h] quantised as w, and decoded */
 };
 
 struct golden_case {
@@ -44,5 +46,9 @@ struct golden_inputs {
 };
 void golden_inputs_make(struct guard *g, const struct golden_case *c, const cmoe_problem *p,
                         struct golden_inputs *out);
+
+/* What a GOLDEN_ROWS or GOLDEN_MATRIX case quantises, [max_tokens, hidden], and the static scale. */
+float *golden_wide(struct guard *g, const struct golden_case *c, const cmoe_problem *p);
+float golden_static_scale(const struct golden_case *c, cmoe_dtype dtype);
 
 #endif

@@ -17,10 +17,9 @@ static FILE *open_file(const char *path)
 static bool kind_of(const char *word, enum golden_kind *kind)
 {
     static const char *const words[] = {
-        [GOLDEN_LAYER] = "layer",
-        [GOLDEN_ROUTER] = "router",
-        [GOLDEN_HF_LAYER] = "hf-layer",
-        [GOLDEN_HF_ROUTER] = "hf-router",
+        [GOLDEN_LAYER] = "layer",       [GOLDEN_ROUTER] = "router",
+        [GOLDEN_HF_LAYER] = "hf-layer", [GOLDEN_HF_ROUTER] = "hf-router",
+        [GOLDEN_ROWS] = "rows",         [GOLDEN_MATRIX] = "matrix",
     };
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
         *kind = (enum golden_kind)i;

@@ -203,13 +203,53 @@ static void every_layer_option(void **state)
         if (!mentions(all, GOLDEN_LAYER, words[i])) fail_with("no golden has %s", words[i]);
 }
 
+static bool has_format(const struct covered *all, enum golden_kind kind, cmoe_format want)
+{
+    for (int64_t i = 0; i < all->list.n; i++) {
+        const cmoe_format f = kind == GOLDEN_ROWS ? all->problems[i].x : all->problems[i].w;
+        if (all->list.cases[i].kind == kind && f.dtype == want.dtype && f.scaling == want.scaling &&
+            f.zero == want.zero && f.fixed == want.fixed)
+            return true;
+    }
+    return false;
+}
+
+/* Every element type under every scaling that a problem may ask for, with and without zero points or
+ * a static scale, has been quantised by foreign code. Smoothing multiplies and then is `token`. */
+static void every_quantiser(void **state)
+{
+    const struct covered *const all = *state;
+    int n = 0, missing = 0;
+    for (int i = 0; i < CMOE_DTYPE_COUNT * CMOE_SCALING_COUNT * 4; i++) {
+        const bool more = i & 1, weight = i & 2;
+        cmoe_format f = {.dtype = (uint8_t)(i / 4 / CMOE_SCALING_COUNT),
+                         .scaling = (uint8_t)(i / 4 % CMOE_SCALING_COUNT)};
+        if (f.scaling == CMOE_SCALE_NONE || f.scaling == CMOE_SCALE_SMOOTH) continue;
+        if (f.scaling == CMOE_SCALE_GROUP) f.group = 32;
+        if (weight)
+            f.zero = more;
+        else
+            f.fixed = more;
+        cmoe_problem p = test_problem("h=1 i=1");
+        *(weight ? &p.w : &p.x) = f;
+        if (cmoe_problem_check(&p) != CMOE_OK) continue;
+        n++;
+        if (has_format(all, weight ? GOLDEN_MATRIX : GOLDEN_ROWS, f)) continue;
+        fprintf(stderr, "no golden: %s of %s scaling %d, zero %d, static %d\n",
+                weight ? "weights" : "rows", cmoe_dtype_name((cmoe_dtype)f.dtype), f.scaling,
+                f.zero, f.fixed);
+        missing++;
+    }
+    assert_true(n >= 40);
+    assert_int_equal(missing, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_layer_combination),
-        cmocka_unit_test(every_router_option),
-        cmocka_unit_test(every_router_preset),
-        cmocka_unit_test(every_layer_option),
+        cmocka_unit_test(every_layer_combination), cmocka_unit_test(every_router_option),
+        cmocka_unit_test(every_router_preset),     cmocka_unit_test(every_layer_option),
+        cmocka_unit_test(every_quantiser),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -143,6 +143,47 @@ def variants():
         yield f"f32/ungated-{act}", f"{SMALL} scheme=f32 gate=none act={act} b1 b2", "plain"
 
 
+def row_formats():
+    """Every format of activations."""
+    for d in ("e4m3", "e4m3fnuz", "e5m2"):
+        yield from (f"{d}/{s}" for s in ("token", "g16", "g32", "g64", "g128", "mx32", "mx32:down",
+                                         "mx32:even", "mx32:ceil"))
+        yield from (f"{d}/tensor", f"{d}/tensor:static")
+    for r in ("", ":trunc", ":away"):
+        yield from (f"i8/token{r}", f"i8/g32{r}", f"i8/tensor{r}", f"i8/tensor:static{r}")
+    for r in ("", ":away"):
+        yield from (f"e2m1/mx32{m}{r}" for m in ("", ":down", ":even", ":ceil"))
+        yield from (f"e2m1/nv16{r}", f"e2m1/nv16:static{r}")
+
+
+def weight_formats():
+    """Every format of weights."""
+    for d in ("e4m3", "e4m3fnuz", "e5m2"):
+        yield from (f"{d}/{s}" for s in ("tensor", "channel", "b128", "g32", "g128", "mx32",
+                                         "mx32:even"))
+    for d in ("i8", "u8", "i4", "u4"):
+        yield from (f"{d}/{s}" for s in ("channel", "g16", "g32", "g64", "g128", "g32:bf16",
+                                         "g32:f16"))
+    yield from ("i8/tensor", "u8/tensor", "f16", "bf16", "f32")
+    for d in ("u8", "u4"):
+        yield from (f"{d}/{s}" for s in ("channel:zp", "g16:zp", "g32:zp", "g128:zp",
+                                         "g32:zp:bf16", "g64:zp:f16"))
+    yield from (f"e2m1/{s}" for s in ("mx32", "mx32:down", "mx32:even", "mx32:ceil", "nv16"))
+
+
+def quantisers():
+    """kind, name, problem string, seed, inputs: rows quantised as x, matrices as w."""
+    n = 7000
+    for f in row_formats():
+        broken = "/tensor" not in f or "static" in f
+        yield "rows", f"rows/{f}", f"t=10 h=140 i=1 x={f}", n, "broken" if broken else "finite"
+        n += 1
+    for f in weight_formats():
+        rows = 132 if "b128" in f else 10
+        yield "matrix", f"matrix/{f}", f"t={rows} h=140 i=1 w={f}", n, "finite"
+        n += 1
+
+
 def layers():
     for n, (name, problem, ids) in enumerate([*matrix(), *layouts(), *variants()]):
         yield name, problem, 1000 + n, ids

@@ -120,6 +120,23 @@ def _grouped(v, group):
     return np.pad(v, ((0, 0), (0, pad))).reshape(rows, -1, group)
 
 
+def quantize_broken(f, v, fixed=None):
+    """quantize_rows for rows that may hold NaN or infinities: they are NaN as far as their scale
+    reaches, and change nothing else. A static scale does not look: infinities saturate, and NaN
+    stays itself where the type has one."""
+    if f.scaling == "tensor" and f.fixed:
+        out = quantize_rows(f, np.where(np.isnan(v), 0, v), None, fixed)
+        return np.where(np.isnan(v) & (f.dtype != "i8"), np.nan, out)
+    bad = ~np.isfinite(v)
+    width = {"g": f.group, "mx32": 32, "nv16": 16}.get(f.scaling, v.shape[1])
+    reach = np.add.reduceat(bad, np.arange(0, v.shape[1], width), axis=1) > 0
+    reach = np.repeat(reach, width, 1)[:, : v.shape[1]]
+    if f.scaling == "nv16" and not f.fixed:
+        reach |= bad.any(1, keepdims=True)
+    out = quantize_rows(f, np.where(bad, 0, v), np.ones(len(v), bool), fixed)
+    return np.where(reach, np.nan, out)
+
+
 def quantize_rows(f, v, counts=None, fixed=None):
     """Quantise v [rows, K] (f32) as format f does and return what it stands for, in f64.
 
@@ -227,7 +244,9 @@ def quantize_weight(f, v):
     levels = {"u4": 15.0, "u8": 255.0}.get(f.dtype)
     s = (((high - low) / F32(levels)) if f.zero else np.maximum(high, -low) / F32(top)).astype(F32)
     s = np.where(s < F32(2.0**-126), F32(1), s)
-    s = to_float(s, f.scale_dtype) if f.scale_dtype else s
+    if f.scale_dtype:
+        s = np.clip(to_float(s, f.scale_dtype), 0, F32(MAX[f.scale_dtype]))
+        s = np.where(s == 0, F32(1), s)
     each = s[scope]
     if f.zero:
         z = np.clip(np.rint((-low / s).astype(F32)), 0, levels)

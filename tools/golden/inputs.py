@@ -142,6 +142,22 @@ def logits(seed, shape, kind):
     return v
 
 
+def wide(seed, shape, broken):
+    """Rows from 2^-30 to 2^14 in size, and within a row 2^-3 to 1, with zeros and ties; row 3 is of
+    denormals, row 5 zero. broken: row 6 has a NaN, row 7 an infinity."""
+    rows, cols = shape
+    u = stream(seed, "wide", rows * cols).reshape(shape)
+    k = _mod(u, 129) - 64
+    exponent = -_mod(u, 4, 8) - 6 + np.array([0, 10, -20, -134, 3, 0, 1, -2, 14, -30])[
+        np.arange(rows) % 10][:, None]
+    v = np.ldexp(k.astype(np.float64), exponent).astype(np.float32)
+    v[_mod(u, 9, 16) == 0] = 0
+    v[np.arange(rows) % 10 == 5] = 0
+    if broken:
+        v[6, cols // 2], v[7, cols - 1] = np.nan, -np.inf
+    return v
+
+
 def route_bias(seed, experts):
     u = stream(seed, "bias", experts)
     return (_mod(u, 2**16) / 2.0**18 - 0.125).astype(np.float32)
