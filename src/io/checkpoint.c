@@ -158,6 +158,8 @@ static cmoe_status open_directory(cmoe_checkpoint *c, const char *dir)
 
 cmoe_status cmoe_checkpoint_open(const char *path, cmoe_checkpoint **out)
 {
+    CMOE_TRY(cmoe__check_argument(path, "cmoe_checkpoint_open", "path"));
+    CMOE_TRY(cmoe__check_argument(out, "cmoe_checkpoint_open", "out"));
     *out = NULL;
     cmoe_checkpoint *const c = cmoe__io_alloc(sizeof *c);
     if (!c) return cmoe__fail_memory(sizeof *c, "a checkpoint");

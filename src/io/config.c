@@ -214,6 +214,8 @@ static cmoe_status parse(const char *text, size_t size, const char *what, cmoe_m
 
 cmoe_status cmoe_config_parse(const char *json, size_t size, cmoe_model_config *out)
 {
+    CMOE_TRY(cmoe__check_argument(json, "cmoe_config_parse", "json"));
+    CMOE_TRY(cmoe__check_argument(out, "cmoe_config_parse", "out"));
     return parse(json, size, "config.json", out);
 }
 
@@ -221,6 +223,8 @@ cmoe_status cmoe_config_read(const char *path, cmoe_model_config *out)
 {
     char *text = NULL;
     size_t size = 0;
+    CMOE_TRY(cmoe__check_argument(path, "cmoe_config_read", "path"));
+    CMOE_TRY(cmoe__check_argument(out, "cmoe_config_read", "out"));
     *out = (cmoe_model_config){0};
     char *const file = cmoe__path_is_directory(path) ? cmoe__path_join(path, "config.json")
                                                      : cmoe__text_copy(path);

@@ -33,6 +33,12 @@ cmoe_status cmoe__fail_memory(size_t size, const char *what)
     return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for %zu bytes of %s", size, what);
 }
 
+cmoe_status cmoe__check_argument(const void *pointer, const char *function, const char *name)
+{
+    if (pointer) return CMOE_OK;
+    return CMOE_FAIL(CMOE_ERR_INVALID, "%s: %s is NULL", function, name);
+}
+
 cmoe_status cmoe__check_not_pointer(const void *image, size_t size, const char *what)
 {
     static const char start[] = "version https://git-lfs.github.com/spec/";

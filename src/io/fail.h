@@ -25,6 +25,9 @@ struct cmoe_quoted cmoe__quote_bytes(const char *bytes, size_t n);
 /* "no memory for ..." */
 cmoe_status cmoe__fail_memory(size_t size, const char *what);
 
+/* CMOE_ERR_INVALID when an argument of a public function is NULL. */
+cmoe_status cmoe__check_argument(const void *pointer, const char *function, const char *name);
+
 /* CMOE_ERR_CORRUPT when a Git LFS pointer stands in place of the file `what`. */
 cmoe_status cmoe__check_not_pointer(const void *image, size_t size, const char *what);
 

@@ -114,6 +114,9 @@ static cmoe_status open_layer(const struct opening *o, cmoe_layer *out)
 cmoe_status cmoe_layer_open(const cmoe_checkpoint *c, const cmoe_model_config *config, int layer,
                             cmoe_layer *out)
 {
+    CMOE_TRY(cmoe__check_argument(c, "cmoe_layer_open", "c"));
+    CMOE_TRY(cmoe__check_argument(config, "cmoe_layer_open", "config"));
+    CMOE_TRY(cmoe__check_argument(out, "cmoe_layer_open", "out"));
     *out = (cmoe_layer){0};
     const struct cmoe_family *const family = cmoe__family_find(config->model_type);
     if (!family) {

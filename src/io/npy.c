@@ -32,6 +32,8 @@ cmoe_status cmoe_npy_parse(const void *image, size_t size, cmoe_array *out)
     const uint8_t *const bytes = image;
     size_t text = 0, text_size = 0;
     cmoe_array array;
+    CMOE_TRY(cmoe__check_argument(image, "cmoe_npy_parse", "image"));
+    CMOE_TRY(cmoe__check_argument(out, "cmoe_npy_parse", "out"));
     CMOE_TRY(cmoe__npy_prefix(bytes, size, &text, &text_size));
     if (text_size > size - text) return fail_short(size, text + text_size);
     CMOE_TRY(cmoe__npy_header_parse((const char *)bytes + text, text_size, text, &array));
@@ -66,6 +68,8 @@ static cmoe_status read_open(const struct cmoe_file *file, const char *path, cmo
 cmoe_status cmoe_npy_read(const char *path, cmoe_array *out)
 {
     struct cmoe_file file;
+    CMOE_TRY(cmoe__check_argument(path, "cmoe_npy_read", "path"));
+    CMOE_TRY(cmoe__check_argument(out, "cmoe_npy_read", "out"));
     *out = (cmoe_array){0};
     CMOE_TRY(cmoe__file_open(path, &file));
     const cmoe_status status = read_open(&file, path, out);
@@ -130,6 +134,8 @@ cmoe_status cmoe__npy_write_pieces(const char *path, const cmoe_array *array,
 
 cmoe_status cmoe_npy_write(const char *path, const cmoe_array *array)
 {
+    CMOE_TRY(cmoe__check_argument(path, "cmoe_npy_write", "path"));
+    CMOE_TRY(cmoe__check_argument(array, "cmoe_npy_write", "array"));
     CMOE_TRY(check_array(array));
     struct cmoe_piece pieces[] = {{0}, {.data = array->data, .size = array->bytes}};
     return cmoe__npy_write_pieces(path, array, pieces, 2);

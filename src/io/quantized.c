@@ -171,6 +171,9 @@ static cmoe_status fill(cmoe_quantized *q, const cmoe_layer *layer)
 cmoe_status cmoe_layer_quantize(const cmoe_layer *layer, const cmoe_problem *p,
                                 cmoe_quantized **out)
 {
+    CMOE_TRY(cmoe__check_argument(layer, "cmoe_layer_quantize", "layer"));
+    CMOE_TRY(cmoe__check_argument(p, "cmoe_layer_quantize", "p"));
+    CMOE_TRY(cmoe__check_argument(out, "cmoe_layer_quantize", "out"));
     *out = NULL;
     CMOE_TRY(check(layer, p));
     cmoe_quantized *const q = cmoe__io_alloc(sizeof *q);

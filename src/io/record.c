@@ -190,12 +190,10 @@ static cmoe_status write_all(struct writer *w)
 
 cmoe_status cmoe_record_write(const char *dir, const cmoe_record *call)
 {
-    if (!dir || !call || !call->problem || !call->tensors) {
-        return CMOE_FAIL(CMOE_ERR_INVALID, "cmoe_record_write: %s is NULL",
-                         !dir    ? "dir"
-                         : !call ? "call"
-                                 : "the call's problem or tensors");
-    }
+    CMOE_TRY(cmoe__check_argument(dir, "cmoe_record_write", "dir"));
+    CMOE_TRY(cmoe__check_argument(call, "cmoe_record_write", "call"));
+    CMOE_TRY(cmoe__check_argument(call->problem, "cmoe_record_write", "call->problem"));
+    CMOE_TRY(cmoe__check_argument(call->tensors, "cmoe_record_write", "call->tensors"));
     CMOE_TRY(cmoe_problem_check(call->problem));
     if (mkdir(dir, 0777) != 0 && (errno != EEXIST || !cmoe__path_is_directory(dir))) {
         return CMOE_FAIL(CMOE_ERR_IO, "cannot make the folder %s: %s", dir, strerror(errno));

@@ -245,6 +245,8 @@ static cmoe_status read_all(struct reader *r)
 
 cmoe_status cmoe_record_read(const char *dir, cmoe_replay *out)
 {
+    CMOE_TRY(cmoe__check_argument(dir, "cmoe_record_read", "dir"));
+    CMOE_TRY(cmoe__check_argument(out, "cmoe_record_read", "out"));
     *out = (cmoe_replay){0};
     struct reader *const r = cmoe__io_alloc(sizeof *r);
     struct storage *const storage = cmoe__io_alloc(sizeof *storage);

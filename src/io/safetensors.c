@@ -264,6 +264,7 @@ void cmoe__header_free(struct cmoe_header *header)
 cmoe_status cmoe_safetensors_check(const void *image, size_t size, uint64_t file_size)
 {
     struct cmoe_header header;
+    CMOE_TRY(cmoe__check_argument(image, "cmoe_safetensors_check", "image"));
     CMOE_TRY(cmoe__header_parse(image, size, file_size, "safetensors", &header));
     cmoe__header_free(&header);
     return CMOE_OK;
