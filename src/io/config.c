@@ -100,7 +100,7 @@ static cmoe_status read_activation(const struct source *s, const char **act)
 static cmoe_status read_problem(const struct source *s, const struct cmoe_family *family,
                                 cmoe_problem *p)
 {
-    int experts, topk, hidden, inter, renorm = 0;
+    int experts = 0, topk = 0, hidden = 0, inter = 0, renorm = 0;
     const char *act = NULL;
     char text[256];
     CMOE_TRY(read_int(s, family->experts, -1, &experts));
