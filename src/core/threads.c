@@ -19,7 +19,7 @@
 enum {
     LINE = 64,
     COUNTERS = 8,
-    BARRIER_SPINS = 4000, /* about 100 microseconds */
+    BARRIER_SPINS = 1000, /* about 25 microseconds */
 };
 
 struct cmoe_threads {
@@ -87,7 +87,7 @@ static bool run(struct cmoe_threads *threads, int n, bool together, cmoe_body bo
         return true;
     }
     if (threads->openmp.library && cmoe__openmp_run(&threads->openmp, n, body, arg)) return true;
-    return cmoe__pool_run(threads->pool, n, body, arg);
+    return cmoe__pool_run(threads->pool, n, together, body, arg);
 }
 
 static int threads_for(const struct cmoe_threads *threads, int limit)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  * A pool of threads that serves one job at a time.
  *
- * A job is handed out by stepping each worker's own counter, so workers that a small job leaves out
- * are not touched. Sleeping follows one pattern on both sides: announce that you will sleep, look
+ * A job is offered to each worker on its own cache line, so workers that a small job leaves out are
+ * not touched. A worker takes the offer or, if the job was over before it got to run, finds it
+ * withdrawn: on a crowded machine a loop waits for nobody who has not begun. Sleeping follows one pattern on both sides: announce that you will sleep, look
  * again, sleep; the other side changes the value first and looks for the announcement second. With
  * sequentially consistent order one of the two always sees the other.
  *
@@ -27,10 +28,16 @@ enum {
     ADOPTING = -1,
 };
 
+enum offer {
+    NONE,
+    OFFERED, /* by the caller; becomes TAKEN, or NONE again when withdrawn */
+    TAKEN,   /* by the worker; becomes NONE when it is done */
+    STOP,
+};
+
 struct worker {
-    CMOE_ALIGNED(LINE) atomic_uint go; /* steps once a job */
+    CMOE_ALIGNED(LINE) atomic_int offer;
     atomic_int parked;
-    unsigned seen; /* value of go that the new thread starts from */
     int index;
     struct cmoe_pool *pool;
     pthread_t thread;
@@ -44,7 +51,6 @@ struct cmoe_pool {
     bool spin;
     atomic_int owner; /* process whose threads the workers are */
     atomic_int busy;
-    atomic_int stop;
     pthread_mutex_t lock; /* for sleeping only */
     pthread_cond_t done;
 
@@ -74,43 +80,54 @@ static bool keep_spinning(unsigned *turn, int64_t *end)
     return now < *end;
 }
 
-static void wait_for_job(struct cmoe_pool *pool, struct worker *w, unsigned seen)
+static int wait_for_offer(struct cmoe_pool *pool, struct worker *w)
 {
     unsigned turn = 0;
     int64_t end = 0;
+    int offer;
     while (pool->spin && keep_spinning(&turn, &end)) {
-        if (atomic_load_explicit(&w->go, memory_order_acquire) != seen) return;
+        offer = atomic_load_explicit(&w->offer, memory_order_relaxed);
+        if (offer != NONE) return offer;
     }
     pthread_mutex_lock(&pool->lock);
     atomic_store(&w->parked, 1);
-    while (atomic_load(&w->go) == seen)
+    while ((offer = atomic_load(&w->offer)) == NONE)
         pthread_cond_wait(&w->wake, &pool->lock);
     atomic_store(&w->parked, 0);
     pthread_mutex_unlock(&pool->lock);
+    return offer;
+}
+
+/* n workers are done with the job, or will not take part in it. */
+static void leave(struct cmoe_pool *pool, int n)
+{
+    if (atomic_fetch_sub(&pool->pending, n) == n && atomic_load(&pool->waiting)) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_signal(&pool->done);
+        pthread_mutex_unlock(&pool->lock);
+    }
 }
 
 static void *work(void *arg)
 {
     struct worker *const w = arg;
     struct cmoe_pool *const pool = w->pool;
-    for (unsigned seen = w->seen;; seen++) {
-        wait_for_job(pool, w, seen);
-        if (atomic_load_explicit(&pool->stop, memory_order_acquire)) return NULL;
+    while (wait_for_offer(pool, w) != STOP) {
+        int offered = OFFERED;
+        if (!atomic_compare_exchange_strong(&w->offer, &offered, TAKEN)) continue;
         pool->body(pool->arg, w->index, pool->n);
-        if (atomic_fetch_sub(&pool->pending, 1) == 1 && atomic_load(&pool->waiting)) {
-            pthread_mutex_lock(&pool->lock);
-            pthread_cond_signal(&pool->done);
-            pthread_mutex_unlock(&pool->lock);
-        }
+        atomic_store(&w->offer, NONE);
+        leave(pool, 1);
     }
+    return NULL;
 }
 
-/* Step the first n workers' counters and wake those that sleep. */
-static void send(struct cmoe_pool *pool, int n)
+/* Set the first n workers' offer and wake those that sleep. */
+static void send(struct cmoe_pool *pool, int n, enum offer offer)
 {
     bool asleep = false;
     for (int i = 0; i < n; i++) {
-        atomic_fetch_add(&pool->worker[i].go, 1);
+        atomic_store(&pool->worker[i].offer, (int)offer);
         asleep = atomic_load(&pool->worker[i].parked) || asleep;
     }
     if (!asleep) return;
@@ -119,6 +136,17 @@ static void send(struct cmoe_pool *pool, int n)
         if (atomic_load(&pool->worker[i].parked)) pthread_cond_signal(&pool->worker[i].wake);
     }
     pthread_mutex_unlock(&pool->lock);
+}
+
+/* Take back the offers of the job that is over. */
+static void withdraw(struct cmoe_pool *pool, int n)
+{
+    int withdrawn = 0;
+    for (int i = 0; i < n; i++) {
+        int offered = OFFERED;
+        withdrawn += atomic_compare_exchange_strong(&pool->worker[i].offer, &offered, NONE);
+    }
+    if (withdrawn > 0) leave(pool, withdrawn);
 }
 
 static void wait_for_workers(struct cmoe_pool *pool)
@@ -153,6 +181,7 @@ static bool adopt(struct cmoe_pool *pool)
     for (int i = 0; i < pool->size - 1; i++) {
         pthread_cond_init(&pool->worker[i].wake, NULL);
         atomic_store(&pool->worker[i].parked, 0);
+        atomic_store(&pool->worker[i].offer, NONE);
     }
     atomic_store(&pool->waiting, 0);
     atomic_store(&pool->busy, 0);
@@ -170,7 +199,6 @@ static void start(struct cmoe_pool *pool, int n)
         struct worker *const w = &pool->worker[pool->started];
         w->pool = pool;
         w->index = pool->started + 1;
-        w->seen = atomic_load(&w->go);
         if (pthread_create(&w->thread, NULL, work, w) != 0) {
             pool->most = pool->started + 1;
             break;
@@ -180,7 +208,7 @@ static void start(struct cmoe_pool *pool, int n)
     pthread_sigmask(SIG_SETMASK, &old, NULL);
 }
 
-bool cmoe__pool_run(struct cmoe_pool *pool, int n, cmoe_body body, void *arg)
+bool cmoe__pool_run(struct cmoe_pool *pool, int n, bool together, cmoe_body body, void *arg)
 {
     if (n < 2 || pool->size < 2 || !adopt(pool)) return false;
     if (atomic_exchange_explicit(&pool->busy, 1, memory_order_acquire)) return false;
@@ -192,8 +220,9 @@ bool cmoe__pool_run(struct cmoe_pool *pool, int n, cmoe_body body, void *arg)
         pool->arg = arg;
         pool->n = n;
         atomic_store(&pool->pending, n - 1);
-        send(pool, n - 1);
+        send(pool, n - 1, OFFERED);
         body(arg, 0, n);
+        if (!together) withdraw(pool, n - 1);
         wait_for_workers(pool);
     }
     atomic_store_explicit(&pool->busy, 0, memory_order_release);
@@ -221,8 +250,7 @@ void cmoe__pool_destroy(cmoe_context *ctx, struct cmoe_pool *pool)
 {
     if (!pool) return;
     if (atomic_load(&pool->owner) == (int)getpid()) {
-        atomic_store_explicit(&pool->stop, 1, memory_order_release);
-        send(pool, pool->started);
+        send(pool, pool->started, STOP);
         for (int i = 0; i < pool->started; i++)
             pthread_join(pool->worker[i].thread, NULL);
         for (int i = 0; i < pool->size - 1; i++)

@@ -12,9 +12,10 @@ struct cmoe_pool;
 cmoe_status cmoe__pool_create(cmoe_context *ctx, int size, bool spin, struct cmoe_pool **out);
 void cmoe__pool_destroy(cmoe_context *ctx, struct cmoe_pool *pool);
 
-/* Run body(arg, i, m) for i in [0, m) on m threads at once, the caller being number 0, with m as
- * near to n as there are threads. False, with nothing run, when the pool serves another job (the
+/* Run body(arg, i, m) on m threads at once, the caller being number 0, with m as near to n as there
+ * are threads. `together`: for every i in [0, m); else bodies that have not begun when the caller's
+ * returns are left out: each does whatever work is left, and none is. False, with nothing run, when the pool serves another job (the
  * caller may itself be part of that one) or has no thread besides the caller. */
-bool cmoe__pool_run(struct cmoe_pool *pool, int n, cmoe_body body, void *arg);
+bool cmoe__pool_run(struct cmoe_pool *pool, int n, bool together, cmoe_body body, void *arg);
 
 #endif
