@@ -119,8 +119,7 @@ void state_open(struct lm_state *s, const struct lm *lm)
     const cmoe_model_config *const c = &lm->config;
     const int64_t kv = (int64_t)c->layers * c->kv_heads * c->head_dim * LM_CONTEXT;
     const int64_t x = (int64_t)c->problem.hidden * LM_CONTEXT, q = (int64_t)c->heads * c->head_dim;
-    *s = (struct lm_state){0};
-    s->k = zeroed(2 * kv + 3 * x + q + (int64_t)c->vocab * LM_CONTEXT, sizeof *s->k);
+    *s = (struct lm_state){.k = zeroed(2 * kv + 3 * x + q + c->vocab * LM_CONTEXT, sizeof(float))};
     s->v = s->k + kv; /* one block, cut into its parts */
     s->x = s->v + kv;
     s->h = s->x + x;

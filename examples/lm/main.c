@@ -42,6 +42,8 @@ static void generate(struct lm_experts *e, const char *prompt, int tokens, doubl
                      uint64_t seed)
 {
     const int length = (int)strlen(prompt), vocab = e->lm->config.vocab;
+    if (tokens > LM_CONTEXT - length)
+        ok(cmoe_set_error(CMOE_ERR_INVALID, "Prompt and text may have %d bytes.", LM_CONTEXT));
     struct lm_state s;
     state_open(&s, e->lm);
     lm_forward(e, &s, (const unsigned char *)prompt, length);
@@ -73,7 +75,6 @@ static void print_loads(const struct lm_experts *e, int64_t tokens)
     }
 }
 
-/* What an option that takes a number says. */
 static double number(const char *text)
 {
     char *end;

@@ -17,13 +17,11 @@ schemes() { "$bin/cmoe-lm-schemes" --model "$model" "$@"; }
 
 # Logits are as large as 21. In f32 only the order of sums differs from transformers; in bf16 the
 # roundings inside the experts do, and transformers' own bf16 run is 0.36 away from its f32 run.
-for device in cpu ref; do
-    for step in 1 7 512; do
-        schemes --device $device --windows 0 --step $step --max-error 2e-4 f32 ||
-            fail "f32 on $device, $step bytes at a time"
-        schemes --device $device --windows 0 --step $step --max-error 0.5 bf16 ||
-            fail "bf16 on $device, $step bytes at a time"
-    done
+for run in cpu/512 cpu/1 ref/512; do
+    schemes --device ${run%/*} --windows 0 --step ${run#*/} --max-error 2e-4 f32 ||
+        fail "f32 on device/bytes at a time $run"
+    schemes --device ${run%/*} --windows 0 --step ${run#*/} --max-error 0.5 bf16 ||
+        fail "bf16 on device/bytes at a time $run"
 done
 schemes --windows 0 --max-error 1e-9 f32 >/dev/null 2>&1 && fail "--max-error allows everything"
 
@@ -34,8 +32,8 @@ echo "$table" | awk 'NR > 1 { n++; if ($4 !~ /^[0-9.e+-]+$/ || $4 + 0 <= 0) bad 
     END { exit n < 19 || bad }' || fail "the table has missing or zero errors"
 
 # Perplexity: transformers has 1.161 bits a byte on the whole text with more context, that is 2.24.
-value=$(schemes --windows 2 f32 | awk 'NR == 2 { print $3 }')
-awk -v p="$value" 'BEGIN { exit !(p > 1.8 && p < 3.0) }' || fail "perplexity $value"
+value=$(schemes --windows 1 f32 | awk 'NR == 2 { print $3 }')
+awk -v p="$value" 'BEGIN { exit !(p > 1.7 && p < 3) }' || fail "perplexity $value"
 
 text() { demo --tokens 60 "$@" | sed -n '1,/^[0-9]* tokens, /p' | sed '$d'; }
 a=$(text --seed 1)
@@ -59,7 +57,7 @@ error 'no scheme "int3"' demo --scheme int3
 error 'no scheme "int3"' schemes int3
 error "$root/tests" "$bin/cmoe-lm-demo" --model "$root/tests"
 error '1 to 512 bytes' demo --prompt ''
-error '1 to 512 bytes' demo --tokens 600
+error 'may have 512 bytes' demo --tokens 600
 error 'not a number' demo --temp hot
 error 'nowhere' demo --device nowhere
 exit $failed
