@@ -236,6 +236,33 @@ static void every_allocation_may_fail(void **state)
     clear_environment(NULL);
 }
 
+static void devices_open_whole_or_not_at_all(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"cpu", "ref"};
+    for (int i = 0; i < 2; i++) {
+        struct counter counter = {0};
+        cmoe_context *const ctx = test_context(1, &counter);
+        const long before = counter.live;
+        cmoe_device *dev = NULL;
+        cmoe_status status = CMOE_ERR_NO_MEMORY;
+        int failures = 0;
+        for (; status != CMOE_OK && failures < 20; failures += status != CMOE_OK) {
+            counter.fail_at = counter.calls + 1 + failures;
+            status = cmoe_device_open(ctx, names[i], &dev);
+            if (status == CMOE_OK) break;
+            assert_int_equal(status, CMOE_ERR_NO_MEMORY);
+            assert_null(dev);
+            assert_int_equal(counter.live, before);
+        }
+        assert_in_range(failures, 1, 19);
+        cmoe_device_close(dev);
+        assert_int_equal(counter.live, before);
+        cmoe_context_destroy(ctx);
+        assert_int_equal(counter.live, 0);
+    }
+}
+
 static void devices_that_are_not_there_say_why(void **state)
 {
     (void)state;
@@ -318,6 +345,7 @@ int main(void)
         cmocka_unit_test(cmoe_log_writes_to_stderr),
         cmocka_unit_test(tuned_files_are_read_whole),
         cmocka_unit_test(every_allocation_may_fail),
+        cmocka_unit_test(devices_open_whole_or_not_at_all),
         cmocka_unit_test(devices_that_are_not_there_say_why),
         cmocka_unit_test(devices_describe_themselves),
         cmocka_unit_test(backends_are_described),
