@@ -62,7 +62,12 @@ void *call_y(const struct gen_call *call)
     char *const y = malloc((size_t)(call->y_rows * call->y_row) + 1);
     if (!y) abort();
     for (int64_t r = 0; r < call->y_rows; r++) {
-        memcpy(y + r * call->y_row, gen_y_row(call, r), (size_t)call->y_row);
+        /* Batched rows past an expert's count are not written; the reference has 0 there. */
+        char *const row = y + r * call->y_row;
+        if (gen_y_row_counts(call, r))
+            memcpy(row, gen_y_row(call, r), (size_t)call->y_row);
+        else
+            memset(row, 0, (size_t)call->y_row);
     }
     return y;
 }
