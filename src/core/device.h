@@ -14,6 +14,10 @@ enum cmoe_isa {
     CMOE_ISA_LEVELS
 };
 
+/* Costs are estimated for this many threads, however many there are: what a plan chooses, and with it
+ * every bit of its results, must not depend on the machine's load or a caller's n_threads. */
+enum { CMOE_COST_THREADS = 8 };
+
 struct cmoe_props {
     char name[96];
     char features[256];
@@ -21,8 +25,8 @@ struct cmoe_props {
     enum cmoe_isa isa; /* highest level usable under the cap */
     int threads;
     int64_t l1d, l2, l3, memory;
-    double gbps;   /* main memory bandwidth, estimate for costs */
-    double gflops; /* f32 multiply-adds x 2 a second over all threads, estimate for costs */
+    double gbps;   /* main memory bandwidth of CMOE_COST_THREADS threads, estimate for costs */
+    double gflops; /* f32 multiply-adds x 2 a second of as many, estimate for costs */
 };
 
 struct cmoe_backend;

@@ -81,8 +81,9 @@ static void say_rejected(struct text *t, const cmoe_plan *plan, const struct cmo
 static void say_path(struct text *t, const cmoe_plan *plan, const struct cmoe_path *path)
 {
     say(t,
-        "tokens <= %d: %.1f us estimated, workspace %zu bytes, regret of the weight formats %.3f\n",
-        path->tokens, path->cost_us, path->arena.total, path->regret);
+        "tokens <= %d: %.1f us estimated for %d threads, workspace %zu bytes, regret of the weight "
+        "formats %.3f\n",
+        path->tokens, path->cost_us, CMOE_COST_THREADS, path->arena.total, path->regret);
     for (int stage = plan->p.first; stage <= plan->p.last; stage++)
         if (cmoe__plan_skips(&plan->shape, stage))
             say(t, "  %-18s nothing to do\n", cmoe_stage_name((cmoe_stage)stage));

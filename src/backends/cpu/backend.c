@@ -51,9 +51,9 @@ static cmoe_status open_device(struct cmoe_device *dev)
     props->isa = capped_isa(dev->ctx->cpu);
     props->threads = cmoe__threads_count(dev->ctx->threads);
     props->memory = pages > 0 && page > 0 ? (int64_t)pages * page : 0;
-    props->gflops = props->threads * ghz * flops_per_cycle(props->isa);
+    props->gflops = CMOE_COST_THREADS * ghz * flops_per_cycle(props->isa);
     /* A core draws about 10 GB/s; a socket's channels carry some ten of them. */
-    props->gbps = 10.0 * (props->threads < 12 ? props->threads : 12);
+    props->gbps = 10.0 * CMOE_COST_THREADS;
     return CMOE_OK;
 }
 

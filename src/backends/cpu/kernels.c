@@ -85,33 +85,31 @@ static double stage_us(const struct cmoe_kernel *k, const struct cmoe_query *q, 
     const double flops = cmoe__stage_flops(q->p, stage, q->tokens);
     const double bytes = cmoe__stage_bytes(q->p, stage, q->tokens);
     const double peak = props->gflops * own.flops / top.flops * 1e3; /* flops a us */
-    const double limit = own.gbps * props->threads;
+    const double limit = own.gbps * CMOE_COST_THREADS;
     const double gbps = props->gbps < limit ? props->gbps : limit;
-    const double threads = props->threads;
     double share = 0.1; /* of the peak: everything that is not a GEMM */
     if (stage == CMOE_STAGE_GEMM1 || stage == CMOE_STAGE_GEMM2)
         share = cmoe__cpu_reads_p32(k) ? 0.75 : 0.4;
     if (stage == CMOE_STAGE_ROUTE && !(q->p->flags & CMOE_ROUTE_FROM_X))
-        return flops * 0.5e-3 / threads; /* the C library's functions: 10 ns an expert */
+        return flops * 0.5e-3 / CMOE_COST_THREADS; /* the C library's functions: 10 ns an expert */
     if (stage == CMOE_STAGE_SORT) return flops * 0.25e-3;
     return larger(flops / (peak * share), bytes / (gbps * 1e3));
 }
 
 static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
-    const bool parallel = q->props->threads > 1;
     const bool small = q->tokens <= CMOE_CPU_SMALL_TOKENS; /* one item: nobody is woken */
     double sum = step_us;
     for (int stage = k->first; stage <= k->last; stage++) {
         if (stage == CMOE_STAGE_QUANT || stage == CMOE_STAGE_REQUANT) continue; /* empty here */
         const bool serial = stage == CMOE_STAGE_SORT || (stage == CMOE_STAGE_ROUTE && small);
         if (k->last > k->first)
-            sum += parallel ? 2 * barrier_us : 0;
+            sum += 2 * barrier_us;
         else
-            sum += parallel && !serial ? fork_us : 0;
+            sum += serial ? 0 : fork_us;
         sum += loop_us + stage_us(k, q, stage);
     }
-    if (k->last > k->first && parallel) sum += fork_us;
+    if (k->last > k->first) sum += fork_us;
     return sum * (1 + 0.02 * (CMOE_ISA_LEVEL_AVX512 - k->target));
 }
 

@@ -26,7 +26,7 @@ static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
     const double flops = cmoe__stage_flops(q->p, k->first, q->tokens);
     const double bytes = cmoe__stage_bytes(q->p, k->first, q->tokens);
     const bool gemm = k->first == CMOE_STAGE_GEMM1 || k->first == CMOE_STAGE_GEMM2;
-    return 2 + (flops * 0.5e-3 + bytes * 4e-3) / (gemm ? q->props->threads : 1);
+    return 2 + (flops * 0.5e-3 + bytes * 4e-3) / (gemm ? CMOE_COST_THREADS : 1);
 }
 
 static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
@@ -126,7 +126,7 @@ static cmoe_status open_device(struct cmoe_device *dev)
     props->isa = CMOE_ISA_LEVEL_GENERIC;
     props->threads = cmoe__threads_count(dev->ctx->threads);
     props->gbps = 8;
-    props->gflops = 2 * props->threads;
+    props->gflops = 2 * CMOE_COST_THREADS;
     return CMOE_OK;
 }
 
