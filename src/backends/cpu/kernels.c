@@ -29,17 +29,23 @@ static bool takes_stage(const struct cmoe_query *q, int stage, struct cmoe_why *
     case CMOE_STAGE_GEMM2:
         return float_operand(p->mid, "mid", why) && float_operand(p->w, "w", why);
     case CMOE_STAGE_QUANT:
-        if (q->shape->quant) return cmoe__refuse(why, "x is changed before the sort");
-        return true;
     case CMOE_STAGE_REQUANT:
-        if (q->shape->requant) return cmoe__refuse(why, "the intermediate is quantised");
-        return true;
     case CMOE_STAGE_SORT:
     case CMOE_STAGE_ACT:
     case CMOE_STAGE_COMBINE:
     case CMOE_STAGE_COUNT:
         break;
     }
+    return true;
+}
+
+/* Rows of several stages pass x and the intermediate on as they are. */
+static bool takes_between(const struct cmoe_query *q, int stage, struct cmoe_why *why)
+{
+    if (stage == CMOE_STAGE_QUANT && q->shape->quant)
+        return cmoe__refuse(why, "x is changed before the sort");
+    if (stage == CMOE_STAGE_REQUANT && q->shape->requant)
+        return cmoe__refuse(why, "the intermediate is quantised");
     return true;
 }
 
@@ -52,6 +58,12 @@ static bool supports(const struct cmoe_kernel *k, const struct cmoe_query *q, st
         return cmoe__refuse(why, "a row of several stages does not take batched rows");
     if (k->last > k->first && q->tokens > CMOE_CPU_SMALL_TOKENS)
         return cmoe__refuse(why, "tokens=%d is more than %d", q->tokens, CMOE_CPU_SMALL_TOKENS);
+    if (k->last == CMOE_STAGE_QUANT && !q->shape->quant)
+        return cmoe__refuse(why, "x is used as it is");
+    if (k->last == CMOE_STAGE_REQUANT && !q->shape->requant)
+        return cmoe__refuse(why, "the intermediate is used as it is");
+    for (int stage = k->first; k->last > k->first && stage <= k->last; stage++)
+        if (!takes_between(q, stage, why)) return false;
     for (int stage = k->first; stage <= k->last; stage++)
         if (!takes_stage(q, stage, why)) return false;
     *out = cmoe__usual_edge(q->p, k->last + 1);
@@ -93,6 +105,8 @@ static double stage_us(const struct cmoe_kernel *k, const struct cmoe_query *q, 
     if (stage == CMOE_STAGE_ROUTE && !(q->p->flags & CMOE_ROUTE_FROM_X))
         return flops * 0.5e-3 / CMOE_COST_THREADS; /* the C library's functions: 10 ns an expert */
     if (stage == CMOE_STAGE_SORT) return flops * 0.25e-3;
+    if (stage == CMOE_STAGE_QUANT || stage == CMOE_STAGE_REQUANT)
+        return flops * 0.5e-3 / threads; /* one value at a time */
     return larger(flops / (peak * share), bytes / (gbps * 1e3));
 }
 
@@ -101,7 +115,8 @@ static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
     const bool small = q->tokens <= CMOE_CPU_SMALL_TOKENS; /* one item: nobody is woken */
     double sum = step_us;
     for (int stage = k->first; stage <= k->last; stage++) {
-        if (stage == CMOE_STAGE_QUANT || stage == CMOE_STAGE_REQUANT) continue; /* empty here */
+        const bool quant = stage == CMOE_STAGE_QUANT || stage == CMOE_STAGE_REQUANT;
+        if (quant && k->last > k->first) continue; /* empty there */
         const bool serial = stage == CMOE_STAGE_SORT || (stage == CMOE_STAGE_ROUTE && small);
         if (k->last > k->first)
             sum += 2 * barrier_us;

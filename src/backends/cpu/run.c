@@ -95,6 +95,10 @@ size_t cmoe__cpu_lay_out(const struct cmoe_kernel *k, const cmoe_problem *p,
         run->sort_chunks = cmoe__cpu_sort_chunks(cmoe__shape_rows(p, s, tokens));
         run->counts = reserve(&l, (int64_t)run->sort_chunks * s->local, sizeof *run->counts);
     }
+    if (k->first == k->last && (k->first == CMOE_STAGE_QUANT || k->first == CMOE_STAGE_REQUANT)) {
+        run->amax = reserve(&l, cmoe__cpu_quant_items(p, s, tokens), sizeof *run->amax);
+        worker = cmoe__cpu_quant_worker(k->first == CMOE_STAGE_QUANT ? s->H : s->I);
+    }
     for (int matrix = 1; matrix <= 2; matrix++) {
         const int stage = matrix == 1 ? CMOE_STAGE_GEMM1 : CMOE_STAGE_GEMM2;
         if (k->first > stage || k->last < stage) continue;
@@ -139,8 +143,16 @@ static void add_stage(struct chain *c, int stage)
     case CMOE_STAGE_COMBINE:
         c->loop[c->n_loops++] = &cmoe__cpu_loop_combine;
         break;
-    case CMOE_STAGE_QUANT: /* a row that spans these only takes problems where they are empty */
+    case CMOE_STAGE_QUANT: /* rows of several stages take problems where these two are empty */
+        if (!c->run->x.shape->quant) break;
+        c->loop[c->n_loops++] = &cmoe__cpu_loop_x_amax;
+        c->loop[c->n_loops++] = &cmoe__cpu_loop_x_codes;
+        break;
     case CMOE_STAGE_REQUANT:
+        if (!c->run->x.shape->requant) break;
+        c->loop[c->n_loops++] = &cmoe__cpu_loop_h_amax;
+        c->loop[c->n_loops++] = &cmoe__cpu_loop_h_codes;
+        break;
     case CMOE_STAGE_COUNT:
         break;
     }

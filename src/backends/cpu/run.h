@@ -44,6 +44,7 @@ struct cmoe_cpu_run {
     float *logits;   /* [T, columns]: ROUTE from x */
     int logit_cols;  /* experts, and shared ones with their own logit */
     int32_t *counts; /* [sort_chunks][local]: SORT */
+    float *amax;     /* of each item: QUANT, REQUANT */
     int sort_chunks;
     char *worker_scratch; /* [workers][worker_bytes] */
     size_t worker_bytes;
@@ -55,10 +56,14 @@ struct cmoe_cpu_loop {
     void (*item)(struct cmoe_cpu_run *run, int item, int worker);
 };
 
-extern const struct cmoe_cpu_loop cmoe__cpu_loop_logits; /* ROUTE: logits from x */
-extern const struct cmoe_cpu_loop cmoe__cpu_loop_select; /* ROUTE: ids and weights */
-extern const struct cmoe_cpu_loop cmoe__cpu_loop_count;  /* SORT: histograms */
-extern const struct cmoe_cpu_loop cmoe__cpu_loop_place;  /* SORT: rows and offsets */
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_logits;  /* ROUTE: logits from x */
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_select;  /* ROUTE: ids and weights */
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_x_amax;  /* QUANT: maxima of items */
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_x_codes; /* QUANT */
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_h_amax;  /* REQUANT: maxima of items */
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_h_codes; /* REQUANT */
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_count;   /* SORT: histograms */
+extern const struct cmoe_cpu_loop cmoe__cpu_loop_place;   /* SORT: rows and offsets */
 extern const struct cmoe_cpu_loop cmoe__cpu_loop_gemm1;
 extern const struct cmoe_cpu_loop cmoe__cpu_loop_act;
 extern const struct cmoe_cpu_loop cmoe__cpu_loop_gemm2;
@@ -84,7 +89,11 @@ static inline void *cmoe__cpu_worker(const struct cmoe_cpu_run *run, int worker)
 
 /* Bytes that one worker of a stage needs. */
 size_t cmoe__cpu_route_worker(const cmoe_problem *p, const struct cmoe_shape *s);
+size_t cmoe__cpu_quant_worker(int64_t n);
 size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g);
+
+/* Most items of QUANT or REQUANT. */
+int64_t cmoe__cpu_quant_items(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens);
 
 /* Geometry of a GEMM: everything but item_of. */
 void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int matrix, bool p32,
