@@ -131,6 +131,7 @@ static const struct {
     {MAP("one.safetensors", "."), CMOE_ERR_CORRUPT, "\".\""},
     {MAP("one.safetensors", ""), CMOE_ERR_CORRUPT, "\"\""},
     {MAP("one.safetensors", "..\\\\two"), CMOE_ERR_CORRUPT, "\"..\\two\""},
+    {MAP("one.safetensors", "sub\\\\two"), CMOE_ERR_CORRUPT, "\"sub\\two\""},
     {MAP("one.safetensors", "one\\u0000two"), CMOE_ERR_CORRUPT, "\\u0000"},
     {"{\"weight_map\":{\"a\":\"one.safetensors\",\"a\":\"two.safetensors\"}}", CMOE_ERR_CORRUPT,
      "duplicate"},

@@ -161,7 +161,7 @@ static void test_variants(void **state)
     expect_ok(cmoe_config_parse(json, strlen(json), &c));
     check_problem(&c.problem, "e=128 k=8 h=2048 i=768 renorm act=gelu-tanh");
     free(json);
-    json = edited("_layers\":[]", "_layers\":[2,0,1,1,99]");
+    json = edited("_layers\":[]", "_layers\":[2,0,1,1,48,99]");
     expect_ok(cmoe_config_parse(json, strlen(json), &c));
     assert_int_equal(c.dense_layers, 3);
     free(json);

@@ -161,6 +161,12 @@ static void test_lies(void **state)
         assert_null(layer.gate);
         cmoe_checkpoint_close(m.checkpoint);
     }
+    write_mixtral(&f, "F16", 2, NULL, NULL, 0);
+    struct model m = open_model(f.path);
+    m.config.problem.hidden = 3;
+    expect_error(cmoe_layer_open(m.checkpoint, &m.config, 0, &layer), CMOE_ERR_CORRUPT,
+                 "1 x 2, the configuration says 1 x 3");
+    cmoe_checkpoint_close(m.checkpoint);
     folder_remove(&f);
 }
 
