@@ -106,7 +106,7 @@ static double stage_us(const struct cmoe_kernel *k, const struct cmoe_query *q, 
         return flops * 0.5e-3 / CMOE_COST_THREADS; /* the C library's functions: 10 ns an expert */
     if (stage == CMOE_STAGE_SORT) return flops * 0.25e-3;
     if (stage == CMOE_STAGE_QUANT || stage == CMOE_STAGE_REQUANT)
-        return flops * 0.5e-3 / threads; /* one value at a time */
+        return flops * 0.5e-3 / CMOE_COST_THREADS; /* one value at a time */
     return larger(flops / (peak * share), bytes / (gbps * 1e3));
 }
 
