@@ -6,47 +6,54 @@
  * same weights. */
 #include "backends/cpu/run.h"
 
+#include "core/numeric.h"
 #include "core/size.h"
 #include "core/weights.h"
 #include <assert.h>
 
-void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int matrix, bool p32,
-                         struct cmoe_cpu_gemm *out)
+void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int matrix,
+                         const struct cmoe_kernel *k, struct cmoe_cpu_gemm *out)
 {
-    const bool first = matrix == 1;
+    const bool first = matrix == 1, p32 = cmoe__cpu_reads_p32(k);
+    const bool decodes = ((const struct cmoe_cpu_config *)k->config)->decodes;
     struct cmoe_cpu_gemm g = {
         .matrix = matrix,
         .p32 = p32,
+        .decodes = decodes,
         .a_dtype = (cmoe_dtype)(first ? p->x.dtype : p->mid.dtype),
         .w_dtype = (cmoe_dtype)p->w.dtype,
         .k = first ? s->h_used : s->i_used,
         .n = first ? s->rows1 : s->h_used,
         .n_stride = first ? s->rows1 : s->H,
-        .row_block = p32 ? CMOE_CPU_ROW_BLOCK : CMOE_CPU_DOT_BLOCK,
+        /* A decoded weight row costs like many dots: share it widely. */
+        .row_block = p32 || decodes ? CMOE_CPU_ROW_BLOCK : CMOE_CPU_DOT_BLOCK,
     };
     g.cols = g.n;
     if (p32 && first) g.cols = cmoe__cpu_p32_panels(p, 1) * CMOE_CPU_PANEL;
     if (p32 && !first) g.cols = cmoe__round_up(g.n, CMOE_CPU_PANEL);
-    const int64_t panel_bytes = g.k * CMOE_CPU_PANEL * (g.w_dtype == CMOE_F32 ? 4 : 2);
+    const int64_t panel_bytes = g.k * CMOE_CPU_PANEL * cmoe_dtype_bits(g.w_dtype) / 8;
     const int64_t fit = CMOE_CPU_RUN_BYTES / cmoe__max64(1, panel_bytes);
     g.run = CMOE_CPU_PANEL * cmoe__max64(1, cmoe__min64(fit, CMOE_CPU_RUN_COLS / CMOE_CPU_PANEL));
     g.runs = (int)cmoe__ceil_div(g.cols, g.run);
     *out = g;
 }
 
-/* A worker holds the rows of an item in f32, its results, and (canonical) weight rows that are not
- * contiguous. */
+/* A worker holds the rows of an item in f32, its results, and where rows must be gathered or decoded
+ * first, a few of them. */
 static int64_t block_k(const struct cmoe_cpu_gemm *g)
 {
     return cmoe__round_up(g->p32 ? cmoe__min64(g->k, CMOE_CPU_K_BLOCK) : g->k, CMOE_CPU_CHUNK);
 }
 
-enum { GATHER_COLS = 8 }; /* at least dot_cols of every instruction set */
+enum {
+    GATHER_ROWS = 8, /* at least dot_cols of every instruction set */
+    DECODE_AT = 4,   /* gathered rows from here on hold one row in f64; at least dot_rows */
+};
 
 size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g)
 {
     const size_t k = (size_t)block_k(g);
-    const size_t gathered = g->p32 ? 0 : GATHER_COLS * k;
+    const size_t gathered = g->p32 ? 0 : GATHER_ROWS * k;
     return ((size_t)g->row_block * (k + (size_t)g->run) + gathered) * sizeof(float);
 }
 
@@ -75,17 +82,46 @@ static const void *a_row(const struct item *it, int r)
     return (const char *)x->hq + row * x->shape->I * (it->g->a_dtype == CMOE_F32 ? 4 : 2);
 }
 
+/* A row of x or of the intermediate in any format, decoded to f32 in gathered row `slot`. */
+static const void *decoded_row(const struct item *it, int r, int slot)
+{
+    const struct cmoe_exec *const x = &it->run->x;
+    const bool first = it->g->matrix == 1;
+    const cmoe_format f = first ? x->p->x : x->p->mid;
+    const int64_t n = first ? x->shape->H : x->shape->I;
+    const int64_t row = first ? cmoe__exec_x_row(x, it->rows[r]) : it->rows[r];
+    const int64_t stride = first ? x->xq_stride : (int64_t)cmoe__row_code_bytes(f, n);
+    const char *const codes = (const char *)(first ? x->xq : x->hq) + row * stride;
+    const char *const scales = first ? x->xs : x->hs;
+    const float *const globals = first ? x->xg : x->hg;
+    const float *const own_global = first ? cmoe__exec_x_static_global(x) : x->t->mid_scale;
+    const bool tensor = f.scaling == CMOE_SCALE_TENSOR;
+    const bool nv_fixed = f.scaling == CMOE_SCALE_NV && f.fixed;
+    const bool own_scale = scales && !tensor;
+    float *const out = it->gathered + slot * block_k(it->g);
+    double *const exact = (double *)(void *)(it->gathered + DECODE_AT * block_k(it->g));
+    cmoe__dequantize_row_f64(
+        f, codes, own_scale ? scales + (size_t)row * cmoe__row_scale_bytes(f, n) : scales,
+        tensor ? (const float *)(const void *)scales : (nv_fixed ? own_global : NULL),
+        globals && !nv_fixed ? globals + row : NULL, it->g->k, exact);
+    for (int64_t i = 0; i < it->g->k; i++)
+        out[i] = (float)exact[i];
+    return out;
+}
+
 /* Pack k's [first, first + k) of all rows, tile by tile. */
 static void pack_block(const struct item *it, int tile, int64_t first, int64_t k)
 {
-    const int64_t size = it->g->a_dtype == CMOE_F32 ? 4 : 2;
+    const cmoe_dtype dtype = it->g->decodes ? CMOE_F32 : it->g->a_dtype;
+    const int64_t size = dtype == CMOE_F32 ? 4 : 2;
     const int64_t k_padded = cmoe__round_up(k, CMOE_CPU_CHUNK);
     const void *rows[CMOE_CPU_ROW_BLOCK];
     for (int r = 0, m; r < it->m; r += m) {
         m = next_tile(it->m - r, tile);
         for (int i = 0; i < m; i++)
-            rows[i] = (const char *)a_row(it, r + i) + first * size;
-        it->run->ops->pack_rows(it->g->a_dtype, rows, m, k, it->a + r * k_padded);
+            rows[i] = it->g->decodes ? decoded_row(it, r + i, i)
+                                     : (const char *)a_row(it, r + i) + first * size;
+        it->run->ops->pack_rows(dtype, rows, m, k, it->a + r * k_padded);
     }
 }
 
@@ -114,18 +150,18 @@ static void multiply_p32(const struct item *it)
 }
 
 /* Pointers to n weight rows from column j on, and the type they are in; rows whose columns are
- * strided are copied out as f32. */
+ * strided and those of quantised formats are copied out as f32. */
 static cmoe_dtype weight_rows(const struct item *it, int64_t j, int n, const void **rows)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     struct cmoe_row row;
-    bool strided = false;
+    bool copied = g->decodes;
     for (int i = 0; i < n; i++) {
         cmoe__weights_row(it->run->x.w, g->matrix, it->expert, j + i, &row);
         rows[i] = row.codes;
-        strided = strided || row.col_stride != 0;
+        copied = copied || row.col_stride != 0;
     }
-    if (!strided) return g->w_dtype;
+    if (!copied) return g->w_dtype;
     for (int i = 0; i < n; i++) {
         float *const copy = it->gathered + i * block_k(g);
         cmoe__weights_row(it->run->x.w, g->matrix, it->expert, j + i, &row);
@@ -142,7 +178,7 @@ static void multiply_rows(const struct item *it)
     const int64_t k_padded = block_k(g);
     pack_block(it, ops->dot_rows, 0, g->k);
     for (int64_t j = 0; j < it->cols; j += ops->dot_cols) {
-        const void *rows[GATHER_COLS];
+        const void *rows[GATHER_ROWS];
         const int n = (int)cmoe__min64(ops->dot_cols, it->cols - j);
         const cmoe_dtype dtype = weight_rows(it, it->col + j, n, rows);
         for (int r = 0, m; r < it->m; r += m) {

@@ -15,7 +15,19 @@ static bool float_operand(cmoe_format f, const char *name, struct cmoe_why *why)
                         cmoe_dtype_name((cmoe_dtype)f.dtype));
 }
 
-static bool takes_stage(const struct cmoe_query *q, int stage, struct cmoe_why *why)
+/* A GEMM: floats as they are, or anything else decoded. */
+static bool takes_operands(const struct cmoe_kernel *k, const struct cmoe_query *q, cmoe_format a,
+                           const char *name, struct cmoe_why *why)
+{
+    const struct cmoe_cpu_config *const config = k->config;
+    const cmoe_format w = q->p->w;
+    if (!config->decodes) return float_operand(a, name, why) && float_operand(w, "w", why);
+    if (!float_operand(a, name, NULL) || !float_operand(w, "w", NULL)) return true;
+    return cmoe__refuse(why, "nothing has to be decoded");
+}
+
+static bool takes_stage(const struct cmoe_kernel *k, const struct cmoe_query *q, int stage,
+                        struct cmoe_why *why)
 {
     const cmoe_problem *const p = q->p;
     switch ((cmoe_stage)stage) {
@@ -25,9 +37,9 @@ static bool takes_stage(const struct cmoe_query *q, int stage, struct cmoe_why *
             return cmoe__refuse(why, "rx with xq: the router's input is quantised");
         return true;
     case CMOE_STAGE_GEMM1:
-        return float_operand(p->x, "x", why) && float_operand(p->w, "w", why);
+        return takes_operands(k, q, p->x, "x", why);
     case CMOE_STAGE_GEMM2:
-        return float_operand(p->mid, "mid", why) && float_operand(p->w, "w", why);
+        return takes_operands(k, q, p->mid, "mid", why);
     case CMOE_STAGE_QUANT:
     case CMOE_STAGE_REQUANT:
     case CMOE_STAGE_SORT:
@@ -65,7 +77,7 @@ static bool supports(const struct cmoe_kernel *k, const struct cmoe_query *q, st
     for (int stage = k->first; k->last > k->first && stage <= k->last; stage++)
         if (!takes_between(q, stage, why)) return false;
     for (int stage = k->first; stage <= k->last; stage++)
-        if (!takes_stage(q, stage, why)) return false;
+        if (!takes_stage(k, q, stage, why)) return false;
     *out = cmoe__usual_edge(q->p, k->last + 1);
     return true;
 }
@@ -89,6 +101,18 @@ static double larger(double a, double b)
     return a > b ? a : b;
 }
 
+/* Decoding every weight once for each block of rows: about 2 ns. */
+static double decode_us(const struct cmoe_kernel *k, const struct cmoe_query *q, int stage)
+{
+    const struct cmoe_cpu_config *const config = k->config;
+    const struct cmoe_shape *const s = q->shape;
+    if (!config->decodes) return 0;
+    const double weights = (double)(stage == CMOE_STAGE_GEMM1 ? s->rows1 * s->H : s->H * s->I);
+    const double hit = cmoe__experts_hit(q->p, q->tokens);
+    const double rows = cmoe__stage_flops(q->p, stage, q->tokens) / (2 * weights);
+    return larger(hit, rows / CMOE_CPU_ROW_BLOCK) * weights * 2e-3 / CMOE_COST_THREADS;
+}
+
 /* Roofline of one stage: arithmetic at the share of the peak that its loop reaches, or memory. */
 static double stage_us(const struct cmoe_kernel *k, const struct cmoe_query *q, int stage)
 {
@@ -107,7 +131,8 @@ static double stage_us(const struct cmoe_kernel *k, const struct cmoe_query *q, 
     if (stage == CMOE_STAGE_SORT) return flops * 0.25e-3;
     if (stage == CMOE_STAGE_QUANT || stage == CMOE_STAGE_REQUANT)
         return flops * 0.5e-3 / CMOE_COST_THREADS; /* one value at a time */
-    return larger(flops / (peak * share), bytes / (gbps * 1e3));
+    const double us = larger(flops / (peak * share), bytes / (gbps * 1e3));
+    return us + decode_us(k, q, stage);
 }
 
 static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
@@ -136,12 +161,14 @@ static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
 
 /* --- the table ------------------------------------------------------------------------------ */
 
+static const struct cmoe_cpu_config floats = {.decodes = false}, decoded = {.decodes = true};
+
 static const struct cmoe_family family = {
     .supports = supports, .cost_us = cost_us, .scratch = scratch, .run = cmoe__cpu_run};
 
 /* clang-format off */
 const struct cmoe_kernel cmoe__cpu_kernels[CMOE_CPU_KERNELS] = {
-#define KERNEL(row, a, b, isa, prio, f1, f2)                                                       \
+#define KERNEL(row, a, b, isa, prio, f1, f2, conf)                                                    \
     [CMOE_CPU_ROW_##row] = {                                                                       \
         .name = #row,                                                                              \
         .first = CMOE_STAGE_##a,                                                                   \
@@ -151,6 +178,7 @@ const struct cmoe_kernel cmoe__cpu_kernels[CMOE_CPU_KERNELS] = {
         .format1 = f1,                                                                             \
         .format2 = f2,                                                                             \
         .family = &family,                                                                         \
+        .config = &conf,                                                                           \
     },
 #include "backends/cpu/kernels.def"
 #undef KERNEL

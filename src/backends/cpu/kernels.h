@@ -7,7 +7,7 @@
 
 /* clang-format off */
 enum {
-#define KERNEL(name, first, last, target, priority, format1, format2) CMOE_CPU_ROW_##name,
+#define KERNEL(name, first, last, target, priority, format1, format2, config) CMOE_CPU_ROW_##name,
 #include "backends/cpu/kernels.def"
 #undef KERNEL
     CMOE_CPU_KERNELS,

@@ -81,7 +81,6 @@ size_t cmoe__cpu_lay_out(const struct cmoe_kernel *k, const cmoe_problem *p,
                          const struct cmoe_shape *s, int64_t tokens, int workers,
                          struct cmoe_cpu_run *run, char *base)
 {
-    const bool p32 = cmoe__cpu_reads_p32(k);
     struct layout l = {.base = base};
     size_t worker = 0;
     lay_out_edges(&l, k, p, s, tokens, &run->x);
@@ -103,7 +102,7 @@ size_t cmoe__cpu_lay_out(const struct cmoe_kernel *k, const cmoe_problem *p,
         const int stage = matrix == 1 ? CMOE_STAGE_GEMM1 : CMOE_STAGE_GEMM2;
         if (k->first > stage || k->last < stage) continue;
         struct cmoe_cpu_gemm *const g = &run->gemm[matrix - 1];
-        cmoe__cpu_gemm_plan(p, s, matrix, p32, g);
+        cmoe__cpu_gemm_plan(p, s, matrix, k, g);
         g->item_of = reserve(&l, (int64_t)s->local + 1, sizeof *g->item_of);
         worker = larger(worker, cmoe__cpu_gemm_worker(g));
     }

@@ -21,10 +21,15 @@ enum {
     CMOE_CPU_SMALL_TOKENS = 16,   /* most tokens of a whole-layer row */
 };
 
+/* The family's config. */
+struct cmoe_cpu_config {
+    bool decodes; /* GEMM rows: operands of any format, decoded to f32; else f32, f16 and bf16 */
+};
+
 /* One GEMM of a run: geometry and how it is cut into items. */
 struct cmoe_cpu_gemm {
     int matrix; /* 1 or 2 */
-    bool p32;
+    bool p32, decodes;
     cmoe_dtype a_dtype, w_dtype;
     int64_t k;        /* inputs that count */
     int64_t n;        /* outputs that count */
@@ -96,8 +101,8 @@ size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g);
 int64_t cmoe__cpu_quant_items(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens);
 
 /* Geometry of a GEMM: everything but item_of. */
-void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int matrix, bool p32,
-                         struct cmoe_cpu_gemm *out);
+void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int matrix,
+                         const struct cmoe_kernel *k, struct cmoe_cpu_gemm *out);
 /* Chunks that SORT counts in parallel: by the number of slots alone. */
 int cmoe__cpu_sort_chunks(int64_t slots);
 
