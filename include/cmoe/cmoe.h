@@ -3,6 +3,7 @@
 #ifndef CMOE_CMOE_H
 #define CMOE_CMOE_H
 
+#include <cmoe/abi.h>
 #include <cmoe/context.h>
 #include <cmoe/convert.h>
 #include <cmoe/observe.h>

@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: MIT
+"""One Mixture-of-Experts layer: weights made once, plans made per call shape, any number of threads."""
+
+import ctypes
+import threading
+import warnings
+
+from . import problem as problems, tensors
+from ._lib import fail, lib
+from .errors import InvalidError, SlowPathWarning, UnsupportedError
+from .problem import Problem
+from .runtime import Plan, device as open_device, host_workspace, new_tensors
+from .weights import Side, Weights, choose_formats, is_float, quantize_experts, table
+
+
+def _view(obj, name):
+    return None if obj is None else tensors.view(obj, name)
+
+
+class Layer:
+    """A layer's experts, and its router if logits are given to it.
+
+    ::
+
+        y = layer(x, router_logits)                                   # routes, then computes
+        y = layer(x, topk_ids=ids, topk_weights=weights)              # routed by the caller
+
+    Letters: T tokens, H hidden, I intermediate, E local experts, k experts a token.
+
+    :param w1: gate and up, [E, 2I, H] ([E, I, H] with ``gate="none"``); ``transposed``: [E, H, 2I].
+        Floats, or codes of the scheme's weights; 4-bit types two a byte along the input, low nibble
+        first. Floats given with a quantised scheme are quantised here (docs/numerics.md §2).
+    :param w2: down, [E, H, I]; ``transposed``: [E, I, H].
+    :param topk: k of the router; not needed when the caller routes.
+    :param scheme: "bf16", "fp8-block", "int4-w4a16:g64,zp", ...: docs/schemes.md. None: unquantised.
+    :param router: a preset ("qwen3", "deepseek-v3") or words ("softmax renorm groups=8/4 scale=2.5",
+        where a first word without "=" names the score): docs/problem.md.
+    :param act: silu, gelu, gelu-tanh, relu, relu2, swiglu-oai, situv2, identity.
+    :param gate: "split" (I gate rows, then I up rows: Mixtral, Qwen, DeepSeek), "interleaved" (even
+        rows gate: gpt-oss), "none".
+    :param weight_on: where routing weights multiply: out, input (Llama-4), gemm1, act.
+    :param w1_scale, w2_scale: scales [E, ...] in the layout of the weights' scaling
+        (include/cmoe/weights.h); w1_zero, w2_zero: u8 zero points, one a byte; w1_global, w2_global:
+        f32 [E] (NVFP4); b1, b2: biases [E, rows]; smooth1, smooth2: f32 [E, H], [E, I].
+    :param experts: routed experts over all ranks, when these are a slice that begins at
+        ``expert_first`` or is described by ``expert_map`` (int32 [experts], local index or -1).
+    :param options: more words of a problem ("hpad=64 limit=7 binv").
+    :param pack: repack weights into the layout the planner prefers (a copy); False: use them in
+        place, without a copy. None: repack when it costs at most 1 GiB.
+    :param device: "cpu", "cuda:0", "ref"; None: where the weights are, else CMOE_DEVICE, else the
+        CPU; a problem that no fast kernel covers then runs on "ref", with a SlowPathWarning.
+
+    Any number of threads may call one layer at once. Raises subclasses of cmoe.Error.
+    """
+
+    def __init__(self, w1, w2, *, topk=None, scheme=None, router=None, act="silu", gate="split",
+                 weight_on="out", transposed=False, w1_scale=None, w2_scale=None, w1_zero=None,
+                 w2_zero=None, w1_global=None, w2_global=None, b1=None, b2=None, smooth1=None,
+                 smooth2=None, experts=None, expert_first=0, expert_map=None, options="",
+                 pack=None, device=None):  # fmt: skip
+        self._sides = [
+            Side(*(_view(v, n) for v, n in zip(arrays, names)))
+            for arrays, names in (
+                ((w1, w1_scale, w1_zero, w1_global, b1, smooth1),
+                 ("w1", "w1_scale", "w1_zero", "w1_global", "b1", "smooth1")),
+                ((w2, w2_scale, w2_zero, w2_global, b2, smooth2),
+                 ("w2", "w2_scale", "w2_zero", "w2_global", "b2", "smooth2")),
+            )
+        ]  # fmt: skip
+        self._lock = threading.Lock()
+        self._plans = {}
+        self._calls = threading.local()
+        self.transposed = transposed
+        self.topk = topk
+        self.expert_map = None
+        if expert_map is not None:
+            self.expert_map = tensors.cast(tensors.view(expert_map, "expert_map"), "i32")
+        self._base = self._problem(
+            scheme, router, act, gate, weight_on, experts, expert_first, options
+        )
+        self._quantize(scheme)
+        self._open(device, pack)
+
+    # --- construction ---
+
+    def _problem(self, scheme, router, act, gate, weight_on, experts, expert_first, options):
+        w1, w2 = self._sides[0].data, self._sides[1].data
+        for v, name in ((w1, "w1"), (w2, "w2")):
+            if len(v.shape) != 3:
+                raise InvalidError(f"{name} has shape {list(v.shape)}; expected three dimensions")
+        if w1.shape[0] != w2.shape[0]:
+            raise InvalidError(f"w1 holds {w1.shape[0]} experts and w2 {w2.shape[0]}")
+        rows1, hidden = w1.shape[2 if self.transposed else 1], w2.shape[2 if self.transposed else 1]
+        if gate != "none" and rows1 % 2:
+            raise InvalidError(f"w1 has {rows1} rows an expert, which gate and up cannot share")
+        inter = rows1 if gate == "none" else rows1 // 2
+        local = w1.shape[0]
+        total = experts or (self.expert_map.shape[0] if self.expert_map is not None else local)
+        words = [f"e={total} k={self.topk or 1} h={hidden} i={inter}"]
+        if self.expert_map is not None:
+            words.append(f"map local={local}")
+        elif total != local or expert_first:
+            words.append(f"first={expert_first} local={local}")
+        if scheme is not None:
+            words.append(f"scheme={scheme}")
+        else:
+            dtype = tensors.float_name(w1, "w1 (without a scheme)")
+            words.append(f"x={dtype} w={dtype} mid={dtype} in={dtype} y={dtype}")
+        if router:
+            first, _, rest = router.partition(" ")
+            known = first in ("softmax", "sigmoid", "sqrtsoftplus", "raw", "all")
+            key = "" if "=" in first else "route=" if known else "router="
+            words.append(f"{key}{first} {rest}")
+        words.append(f"act={act} gate={gate} won={weight_on}")
+        for side, flag in zip(self._sides, ("b1", "b2")):
+            if side.bias is not None:
+                words.append(flag)
+        return Problem(" ".join(words) + " " + options)
+
+    def _quantize(self, scheme):
+        """Floats given with a quantised scheme become codes; scale types follow what was given."""
+        fmt = self._base.c.w
+        for n, side in enumerate(self._sides):
+            name = side.data.dtype
+            if is_float(fmt):
+                if scheme is not None and tensors.float_name(side.data, f"w{n + 1}") != (
+                    problems.dtype_of(fmt)
+                ):
+                    fmt.dtype = problems.DTYPES[tensors.float_name(side.data, f"w{n + 1}")]
+                continue
+            if name in tensors.FLOATS and side.scale is None:
+                data = side.data
+                if self.transposed:
+                    raise UnsupportedError("transposed weights cannot be quantised here")
+                if n == 0 and problems.scaling_of(fmt) == "b128" and self._base.c.gate == 0:
+                    made = _quantize_halves(fmt, data)
+                else:
+                    made = quantize_experts(fmt, data)
+                made.bias, made.smooth = side.bias, side.smooth
+                self._sides[n] = made
+            elif problems.scaling_of(fmt) == "g" and side.scale is not None:
+                given = side.scale.dtype
+                fmt.scale_dtype = 0 if given not in ("bf16", "f16") else problems.DTYPES[given]
+        if problems.scaling_of(self._base.c.x) == "smooth":
+            for n, side in enumerate(self._sides):
+                if side.smooth is None:
+                    raise InvalidError(f"smooth{n + 1} is missing: the scheme smooths activations")
+
+    def _open(self, spec, pack):
+        fixed = spec is not None
+        where = self._sides[0].data.device
+        if spec is None and where != "cpu":
+            spec, fixed = where, True
+        self.device = open_device(spec)
+        try:
+            self._make_weights(pack)
+        except UnsupportedError as error:
+            if fixed or not self.device.host or self.device.spec == "ref":
+                raise
+            warnings.warn(
+                f"no fast kernel for {self._base}: it runs on the slow device \"ref\" ({error})",
+                SlowPathWarning,
+                stacklevel=3,
+            )
+            self.device = open_device("ref")
+            self._make_weights(False)
+
+    def _make_weights(self, pack):
+        typical = self._base.copy(f"t=64 stages=quant..combine k={min(self._base.c.experts, 8)}")
+        formats = choose_formats(self.device, typical)
+        if pack is None:
+            size = sum(_bytes(side.data) for side in self._sides)
+            pack = size <= 1 << 30
+        if not pack:
+            formats = (None, None)
+        tables = [table(self._base, n + 1, s, self.transposed) for n, s in enumerate(self._sides)]
+        self.weights = Weights(self.device, self._base, tables[0], tables[1], formats)
+        self._keep = [tables[0][2], tables[1][2]]
+        for n in (0, 1):
+            if formats[n] is not None:  # packed: the codes were copied
+                self._keep[n] = self._keep[n][1:]
+                self._sides[n].data = None
+        if not pack:
+            Plan(self.device, typical, self.weights)  # raise here what a call would raise
+
+    # --- calls ---
+
+    def __call__(self, x, router_logits=None, *, topk_ids=None, topk_weights=None, out=None,
+                 route_bias=None, x_scale=None, mid_scale=None, token_ids=None, hash_table=None,
+                 expert_load=None, return_routing=False):  # fmt: skip
+        """Compute the layer for the rows of x.
+
+        :param x: [T, H] f32, f16 or bf16 (uint16: bf16); rows may be strided.
+        :param router_logits: [T, E of all ranks] f32, f16 or bf16; or else
+        :param topk_ids: [T, k] int32 or int64. Ids that are negative, past the last expert or not
+            local contribute exactly zero. ``topk_weights``: [T, k], any float type, used as f32.
+        :param out: where to write, [T, H]; None: a new array of x's kind and type.
+        :param route_bias: f32 [E], for routers with a selection bias (DeepSeek-V3).
+        :param x_scale, mid_scale: f32 [1], static activation scales.
+        :param expert_load: int64 [local experts], counts are added.
+        :param return_routing: also return (topk_ids, topk_weights).
+        """
+        if type(x) is tensors.torch_type and out is None and not return_routing:
+            if route_bias is x_scale is mid_scale is token_ids is expert_load is None:
+                y = self._again(x, router_logits, topk_ids, topk_weights)
+                if y is not None:
+                    return y
+        v = tensors.rows(tensors.view(x, "x"))
+        if len(v.shape) != 2 or v.shape[1] != self._base.c.hidden:
+            raise InvalidError(
+                f"x has shape {list(v.shape)}; expected [tokens, {self._base.c.hidden}]"
+            )
+        n = v.shape[0]
+        dtype = tensors.float_name(v, "x")
+        logits = ids = weights = None
+        if router_logits is not None:
+            if self.topk is None:
+                raise InvalidError("router_logits needs a layer made with topk=")
+            logits = self._logits(router_logits, n)
+            k, key = self.topk, (dtype, tensors.float_name(logits, "router_logits"))
+        elif topk_ids is None or topk_weights is None:
+            raise InvalidError("give either router_logits or both topk_ids and topk_weights")
+        else:
+            ids = tensors.contiguous(tensors.view(topk_ids, "topk_ids"))
+            if ids.dtype not in ("i32", "i64"):
+                ids = tensors.cast(ids, "i32")
+            weights = tensors.cast(tensors.view(topk_weights, "topk_weights"), "f32")
+            if len(ids.shape) != 2 or ids.shape[0] != n or weights.shape != ids.shape:
+                raise InvalidError(
+                    f"topk_ids {list(ids.shape)} and topk_weights {list(weights.shape)} do not "
+                    f"belong to {n} tokens"
+                )
+            k, key = ids.shape[1], (dtype, None)
+        self._same_device(v, logits, ids, weights)
+        y, y_view = self._output(v, out, n)
+        routing = (ids, weights)
+        if return_routing and logits is not None:
+            made = (tensors.empty(v, (n, k), "i32"), tensors.empty(v, (n, k), "f32"))
+            routing = tuple(tensors.view(m) for m in made)
+        if n == 0 or (k == 0 and logits is None):
+            if n:
+                y[...] = 0
+        else:
+            t = self._tensors(n, v, logits, routing, y_view, key[1])
+            extras = self._extras(t, route_bias, x_scale, mid_scale, token_ids, hash_table,
+                                  expert_load)  # fmt: skip
+            y_type = tensors.float_name(y_view, "out")
+            plan = self._plan(n, k, (*key, y_type))
+            plan.run(t, v)
+            if not extras and out is None and v.kind == "torch" and self.device.host:
+                self._remember(x, router_logits, topk_ids, plan, t)
+        return (y, routing[0].owner, routing[1].owner) if return_routing else y
+
+    # Calls on torch tensors of shapes seen before on this thread: the arguments' struct is kept, and
+    # only its addresses change. Everything that the first call checked is part of the key.
+
+    def _remember(self, x, logits, ids, plan, t):
+        routed = ids if logits is None else logits
+        if type(routed) is not tensors.torch_type or not (
+            x.is_contiguous() and routed.is_contiguous()
+        ):
+            return
+        kept = self._calls.__dict__
+        if len(kept) > 256:
+            kept.clear()
+        t.x_stride = t.y_stride = t.logits_stride = 0
+        key = (logits is None, x.dtype, x.shape, routed.dtype, routed.shape)
+        if logits is not None and routed.shape[1] != self._base.c.experts:
+            return
+        kept[hash(key)] = (key, plan, t, ctypes.addressof(t), t.topk_ids64 is not None)
+
+    def _again(self, x, logits, ids, weights):
+        routed = ids if logits is None else logits
+        if type(routed) is not tensors.torch_type:
+            return None
+        key = (logits is None, x.dtype, x.shape, routed.dtype, routed.shape)
+        found = self._calls.__dict__.get(hash(key))
+        if found is None or found[0] != key:
+            return None
+        if not (x.is_contiguous() and routed.is_contiguous() and x.is_cpu and routed.is_cpu):
+            return None
+        _, plan, t, address, wide = found
+        if logits is None:
+            if type(weights) is not tensors.torch_type or weights.dtype is not tensors.torch_float32:
+                return None
+            if weights.shape != ids.shape or not (weights.is_contiguous() and weights.is_cpu):
+                return None
+            if wide:
+                t.topk_ids64 = ids.data_ptr()
+            else:
+                t.topk_ids = ids.data_ptr()
+            t.topk_weights = weights.data_ptr()
+        else:
+            t.logits = logits.data_ptr()
+        y = tensors.torch_empty_like(x)
+        t.x, t.y = x.data_ptr(), y.data_ptr()
+        size = plan.workspace_size
+        status = lib.execute(plan.handle, address, host_workspace(size), size, None)
+        if status:
+            fail(status)
+        return y
+
+    def _logits(self, router_logits, n):
+        v = tensors.rows(tensors.view(router_logits, "router_logits"))
+        if len(v.shape) != 2 or v.shape[0] != n or v.shape[1] < self._base.c.experts:
+            raise InvalidError(
+                f"router_logits has shape {list(v.shape)}; expected [{n}, {self._base.c.experts}]"
+            )
+        return v
+
+    def _same_device(self, *views):
+        where = "cpu" if self.device.host else self.device.spec
+        for v in views:
+            if v is not None and v.device != where:
+                raise InvalidError(f"{v!r}, but this layer is on {where}")
+
+    def _output(self, v, out, n):
+        hidden = self._base.c.hidden
+        if out is None:
+            out = tensors.empty(v, (n, hidden), v.dtype)
+        y = tensors.view(out, "out")
+        tight = len(y.shape) == 2 and (y.strides[1] == 1 or hidden == 1)
+        if y.shape != (n, hidden) or not tight:
+            raise InvalidError(
+                f"out has shape {list(y.shape)} and strides {list(y.strides)}; expected "
+                f"[{n}, {hidden}] with contiguous rows"
+            )
+        return out, y
+
+    def _tensors(self, n, v, logits, routing, y, routed):
+        t = new_tensors(n)
+        t.x, t.y = v.ptr, y.ptr
+        if n > 1:
+            t.x_stride = v.strides[0] * v.item
+            t.y_stride = y.strides[0] * y.item
+        ids, weights = routing
+        if routed:
+            t.logits = logits.ptr
+            t.logits_stride = logits.strides[0] if n > 1 else 0
+        if ids is not None:
+            if ids.dtype == "i64":
+                t.topk_ids64 = ids.ptr
+            else:
+                t.topk_ids = ids.ptr
+            t.topk_weights = weights.ptr
+        if self.expert_map is not None:
+            t.expert_map = self.expert_map.ptr
+        return t
+
+    def _extras(self, t, route_bias, x_scale, mid_scale, token_ids, hash_table, expert_load):
+        """Set the rarely used fields; returns what must stay alive."""
+        keep = []
+        for name, obj, dtype in (("route_bias", route_bias, "f32"), ("x_scale", x_scale, "f32"),
+                                 ("mid_scale", mid_scale, "f32"), ("token_ids", token_ids, "i64"),
+                                 ("hash_table", hash_table, "i32")):  # fmt: skip
+            if obj is not None:
+                v = tensors.cast(tensors.view(obj, name), dtype)
+                setattr(t, name, v.ptr)
+                keep.append(v)
+                if name == "hash_table":
+                    t.vocab = v.shape[0]
+        if expert_load is not None:
+            v = tensors.view(expert_load, "expert_load")
+            if v.dtype != "i64" or not v.contiguous:
+                raise InvalidError("expert_load must be contiguous int64 [local experts]")
+            t.expert_load = v.ptr
+        return keep
+
+    def _plan(self, n, k, key):
+        """The plan for up to the next power of two of tokens (at least 8)."""
+        bucket = max(8, 1 << (n - 1).bit_length())
+        plan = self._plans.get((bucket, k, key))
+        if plan is None:
+            dtype, logits, y = key
+            first = "route" if logits else "quant"
+            p = self._base.copy(f"t={bucket} k={k} stages={first}..combine in={dtype} y={y}")
+            for fmt in (p.c.x, p.c.mid):
+                if is_float(fmt):
+                    fmt.dtype = problems.DTYPES[dtype]
+            if logits:
+                p.apply(f"lg={logits}")
+            with self._lock:
+                plan = self._plans.get((bucket, k, key))
+                if plan is None:
+                    plan = Plan(self.device, p, self.weights)
+                    self._plans[(bucket, k, key)] = plan
+        return plan
+
+    def forget(self):
+        """Drop the references to the caller's arrays, which must then be passed again to be used."""
+        if self.weights.owned_bytes == 0:
+            self._keep = []
+        self._sides = None
+        if self.expert_map is not None:
+            v = self.expert_map
+            self.expert_map = tensors.View(v.ptr, v.dtype, v.shape, v.strides, v.device, None, v.kind)
+
+    def path(self, tokens=1, topk=None, dtype=None):
+        """Names of the kernels that run for ``tokens`` routed by the caller."""
+        dtype = dtype or problems.DTYPES[self._base.c.in_]
+        return self._plan(tokens, topk or self._base.c.topk, (dtype, None, dtype)).path(tokens)
+
+    @property
+    def problem(self):
+        """The problem without the parts that depend on a call."""
+        return self._base
+
+    def __repr__(self):
+        return f"Layer({str(self._base)!r}, device={self.device.spec!r})"
+
+
+def _bytes(v):
+    size = v.item
+    for n in v.shape:
+        size *= n
+    return size
+
+
+def _quantize_halves(fmt, data):
+    """Gate and up rows each begin a row of 128x128 blocks: quantise them apart."""
+    owner = tensors.cast(data, "f32").owner
+    half = owner.shape[1] // 2
+    gate = quantize_experts(fmt, tensors.view(owner[:, :half]))
+    up = quantize_experts(fmt, tensors.view(owner[:, half:]))
+    if data.kind == "torch":
+        import torch
+
+        join = torch.cat
+    else:
+        import numpy
+
+        join = numpy.concatenate
+    codes = [s.data.owner for s in (gate, up)]
+    if data.kind == "torch":
+        codes = [c.view(torch.uint8) for c in codes]
+    scales = join([gate.scale.owner, up.scale.owner], 1)
+    return Side(tensors.view(join(codes, 1)), tensors.view(scales))
