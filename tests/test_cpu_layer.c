@@ -171,7 +171,8 @@ static cmoe_context *executor_context(int threads, bool concurrent)
 
 /* --- tests ---------------------------------------------------------------------------------- */
 
-/* Few tokens (whole-layer rows), several row blocks of an expert, wide matrices cut into runs. */
+/* Few tokens (whole-layer rows), several row blocks of an expert, matrices cut into runs of columns
+ * and blocks of K, a router cut into blocks of tokens and of experts. */
 static const char *const layers[] = {
     "t=1 e=8 k=4 h=96 i=70 w=bf16 rx",
     "t=13 e=6 k=2 h=131 i=45 in=f32 x=f32 w=f16 mid=f32 y=f32 b1 b2 renorm",
@@ -179,6 +180,7 @@ static const char *const layers[] = {
     "t=61 e=3 k=2 h=77 i=129 w=f32 act=swiglu-oai gate=interleaved b1 b2 renorm topkfirst",
     "t=150 e=2 k=1 h=2100 i=35 in=f16 x=f16 w=f16 mid=f16 y=f16 won=gemm1",
     "t=7 e=4 k=2 h=40 i=1100 w=bf16 noreduce act=situv2",
+    "t=20 e=70 k=3 h=131 i=17 rx route=sigmoid renorm",
 };
 enum { LAYERS = sizeof layers / sizeof *layers };
 
@@ -246,6 +248,56 @@ static void a_token_does_not_see_the_others(void **state)
         layer_free(&l);
     }
     cmoe_context_destroy(ctx);
+}
+
+/* Slots counted in several chunks come out as from one pass: by expert, then in order. */
+static void many_slots_are_sorted(void **state)
+{
+    enum { TOKENS = 30000, TOPK = 3, EXPERTS = 11, SLOTS = TOKENS * TOPK };
+    struct rng rng = {test_seed()};
+    int32_t *const ids = malloc(SLOTS * sizeof *ids), *const want = malloc(SLOTS * sizeof *want);
+    int32_t *const rows = malloc(SLOTS * sizeof *rows);
+    int32_t want_offsets[EXPERTS + 1] = {0}, offsets[EXPERTS + 1];
+    (void)state;
+    assert_true(ids && want && rows);
+    for (int i = 0; i < SLOTS; i++) /* some are nobody's */
+        ids[i] = (int32_t)rng_between(&rng, -1, rng_chance(&rng, 30) ? 2 : EXPERTS);
+    for (int e = 0; e < EXPERTS; e++) {
+        want_offsets[e + 1] = want_offsets[e];
+        for (int i = 0; i < SLOTS; i++)
+            if (ids[i] == e) want[want_offsets[e + 1]++] = i;
+    }
+    for (int threads = 1; threads <= 4; threads += 3) {
+        struct guard g;
+        cmoe_plan *plan;
+        cmoe_context *const ctx = test_context(threads, NULL);
+        cmoe_device *const dev = test_device(ctx, "cpu");
+        const cmoe_problem p =
+            test_problem("t=30000 e=11 k=3 h=8 i=8 stages=sort..sort sort=index");
+        const cmoe_tensors t = {.struct_size = sizeof t,
+                                .n_tokens = TOKENS,
+                                .topk_ids = ids,
+                                .sorted_ids = rows,
+                                .expert_offsets = offsets};
+        char path[256];
+        guard_init(&g);
+        expect_ok(cmoe_plan_create(dev, &p, NULL, NULL, &plan));
+        cmoe_plan_path(plan, TOKENS, path, sizeof path);
+        assert_null(strstr(path, "ref"));
+        memset(rows, 0xff, SLOTS * sizeof *rows);
+        expect_ok(
+            cmoe_execute(plan, &t, test_workspace(&g, plan), cmoe_plan_workspace_size(plan), NULL));
+        assert_same_i32(offsets, want_offsets, EXPERTS + 1);
+        assert_same_i32(rows, want, want_offsets[EXPERTS]);
+        assert_true(guard_check(&g));
+        guard_end(&g);
+        cmoe_plan_destroy(plan);
+        cmoe_device_close(dev);
+        cmoe_context_destroy(ctx);
+    }
+    free(ids);
+    free(want);
+    free(rows);
 }
 
 /* Kernels named in a path whose target is `isa`. */
@@ -327,6 +379,7 @@ int main(void)
         cmocka_unit_test(layers_are_within_the_bound),
         cmocka_unit_test(same_bits_on_any_threads),
         cmocka_unit_test(a_token_does_not_see_the_others),
+        cmocka_unit_test(many_slots_are_sorted),
         cmocka_unit_test(the_cap_is_honoured),
         cmocka_unit_test(every_target_can_be_pinned),
     };
