@@ -45,7 +45,7 @@ typedef struct cmoe_tensor_info {
     const char *file; /* shard */
 } cmoe_tensor_info;
 
-/** Open a .safetensors file, an index .json, or a directory that holds model.safetensors.index.json
+/** Open a .safetensors or GGUF file, an index .json, or a directory that holds model.safetensors.index.json
  *  or model.safetensors. Files are mapped: replace a checkpoint that may be open by renaming, never
  *  by truncating. @return CMOE_OK; CMOE_ERR_IO (a missing shard is named); CMOE_ERR_CORRUPT;
  *  CMOE_ERR_UNSUPPORTED (more than 8 dimensions); CMOE_ERR_NO_MEMORY. */
@@ -68,23 +68,27 @@ CMOE_API cmoe_status cmoe_safetensors_check(const void *image, size_t size, uint
 /** What config.json says about a model's MoE layers. */
 typedef struct cmoe_model_config {
     char model_type[64];
-    cmoe_problem problem; /* geometry, router, activation; bf16 */
+    char quantization[64]; /* quant_method, with its format after a slash; "" without one */
+    cmoe_problem problem;  /* geometry, router, activation; bf16 */
     int layers;
     int dense_layers; /* leading layers without experts */
+    int moe_step;     /* from there on every moe_step-th layer has experts; 0 and 1: all */
     int heads, kv_heads, head_dim, vocab;
     int tied; /* tie_word_embeddings */
     float rms_eps, rope_theta;
 } cmoe_model_config;
 
-/** Read DIR/config.json (or the file itself). Families: mixtral, qwen2_moe, qwen3_moe, olmoe. An
- *  unknown model_type is CMOE_ERR_UNSUPPORTED and is named. */
+/** Read DIR/config.json, the file itself, or the metadata of a GGUF file. Families and schemes:
+ *  docs/checkpoints.md. An unknown model_type is CMOE_ERR_UNSUPPORTED and is named. */
 CMOE_API cmoe_status cmoe_config_read(const char *path, cmoe_model_config *out) CMOE_MUST_CHECK;
 /** The same from text; for fuzzing. */
 CMOE_API cmoe_status cmoe_config_parse(const char *json, size_t size, cmoe_model_config *out)
     CMOE_MUST_CHECK;
 
-/** One MoE layer of a checkpoint: views, no copies. `gate`, `up`, `down` have problem.experts
- *  entries; router_w is [E, H] in router_dtype. Free with cmoe_layer_free. */
+/** One MoE layer's routed experts: views of the checkpoint wherever the canonical layout allows it,
+ *  else converted into memory of the layer. `gate`, `up`, `down` have problem.experts entries in the
+ *  format problem.w; where gate and up rows alternate (problem.gate), `gate` holds both and `up` is
+ *  NULL. router_w is [E, H] in router_dtype. Free with cmoe_layer_free. */
 typedef struct cmoe_layer {
     cmoe_problem problem;
     cmoe_matrix *gate, *up, *down;
@@ -92,6 +96,10 @@ typedef struct cmoe_layer {
     cmoe_dtype router_dtype;
     const void *router_bias; /* selection bias (e_score_correction_bias) or NULL */
     cmoe_dtype router_bias_dtype;
+    const void *logit_bias; /* added to the logits (gpt-oss), or NULL */
+    cmoe_dtype logit_bias_dtype;
+    size_t owned_bytes; /* converted copies */
+    void *storage;      /* private */
 } cmoe_layer;
 
 /** Find the layer's router and experts by the family's tensor names and check every shape and type.
@@ -100,6 +108,10 @@ typedef struct cmoe_layer {
 CMOE_API cmoe_status cmoe_layer_open(const cmoe_checkpoint *c, const cmoe_model_config *config,
                                      int layer, cmoe_layer *out) CMOE_MUST_CHECK;
 CMOE_API void cmoe_layer_free(cmoe_layer *layer);
+/** Decode matrix 0 (gate), 1 (up) or 2 (down) of an expert to f32 [rows, columns], rows in the
+ *  matrix's own order. @return CMOE_OK; CMOE_ERR_INVALID; CMOE_ERR_NO_MEMORY. */
+CMOE_API cmoe_status cmoe_layer_decode(const cmoe_layer *layer, int expert, int matrix, float *dst)
+    CMOE_MUST_CHECK;
 
 /* ---- quantised copies of a layer ---- */
 

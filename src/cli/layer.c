@@ -87,7 +87,18 @@ static int make_problems(const struct cli_args *args, struct cli_layer *out)
 
 static bool same_weights(const cmoe_problem *a, const cmoe_problem *b)
 {
-    return a->w.dtype == b->w.dtype && a->w.scaling == b->w.scaling;
+    return a->w.dtype == b->w.dtype && a->w.scaling == b->w.scaling && a->w.group == b->w.group &&
+           a->w.zero == b->w.zero && a->w.scale_dtype == b->w.scale_dtype;
+}
+
+/* Bytes a weight of the checkpoint itself takes, scales included. */
+static double own_bytes(const cmoe_problem *p)
+{
+    size_t codes = 0, scales = 0, zeros = 0;
+    const cmoe_status status =
+        cmoe_format_bytes(p->w, p->inter, p->hidden, &codes, &scales, &zeros);
+    const double weights = (double)p->inter * p->hidden;
+    return status == CMOE_OK ? (double)(codes + scales + zeros) / weights : 0;
 }
 
 static int make_weights(struct cli_layer *out)
@@ -100,7 +111,7 @@ static int make_weights(struct cli_layer *out)
     };
     if (same_weights(&out->problem, &out->base)) {
         out->weights = out->base_weights;
-        out->bytes_per_weight = cmoe_dtype_bits((cmoe_dtype)out->problem.w.dtype) / 8;
+        out->bytes_per_weight = own_bytes(&out->problem);
         return CLI_OK;
     }
     const cmoe_status status = cmoe_layer_quantize(&out->layer, &out->problem, &out->quantized);
@@ -122,13 +133,17 @@ static int make_tensors(struct cli_layer *out)
     if (layer->router_bias != NULL)
         out->route_bias =
             convert(CMOE_F32, layer->router_bias_dtype, layer->router_bias, p->experts);
+    if (layer->logit_bias != NULL)
+        out->router_b = convert(CMOE_F32, layer->logit_bias_dtype, layer->logit_bias, p->experts);
     if (out->x == NULL || out->base_x == NULL || out->router == NULL ||
-        (layer->router_bias != NULL && out->route_bias == NULL))
+        (layer->router_bias != NULL && out->route_bias == NULL) ||
+        (layer->logit_bias != NULL && out->router_b == NULL))
         return CLI_NO_MEMORY;
     out->tensors.struct_size = sizeof out->tensors;
     out->tensors.x = out->x;
     out->tensors.router_w = out->router;
     out->tensors.route_bias = out->route_bias;
+    out->tensors.router_b = out->router_b;
     return CLI_OK;
 }
 
@@ -149,6 +164,7 @@ void cli_layer_close(struct cli_layer *layer)
     free(layer->base_x);
     free(layer->router);
     free(layer->route_bias);
+    free(layer->router_b);
     cmoe_array_free(&layer->input);
     cmoe_quantized_free(layer->quantized);
     cmoe_layer_free(&layer->layer);

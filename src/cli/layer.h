@@ -17,7 +17,7 @@ struct cli_layer {
     cmoe_quantized *quantized; /* NULL: the checkpoint's weights are used in place */
     cmoe_weights_desc weights, base_weights;
     double bytes_per_weight;
-    float *router, *route_bias;
+    float *router, *route_bias, *router_b;
     cmoe_array input; /* as the file has it */
     void *x, *base_x; /* [T, H] in the types of the two problems */
     float x_scale, mid_scale;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT
- * Checkpoints: one safetensors file, or shards named by an index. Shards are mapped when opened;
+ * Checkpoints: one safetensors or GGUF file, or shards named by an index. Shards are mapped when opened;
  * pages are read when they are touched, so opening costs the headers only. */
 #include "checkpoint.h"
 
 #include "fail.h"
 #include "file.h"
+#include "gguf.h"
 #include "memory.h"
 #include "safetensors.h"
 
@@ -31,6 +32,8 @@ static cmoe_status open_shard(const char *path, const char *name, struct shard *
     shard->name = cmoe__text_copy(name);
     if (!shard->name) return cmoe__fail_memory(strlen(name) + 1, "a file name");
     CMOE_TRY(cmoe__file_map(path, &shard->mapping));
+    if (cmoe__gguf_is(shard->mapping.data, shard->mapping.size))
+        return cmoe__gguf_parse(shard->mapping.data, shard->mapping.size, path, &shard->header);
     return cmoe__header_parse(shard->mapping.data, shard->mapping.size, shard->mapping.size, path,
                               &shard->header);
 }

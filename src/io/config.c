@@ -4,6 +4,7 @@
 #include "fail.h"
 #include "family.h"
 #include "file.h"
+#include "gguf.h"
 #include "json.h"
 #include "memory.h"
 
@@ -97,24 +98,74 @@ static cmoe_status read_activation(const struct source *s, const char **act)
                      cmoe__quote(name).text);
 }
 
+/* The router's keys as words of a problem, after the family's preset. */
+static cmoe_status read_router(const struct source *s, const struct cmoe_family *family, char *text,
+                               size_t size)
+{
+    int groups = 1, kept = 1, renorm = 0;
+    float scale = 1;
+    char part[64] = "";
+    const char *method = NULL;
+    if (family->traits & CMOE_FAMILY_NORM_TOPK) CMOE_TRY(read_bool(s, "norm_topk_prob", &renorm));
+    if (family->traits & CMOE_FAMILY_GROUPS) {
+        CMOE_TRY(read_int(s, "n_group", 1, &groups));
+        CMOE_TRY(read_int(s, "topk_group", 1, &kept));
+    }
+    if (family->traits & CMOE_FAMILY_GREEDY && json_object_get(s->root, "topk_method")) {
+        CMOE_TRY(read_string(s, "topk_method", &method));
+        if (strcmp(method, "greedy") == 0) groups = 1;
+        if (strcmp(method, "greedy") != 0 && strcmp(method, "group_limited_greedy") != 0) {
+            return CMOE_FAIL(CMOE_ERR_UNSUPPORTED, "%s: topk_method \"%s\" is not read", s->what,
+                             cmoe__quote(method).text);
+        }
+    } else if (family->traits & CMOE_FAMILY_GREEDY) {
+        groups = 1;
+    }
+    if (family->traits & CMOE_FAMILY_SCALE)
+        CMOE_TRY(read_float(s, "routed_scaling_factor", 1, &scale));
+    if (family->traits & CMOE_FAMILY_GROUPS) {
+        const bool sums = groups > 1 && !(family->traits & CMOE_FAMILY_GREEDY);
+        snprintf(part, sizeof part, " groups=%d/%d gsum2=%d scale=%.9g", groups > 1 ? groups : 0,
+                 groups > 1 ? kept : 0, sums, (double)scale);
+    }
+    snprintf(text, size, " router=%s%s%s", family->router, part,
+             !(family->traits & CMOE_FAMILY_NORM_TOPK) ? ""
+             : renorm                                  ? " renorm"
+                                                       : " renorm=0");
+    return CMOE_OK;
+}
+
+/* The activation, and what gpt-oss adds to the experts. */
+static cmoe_status read_experts(const struct source *s, const struct cmoe_family *family,
+                                char *text, size_t size)
+{
+    const char *act = NULL;
+    float limit = 0, alpha = 0;
+    if (!(family->traits & CMOE_FAMILY_OAI)) {
+        CMOE_TRY(read_activation(s, &act));
+        snprintf(text, size, " act=%s", act);
+        return CMOE_OK;
+    }
+    CMOE_TRY(read_float(s, "swiglu_limit", 7, &limit));
+    CMOE_TRY(read_float(s, "swiglu_alpha", 1.702, &alpha));
+    snprintf(text, size, " act=swiglu-oai limit=%.9g alpha=%.9g gate=interleaved b1 b2",
+             (double)limit, (double)alpha);
+    return CMOE_OK;
+}
+
 static cmoe_status read_problem(const struct source *s, const struct cmoe_family *family,
                                 cmoe_problem *p)
 {
-    int experts = 0, topk = 0, hidden = 0, inter = 0, renorm = 0;
-    const char *act = NULL;
-    char text[256];
+    int experts = 0, topk = 0, hidden = 0, inter = 0;
+    char text[512], router[192], act[128];
     CMOE_TRY(read_int(s, family->experts, -1, &experts));
     CMOE_TRY(read_int(s, "num_experts_per_tok", -1, &topk));
     CMOE_TRY(read_int(s, "hidden_size", -1, &hidden));
     CMOE_TRY(read_int(s, family->inter, -1, &inter));
-    CMOE_TRY(read_activation(s, &act));
-    if (family->norm_topk) CMOE_TRY(read_bool(s, "norm_topk_prob", &renorm));
-    snprintf(text, sizeof text, "e=%d k=%d h=%d i=%d router=%s%s act=%s scheme=bf16", experts, topk,
-             hidden, inter, family->router,
-             !family->norm_topk ? ""
-             : renorm           ? " renorm"
-                                : " renorm=0",
-             act);
+    CMOE_TRY(read_experts(s, family, act, sizeof act));
+    CMOE_TRY(read_router(s, family, router, sizeof router));
+    snprintf(text, sizeof text, "e=%d k=%d h=%d i=%d%s%s scheme=bf16", experts, topk, hidden, inter,
+             router, act);
     cmoe_problem_init(p);
     CMOE_TRY(cmoe_problem_parse(p, text));
     const cmoe_status status = cmoe_problem_check(p);
@@ -164,6 +215,24 @@ static cmoe_status count_dense(const struct source *s, int layers, int *out)
     return status;
 }
 
+/* Leading dense layers, or every step-th layer with experts. */
+static cmoe_status read_layers(const struct source *s, const struct cmoe_family *family,
+                               cmoe_model_config *out)
+{
+    out->moe_step = 1;
+    if (family->traits & CMOE_FAMILY_SPARSE_STEP)
+        return count_dense(s, out->layers, &out->dense_layers);
+    if (family->traits & CMOE_FAMILY_MOE_STEP) {
+        CMOE_TRY(read_int(s, "interleave_moe_layer_step", 1, &out->moe_step));
+        out->dense_layers = out->moe_step - 1;
+    }
+    const json_t *const first = json_object_get(s->root, "first_k_dense_replace");
+    if (family->traits & CMOE_FAMILY_FIRST_DENSE && first && json_integer_value(first) != 0)
+        CMOE_TRY(read_int(s, "first_k_dense_replace", 0, &out->dense_layers));
+    if (out->dense_layers > out->layers) out->dense_layers = out->layers;
+    return CMOE_OK;
+}
+
 static cmoe_status read_model(const struct source *s, const struct cmoe_family *family,
                               cmoe_model_config *out)
 {
@@ -173,7 +242,7 @@ static cmoe_status read_model(const struct source *s, const struct cmoe_family *
         return CMOE_FAIL(CMOE_ERR_CORRUPT, "%s: num_hidden_layers is %d, at most %d are read",
                          s->what, out->layers, (int)LAYER_LIMIT);
     }
-    if (family->sparse_step) CMOE_TRY(count_dense(s, out->layers, &out->dense_layers));
+    CMOE_TRY(read_layers(s, family, out));
     CMOE_TRY(read_int(s, "num_attention_heads", -1, &out->heads));
     CMOE_TRY(read_int(s, "num_key_value_heads", out->heads, &out->kv_heads));
     CMOE_TRY(read_int(s, "head_dim", out->problem.hidden / out->heads, &out->head_dim));
@@ -183,6 +252,33 @@ static cmoe_status read_model(const struct source *s, const struct cmoe_family *
     const json_t *const rope = json_object_get(s->root, "rope_parameters");
     const struct source nested = {.root = json_is_object(rope) ? rope : s->root, .what = s->what};
     return read_float(&nested, "rope_theta", family->rope_theta, &out->rope_theta);
+}
+
+/* quantization_config: its method and format as one word. What it describes is read from the
+ * tensors themselves; only what they cannot tell is checked here. */
+static cmoe_status read_quantization(const struct source *s, char *text, size_t size)
+{
+    const json_t *config = json_object_get(s->root, "quantization_config");
+    if (!config) config = json_object_get(s->root, "compression_config");
+    if (!config || json_is_null(config)) return CMOE_OK;
+    const char *const method = json_string_value(json_object_get(config, "quant_method"));
+    if (!method) {
+        return CMOE_FAIL(CMOE_ERR_CORRUPT, "%s: quantization_config has no quant_method", s->what);
+    }
+    const char *format = json_string_value(json_object_get(config, "format"));
+    if (!format) format = json_string_value(json_object_get(config, "checkpoint_format"));
+    snprintf(text, size, "%s%s%s", cmoe__quote(method).text, format ? "/" : "",
+             format ? cmoe__quote(format).text : "");
+    const json_t *const block = json_object_get(config, "weight_block_size");
+    for (size_t i = 0; i < json_array_size(block); i++) {
+        const json_int_t n = json_integer_value(json_array_get(block, i));
+        if (n != 128) {
+            return CMOE_FAIL(CMOE_ERR_UNSUPPORTED,
+                             "%s: weight_block_size has %" JSON_INTEGER_FORMAT "; 128 is read",
+                             s->what, n);
+        }
+    }
+    return CMOE_OK;
 }
 
 static cmoe_status parse(const char *text, size_t size, const char *what, cmoe_model_config *out)
@@ -200,12 +296,14 @@ static cmoe_status parse(const char *text, size_t size, const char *what, cmoe_m
     const struct cmoe_family *const family = type ? cmoe__family_find(type) : NULL;
     if (family) {
         memcpy(out->model_type, type, strlen(type) + 1);
-        status = read_model(&s, family, out);
+        const json_t *const inner = family->nested ? json_object_get(root, family->nested) : NULL;
+        const struct source model = {.root = json_is_object(inner) ? inner : root, .what = what};
+        status = read_quantization(&s, out->quantization, sizeof out->quantization);
+        if (status == CMOE_OK) status = read_model(&model, family, out);
     } else if (status == CMOE_OK) {
-        status = CMOE_FAIL(CMOE_ERR_UNSUPPORTED,
-                           "%s: model_type \"%s\" is not read; mixtral, qwen2_moe, qwen3_moe and "
-                           "olmoe are",
-                           what, cmoe__quote(type).text);
+        char known[256];
+        status = CMOE_FAIL(CMOE_ERR_UNSUPPORTED, "%s: model_type \"%s\" is not read; %s are", what,
+                           cmoe__quote(type).text, cmoe__family_list(known, sizeof known));
     }
     json_decref(root);
     if (status != CMOE_OK) *out = (cmoe_model_config){0};
@@ -219,6 +317,21 @@ cmoe_status cmoe_config_parse(const char *json, size_t size, cmoe_model_config *
     return parse(json, size, "config.json", out);
 }
 
+/* The metadata of a GGUF file. */
+static cmoe_status read_gguf(const char *path, const struct cmoe_mapping *file,
+                             cmoe_model_config *out)
+{
+    struct cmoe_header header;
+    char *text = NULL;
+    CMOE_TRY(cmoe__gguf_parse(file->data, file->size, path, &header));
+    cmoe__header_free(&header);
+    CMOE_TRY(cmoe__gguf_config(file->data, file->size, path, &text));
+    const cmoe_status status = parse(text, strlen(text), path, out);
+    if (status == CMOE_OK) strcpy(out->quantization, "gguf");
+    cmoe__io_free(text);
+    return status;
+}
+
 cmoe_status cmoe_config_read(const char *path, cmoe_model_config *out)
 {
     char *text = NULL;
@@ -229,7 +342,16 @@ cmoe_status cmoe_config_read(const char *path, cmoe_model_config *out)
     char *const file = cmoe__path_is_directory(path) ? cmoe__path_join(path, "config.json")
                                                      : cmoe__text_copy(path);
     if (!file) return cmoe__fail_memory(strlen(path), "a path");
-    cmoe_status status = cmoe__file_load(file, CONFIG_LIMIT, &text, &size);
+    struct cmoe_mapping mapping = {0};
+    cmoe_status status = cmoe__file_map(file, &mapping);
+    if (status == CMOE_OK && cmoe__gguf_is(mapping.data, mapping.size)) {
+        status = read_gguf(file, &mapping, out);
+        cmoe__file_unmap(&mapping);
+        cmoe__io_free(file);
+        return status;
+    }
+    cmoe__file_unmap(&mapping);
+    if (status == CMOE_OK) status = cmoe__file_load(file, CONFIG_LIMIT, &text, &size);
     if (status == CMOE_OK) status = parse(text, size, file, out);
     cmoe__io_free(text);
     cmoe__io_free(file);

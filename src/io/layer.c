@@ -1,114 +1,134 @@
 /* SPDX-License-Identifier: MIT
  * One layer of a checkpoint as matrices: names from the family's row, every shape and type checked,
- * nothing copied. */
+ * nothing copied that the canonical layout can point at. */
+#include "checkpoint.h"
 #include "fail.h"
 #include "family.h"
+#include "linear.h"
 #include "memory.h"
 
-#include <cmoe/io.h>
-#include <inttypes.h>
-#include <stdint.h>
+#include <cmoe/convert.h>
 #include <stdio.h>
 #include <string.h>
 
-static const struct {
-    const char *name;   /* as safetensors has it */
-    const char *scheme; /* of cmoe_problem_scheme */
-    cmoe_dtype dtype;
-} types[] = {
-    {"BF16", "bf16", CMOE_BF16},
-    {"F16", "f16", CMOE_F16},
-    {"F32", "f32", CMOE_F32},
-};
-enum { TYPES = sizeof types / sizeof types[0] };
+/* What the language model's layers are called, alone or inside a larger model. */
+static const char *const prefixes[] = {"model.layers", "model.language_model.layers",
+                                       "language_model.model.layers", "layers"};
+enum { PREFIXES = sizeof prefixes / sizeof prefixes[0] };
 
-/* The layer being opened. */
-struct opening {
-    const cmoe_checkpoint *checkpoint;
-    const struct cmoe_family *family;
-    int layer;
-};
-
-static cmoe_status check_type(const cmoe_tensor_info *t, cmoe_dtype *out)
+/* "PREFIX.LAYER.BLOCK" under which the router is; the first prefix when it is nowhere. */
+static void find_block(const struct cmoe_reading *r, const struct cmoe_family *f, int layer,
+                       char *block, size_t size)
 {
-    int i = 0;
-    while (i < TYPES && strcmp(types[i].name, t->dtype) != 0)
-        i++;
-    if (i == TYPES) {
+    for (int i = PREFIXES - 1; i >= 0; i--) {
+        char suffix[64];
+        snprintf(suffix, sizeof suffix, ".%s.weight", f->gate_name);
+        snprintf(block, size, "%s.%d.%s", prefixes[i], layer, f->block);
+        if (cmoe__tensor_find(r, block, suffix)) return;
+    }
+}
+
+static cmoe_status read_vector(const struct cmoe_reading *r, const char *module, const char *suffix,
+                               int ndim, const int64_t *shape, const void **data, cmoe_dtype *dtype)
+{
+    const cmoe_tensor_info *t = NULL;
+    CMOE_TRY(cmoe__tensor_need(r, module, suffix, &t));
+    CMOE_TRY(cmoe__tensor_shape(t, ndim, shape));
+    *dtype = cmoe__tensor_float(t);
+    if (*dtype == CMOE_NONE) {
         return CMOE_FAIL(CMOE_ERR_UNSUPPORTED, "tensor %s has the type %s; BF16, F16, F32 are read",
                          cmoe__quote(t->name).text, t->dtype);
     }
-    if ((uintptr_t)t->data % (cmoe_dtype_bits(types[i].dtype) / 8) != 0) {
-        return CMOE_FAIL(CMOE_ERR_UNSUPPORTED, "tensor %s lies at an odd place in %s",
-                         cmoe__quote(t->name).text, cmoe__quote(t->file).text);
+    return cmoe__tensor_data(r, t, (size_t)cmoe_dtype_bits(*dtype) / 8, data);
+}
+
+static cmoe_status read_router(const struct cmoe_reading *r, const struct cmoe_family *f,
+                               const char *block)
+{
+    char module[224];
+    cmoe_layer *const out = r->layer;
+    const int64_t shape[] = {out->problem.experts, out->problem.hidden};
+    snprintf(module, sizeof module, "%s.%s", block, f->gate_name);
+    CMOE_TRY(read_vector(r, module, ".weight", 2, shape, &out->router_w, &out->router_dtype));
+    if (out->problem.flags & CMOE_ROUTE_BIAS) {
+        CMOE_TRY(read_vector(r, module, ".e_score_correction_bias", 1, shape, &out->router_bias,
+                             &out->router_bias_dtype));
     }
-    *out = types[i].dtype;
-    return CMOE_OK;
+    if (!(f->traits & CMOE_FAMILY_BIASES)) return CMOE_OK;
+    return read_vector(r, module, ".bias", 1, shape, &out->logit_bias, &out->logit_bias_dtype);
 }
 
-/* The tensor of that name, which must be [rows, cols]. */
-static cmoe_status find(const cmoe_checkpoint *c, const char *name, int64_t rows, int64_t cols,
-                        const void **data, cmoe_dtype *dtype)
+static cmoe_status read_experts(struct cmoe_reading *r, const struct cmoe_family *f,
+                                const char *block)
 {
-    const cmoe_tensor_info *const t = cmoe_checkpoint_find(c, name);
-    if (!t) return CMOE_FAIL(CMOE_ERR_CORRUPT, "tensor %s is missing", name);
-    if (t->ndim != 2 || t->shape[0] != rows || t->shape[1] != cols) {
-        return CMOE_FAIL(CMOE_ERR_CORRUPT,
-                         "tensor %s has %d dimensions, %" PRId64 " x %" PRId64
-                         ", the configuration says %" PRId64 " x %" PRId64,
-                         name, t->ndim, t->shape[0], t->shape[1], rows, cols);
-    }
-    CMOE_TRY(check_type(t, dtype));
-    *data = t->data;
-    return CMOE_OK;
-}
-
-/* One expert matrix; all of a layer must have the type that *dtype holds after the first. */
-static cmoe_status find_expert(const struct opening *o, int expert, const char *matrix,
-                               int64_t rows, int64_t cols, cmoe_matrix *out, cmoe_dtype *dtype)
-{
-    char name[128];
-    cmoe_dtype found = CMOE_NONE;
-    snprintf(name, sizeof name, "model.layers.%d.%s.experts.%d.%s.weight", o->layer,
-             o->family->block, expert, matrix);
-    CMOE_TRY(find(o->checkpoint, name, rows, cols, &out->data, &found));
-    if (*dtype != CMOE_NONE && *dtype != found) {
-        return CMOE_FAIL(CMOE_ERR_CORRUPT, "tensor %s has the type %s, those before it %s", name,
-                         cmoe_dtype_name(found), cmoe_dtype_name(*dtype));
-    }
-    *dtype = found;
-    return CMOE_OK;
-}
-
-static cmoe_status apply_type(cmoe_dtype dtype, cmoe_problem *p)
-{
-    int i = 0;
-    while (types[i].dtype != dtype)
-        i++;
-    return cmoe_problem_scheme(p, types[i].scheme);
-}
-
-static cmoe_status open_layer(const struct opening *o, cmoe_layer *out)
-{
-    char name[128];
-    const struct cmoe_family *const f = o->family;
-    const int32_t experts = out->problem.experts;
+    char module[224];
+    cmoe_layer *const out = r->layer;
     const int64_t hidden = out->problem.hidden, inter = out->problem.inter;
-    const size_t bytes = (size_t)experts * sizeof(cmoe_matrix);
-    cmoe_dtype dtype = CMOE_NONE;
+    snprintf(module, sizeof module, "%s.experts", block);
+    if (cmoe__fused_exists(r, module)) return cmoe__fused_read(r, f, module);
+    if (f->traits & CMOE_FAMILY_BIASES) {
+        return CMOE_FAIL(CMOE_ERR_CORRUPT, "tensor %s.gate_up_proj is missing", module);
+    }
+    for (int32_t e = 0; e < out->problem.experts; e++) {
+        snprintf(module, sizeof module, "%s.experts.%d.%s", block, e, f->gate);
+        CMOE_TRY(cmoe__linear_read(r, module, inter, hidden, &out->gate[e]));
+        snprintf(module, sizeof module, "%s.experts.%d.%s", block, e, f->up);
+        CMOE_TRY(cmoe__linear_read(r, module, inter, hidden, &out->up[e]));
+        snprintf(module, sizeof module, "%s.experts.%d.%s", block, e, f->down);
+        CMOE_TRY(cmoe__linear_read(r, module, hidden, inter, &out->down[e]));
+        if (r->wants_dense && !r->dense) return CMOE_OK;
+    }
+    return CMOE_OK;
+}
 
-    snprintf(name, sizeof name, "model.layers.%d.%s.gate.weight", o->layer, f->block);
-    CMOE_TRY(find(o->checkpoint, name, experts, hidden, &out->router_w, &out->router_dtype));
+/* The type in and out: the weights' own where they are not scaled, else bf16. */
+static cmoe_status apply_format(cmoe_format format, cmoe_problem *p)
+{
+    const bool plain = format.scaling == CMOE_SCALE_NONE;
+    CMOE_TRY(cmoe_problem_scheme(p, plain ? cmoe_dtype_name((cmoe_dtype)format.dtype) : "bf16"));
+    p->w = format;
+    return cmoe_problem_check(p);
+}
+
+static cmoe_status allocate(cmoe_layer *out)
+{
+    const size_t bytes = (size_t)out->problem.experts * sizeof(cmoe_matrix);
     out->gate = cmoe__io_alloc(bytes);
     out->up = cmoe__io_alloc(bytes);
     out->down = cmoe__io_alloc(bytes);
-    if (!out->gate || !out->up || !out->down) return cmoe__fail_memory(bytes, "expert tables");
-    for (int32_t e = 0; e < experts; e++) {
-        CMOE_TRY(find_expert(o, e, f->gate, inter, hidden, &out->gate[e], &dtype));
-        CMOE_TRY(find_expert(o, e, f->up, inter, hidden, &out->up[e], &dtype));
-        CMOE_TRY(find_expert(o, e, f->down, hidden, inter, &out->down[e], &dtype));
+    if (out->gate && out->up && out->down) return CMOE_OK;
+    return cmoe__fail_memory(bytes, "expert tables");
+}
+
+static cmoe_status open_layer(struct cmoe_reading *r, const struct cmoe_family *f, int layer)
+{
+    char block[160];
+    cmoe_layer *const out = r->layer;
+    if (cmoe__gguf_has(r->checkpoint, layer)) {
+        CMOE_TRY(allocate(out));
+        CMOE_TRY(cmoe__gguf_layer(r, f, layer));
+    } else {
+        find_block(r, f, layer, block, sizeof block);
+        CMOE_TRY(read_router(r, f, block));
+        CMOE_TRY(allocate(out));
+        CMOE_TRY(read_experts(r, f, block));
+        if (r->wants_dense && !r->dense) {
+            r->dense = true;
+            r->format = (cmoe_format){0};
+            CMOE_TRY(read_experts(r, f, block));
+        }
     }
-    return apply_type(dtype, &out->problem);
+    if (out->problem.gate == CMOE_GATE_INTERLEAVED) {
+        cmoe__io_free(out->up);
+        out->up = NULL;
+    }
+    return apply_format(r->format, &out->problem);
+}
+
+static bool has_experts(const cmoe_model_config *c, int layer)
+{
+    const int step = c->moe_step > 1 ? c->moe_step : 1;
+    return layer >= c->dense_layers && layer < c->layers && (layer - c->dense_layers) % step == 0;
 }
 
 cmoe_status cmoe_layer_open(const cmoe_checkpoint *c, const cmoe_model_config *config, int layer,
@@ -124,20 +144,49 @@ cmoe_status cmoe_layer_open(const cmoe_checkpoint *c, const cmoe_model_config *c
                          cmoe__quote(config->model_type).text);
     }
     CMOE_TRY(cmoe_problem_check(&config->problem));
-    if (layer < config->dense_layers || layer >= config->layers) {
-        return CMOE_FAIL(CMOE_ERR_INVALID, "layer %d: the layers with experts are %d to %d", layer,
-                         config->dense_layers, config->layers - 1);
+    if (!has_experts(config, layer)) {
+        return CMOE_FAIL(CMOE_ERR_INVALID, "layer %d: the layers with experts are %d to %d%s",
+                         layer, config->dense_layers, config->layers - 1,
+                         config->moe_step > 1 ? ", not all of them" : "");
     }
-    const struct opening o = {.checkpoint = c, .family = family, .layer = layer};
+    struct cmoe_reading r = {.checkpoint = c, .quantization = config->quantization, .layer = out};
     out->problem = config->problem;
-    const cmoe_status status = open_layer(&o, out);
+    const cmoe_status status = open_layer(&r, family, layer);
     if (status != CMOE_OK) cmoe_layer_free(out);
+    return status;
+}
+
+cmoe_status cmoe_layer_decode(const cmoe_layer *layer, int expert, int matrix, float *dst)
+{
+    CMOE_TRY(cmoe__check_argument(layer, "cmoe_layer_decode", "layer"));
+    CMOE_TRY(cmoe__check_argument(dst, "cmoe_layer_decode", "dst"));
+    const cmoe_problem *const p = &layer->problem;
+    if (expert < 0 || expert >= p->experts || matrix < 0 || matrix > 2) {
+        return CMOE_FAIL(CMOE_ERR_INVALID, "there is no matrix %d of expert %d of %d", matrix,
+                         expert, p->experts);
+    }
+    const int64_t hidden = p->hidden, inter = p->inter;
+    if (matrix == 2) return cmoe_dequantize_weight(p->w, &layer->down[expert], hidden, inter, dst);
+    if (layer->up) {
+        const cmoe_matrix *const m = matrix == 0 ? &layer->gate[expert] : &layer->up[expert];
+        return cmoe_dequantize_weight(p->w, m, inter, hidden, dst);
+    }
+    const size_t bytes = (size_t)(2 * inter) * (size_t)hidden * sizeof(float);
+    float *const both = cmoe__io_alloc(bytes);
+    if (!both) return cmoe__fail_memory(bytes, "a matrix in f32");
+    const cmoe_status status =
+        cmoe_dequantize_weight(p->w, &layer->gate[expert], 2 * inter, hidden, both);
+    for (int64_t r = 0; r < inter && status == CMOE_OK; r++) {
+        memcpy(dst + r * hidden, both + (2 * r + matrix) * hidden, (size_t)hidden * sizeof(float));
+    }
+    cmoe__io_free(both);
     return status;
 }
 
 void cmoe_layer_free(cmoe_layer *layer)
 {
     if (!layer) return;
+    cmoe__layer_release(layer);
     cmoe__io_free(layer->gate);
     cmoe__io_free(layer->up);
     cmoe__io_free(layer->down);

@@ -25,6 +25,7 @@ struct cmoe_quantized {
     int32_t experts;
     struct part gate, up, down; /* up.rows is 0 when gate holds both */
     float *ones;                /* smooth vector of either matrix */
+    float *biases;              /* [experts, 2I + H], or NULL */
     cmoe_weights_desc desc;
 };
 
@@ -41,11 +42,12 @@ static cmoe_status check(const cmoe_layer *layer, const cmoe_problem *p)
         return CMOE_FAIL(CMOE_ERR_MISMATCH,
                          "the problem has gate=none, the layer's experts a gate");
     }
-    if (p->shared > 0 || p->flags & (CMOE_BIAS1 | CMOE_BIAS2)) {
-        return CMOE_FAIL(
-            CMOE_ERR_MISMATCH,
-            "the problem has shared=%d%s, the layer only routed experts without biases", p->shared,
-            p->flags & (CMOE_BIAS1 | CMOE_BIAS2) ? " and biases" : "");
+    const uint32_t biases = CMOE_BIAS1 | CMOE_BIAS2;
+    if (p->shared > 0 || (p->flags & biases) != (own->flags & biases)) {
+        return CMOE_FAIL(CMOE_ERR_MISMATCH,
+                         "the problem has shared=%d%s, the layer only routed experts %s biases",
+                         p->shared, p->flags & biases ? " and biases" : "",
+                         own->flags & biases ? "with" : "without");
     }
     if (p->flags & CMOE_EXPERT_MAP) {
         return CMOE_FAIL(CMOE_ERR_UNSUPPORTED,
@@ -101,19 +103,42 @@ static cmoe_status quantize(const cmoe_quantized *q, struct part *part, int32_t 
                                 global);
 }
 
-/* A matrix of the layer as f32, its rows `step` rows apart in dst. */
-static cmoe_status widen(const cmoe_layer *layer, const cmoe_matrix *m, int64_t rows, int64_t cols,
-                         int64_t step, float *dst)
+/* Rows of a decoded matrix, `step` rows apart in dst. */
+static void spread(const float *src, int64_t rows, int64_t cols, int64_t step, float *dst)
 {
-    const cmoe_dtype from = (cmoe_dtype)layer->problem.w.dtype;
-    const size_t row = cmoe_dtype_bytes(from, cols);
-    for (int64_t r = 0; r < rows; r++) {
-        CMOE_TRY(cmoe_convert(CMOE_F32, dst + r * step * cols, from,
-                              (const uint8_t *)m->data + (size_t)r * row, cols));
-    }
-    return CMOE_OK;
+    for (int64_t r = 0; r < rows; r++)
+        memcpy(dst + r * step * cols, src + r * cols, (size_t)cols * sizeof(float));
 }
 
+/* Row i of gate (0) or up (1) in the layer's first bias. */
+static float bias_at(const cmoe_layer *layer, int32_t id, int matrix, int64_t i)
+{
+    if (!layer->up) return layer->gate[id].bias[2 * i + matrix];
+    return (matrix ? layer->up : layer->gate)[id].bias[i];
+}
+
+/* Copies of the layer's biases: gate and up as the tables have them, then down. */
+static void copy_biases(cmoe_quantized *q, const cmoe_layer *layer, int32_t e)
+{
+    const cmoe_problem *const p = &q->problem;
+    const int32_t id = p->expert_first + e;
+    const int64_t inter = p->inter, hidden = p->hidden;
+    const bool mixed = p->gate == CMOE_GATE_INTERLEAVED;
+    float *const first = q->biases + e * (2 * inter + hidden), *const second = first + 2 * inter;
+    for (int64_t i = 0; i < inter && p->flags & CMOE_BIAS1; i++) {
+        first[mixed ? 2 * i : i] = bias_at(layer, id, 0, i);
+        first[mixed ? 2 * i + 1 : inter + i] = bias_at(layer, id, 1, i);
+    }
+    if (p->flags & CMOE_BIAS1) {
+        q->gate.table[e].bias = first;
+        if (q->up.rows) q->up.table[e].bias = first + inter;
+    }
+    if (!(p->flags & CMOE_BIAS2)) return;
+    memcpy(second, layer->down[id].bias, (size_t)hidden * sizeof(float));
+    q->down.table[e].bias = second;
+}
+
+/* scratch holds a matrix of 2I rows, then one of I. */
 static cmoe_status quantize_expert(cmoe_quantized *q, const cmoe_layer *layer, int32_t e,
                                    float *scratch)
 {
@@ -123,14 +148,19 @@ static cmoe_status quantize_expert(cmoe_quantized *q, const cmoe_layer *layer, i
     const float *const smooth1 = p->x.scaling == CMOE_SCALE_SMOOTH ? q->ones : NULL;
     const float *const smooth2 = p->mid.scaling == CMOE_SCALE_SMOOTH ? q->ones : NULL;
     const bool mixed = p->gate == CMOE_GATE_INTERLEAVED;
+    float *const one = scratch + 2 * inter * hidden;
     float *const up = q->up.rows ? scratch : scratch + (mixed ? 1 : inter) * hidden;
 
-    CMOE_TRY(widen(layer, &layer->gate[id], inter, hidden, mixed ? 2 : 1, scratch));
+    CMOE_TRY(cmoe_layer_decode(layer, id, 0, one));
+    spread(one, inter, hidden, mixed ? 2 : 1, scratch);
     if (q->up.rows) CMOE_TRY(quantize(q, &q->gate, e, scratch, smooth1));
-    CMOE_TRY(widen(layer, &layer->up[id], inter, hidden, mixed ? 2 : 1, up));
+    CMOE_TRY(cmoe_layer_decode(layer, id, 1, one));
+    spread(one, inter, hidden, mixed ? 2 : 1, up);
     CMOE_TRY(quantize(q, q->up.rows ? &q->up : &q->gate, e, scratch, smooth1));
-    CMOE_TRY(widen(layer, &layer->down[id], hidden, inter, 1, scratch));
-    return quantize(q, &q->down, e, scratch, smooth2);
+    CMOE_TRY(cmoe_layer_decode(layer, id, 2, scratch));
+    CMOE_TRY(quantize(q, &q->down, e, scratch, smooth2));
+    if (q->biases) copy_biases(q, layer, e);
+    return CMOE_OK;
 }
 
 static cmoe_status fill(cmoe_quantized *q, const cmoe_layer *layer)
@@ -147,8 +177,14 @@ static cmoe_status fill(cmoe_quantized *q, const cmoe_layer *layer)
     for (int64_t i = 0; i < most; i++)
         q->ones[i] = 1;
 
+    if (p->flags & (CMOE_BIAS1 | CMOE_BIAS2)) {
+        const size_t size = (size_t)q->experts * (size_t)(2 * inter + hidden) * sizeof(float);
+        q->biases = cmoe__io_alloc(size);
+        if (!q->biases) return cmoe__fail_memory(size, "biases");
+    }
+
     size_t bytes;
-    if (__builtin_mul_overflow((size_t)(2 * inter) * sizeof(float), (size_t)hidden, &bytes)) {
+    if (__builtin_mul_overflow((size_t)(3 * inter) * sizeof(float), (size_t)hidden, &bytes)) {
         return CMOE_FAIL(CMOE_ERR_OVERFLOW, "a matrix of %d x %d elements does not fit", p->inter,
                          p->hidden);
     }
@@ -225,5 +261,6 @@ void cmoe_quantized_free(cmoe_quantized *q)
     free_part(&q->up);
     free_part(&q->down);
     cmoe__io_free(q->ones);
+    cmoe__io_free(q->biases);
     cmoe__io_free(q);
 }
