@@ -62,6 +62,27 @@ CMOE_API cmoe_status cmoe_device_open(cmoe_context *ctx, const char *spec, cmoe_
     CMOE_MUST_CHECK;
 CMOE_API void cmoe_device_close(cmoe_device *dev);
 
+/** Memory of a device: for callers without a GPU runtime of their own (host devices: plain memory).
+ *  Alignment 256. @return CMOE_OK, CMOE_ERR_INVALID, CMOE_ERR_NO_MEMORY, CMOE_ERR_DEVICE. */
+CMOE_API cmoe_status cmoe_device_alloc(cmoe_device *dev, size_t bytes, void **out) CMOE_MUST_CHECK;
+/** NULL is fine. */
+CMOE_API void cmoe_device_free(cmoe_device *dev, void *ptr);
+
+typedef enum cmoe_copy_kind {
+    CMOE_COPY_TO_DEVICE,
+    CMOE_COPY_FROM_DEVICE,
+    CMOE_COPY_ON_DEVICE,
+} cmoe_copy_kind;
+
+/** Copy on a stream (CUstream; NULL: the default one). Host devices copy at once. */
+CMOE_API cmoe_status cmoe_device_copy(cmoe_device *dev, void *dst, const void *src, size_t bytes,
+                                      cmoe_copy_kind kind, void *stream) CMOE_MUST_CHECK;
+/** Set bytes on a stream. */
+CMOE_API cmoe_status cmoe_device_fill(cmoe_device *dev, void *dst, int byte, size_t bytes,
+                                      void *stream) CMOE_MUST_CHECK;
+/** Wait until everything on the stream is done; reports faults of kernels run before. */
+CMOE_API cmoe_status cmoe_device_sync(cmoe_device *dev, void *stream) CMOE_MUST_CHECK;
+
 typedef struct cmoe_device_info {
     size_t struct_size;
     char name[96]; /* CPU or GPU model */

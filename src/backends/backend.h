@@ -15,12 +15,30 @@ struct cmoe_backend {
     const struct cmoe_kernel *kernels;
     int n_kernels;
     const struct cmoe_packing_format *const *formats; /* NULL-terminated, or NULL */
+
+    /* Backends whose memory the host cannot read; all NULL for host backends. */
+    cmoe_status (*enter)(cmoe_device *dev); /* before any of the others, on the calling thread */
+    void (*leave)(cmoe_device *dev);
+    /* Around the steps of a call: 64-bit ids and cleared ends before, expert loads after. */
+    cmoe_status (*prologue)(const struct cmoe_exec *x);
+    cmoe_status (*epilogue)(const struct cmoe_exec *x);
+    cmoe_status (*weights_open)(cmoe_device *dev, cmoe_weights *w);
+    void (*weights_close)(cmoe_weights *w);
+    cmoe_status (*alloc)(cmoe_device *dev, size_t bytes, void **out);
+    void (*free)(cmoe_device *dev, void *ptr);
+    cmoe_status (*copy)(cmoe_device *dev, void *dst, const void *src, size_t bytes,
+                        cmoe_copy_kind kind, void *stream);
+    cmoe_status (*fill)(cmoe_device *dev, void *dst, int byte, size_t bytes, void *stream);
+    cmoe_status (*sync)(cmoe_device *dev, void *stream);
 };
 
 /* Compiled-in backends in order of preference, NULL-terminated. */
 extern const struct cmoe_backend *const cmoe__backends[];
 extern const struct cmoe_backend cmoe__backend_ref;
 extern const struct cmoe_backend cmoe__backend_cpu;
+#if CMOE_HAVE_CUDA
+extern const struct cmoe_backend cmoe__backend_cuda;
+#endif
 
 /* Whether rows of `backend` can run on dev: its own, and ref's on every host device. */
 bool cmoe__backend_visible(const struct cmoe_backend *backend, const struct cmoe_device *dev);

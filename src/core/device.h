@@ -36,6 +36,7 @@ struct cmoe_device {
     const struct cmoe_backend *backend;
     struct cmoe_props props;
     int ordinal;
+    void *state; /* the backend's own */
 };
 
 const char *cmoe__isa_name(enum cmoe_isa isa);

@@ -30,6 +30,8 @@ struct cmoe_weights {
     size_t stride[2];                            /* bytes of one expert's slab */
     float *vectors[2]; /* biases and smooth vectors of packed matrices, copied */
     size_t owned;      /* bytes of packed and vectors */
+    cmoe_device *dev;  /* whose memory the tables point to */
+    void *state;       /* the backend's own */
 };
 
 /* Where logical row n of matrix 1 or 2 of an expert lies. Matrix 1's logical order is always gate

@@ -141,15 +141,16 @@ static cmoe_status run_steps(const struct cmoe_path *path, struct cmoe_exec *x, 
         const struct cmoe_step *step = &path->step[i];
         x->scratch = cmoe__arena_grant(&path->arena, CMOE_REGION_SCRATCH + i, workspace);
 #ifdef CMOE_DEBUG
-        cmoe__arena_paint(&path->arena, workspace, i);
-        if (i == 0) narrow_ids(x);
+        const bool host = x->dev->props.host;
+        if (host) cmoe__arena_paint(&path->arena, workspace, i);
+        if (host && i == 0) narrow_ids(x);
 #endif
         const double start = x->t->stage_us ? now_us() : 0;
         CMOE_TRY(step->kernel->family->run(step, x));
         if (x->t->stage_us && step->kernel->last < CMOE_STAGE_COUNT)
             x->t->stage_us[step->kernel->last] += now_us() - start;
 #ifdef CMOE_DEBUG
-        const int damaged = cmoe__arena_check(&path->arena, workspace, i);
+        const int damaged = host ? cmoe__arena_check(&path->arena, workspace, i) : -1;
         if (damaged >= 0)
             return CMOE_FAIL(CMOE_ERR_DEVICE, "kernel %s wrote outside workspace region %d",
                              step->kernel->name, damaged);
@@ -166,7 +167,7 @@ static cmoe_tensors shifted(const struct cmoe_plan *plan, const cmoe_tensors *t,
     const int32_t slots = plan->shape.slots;
     cmoe_tensors out = *t;
     out.n_tokens = tokens;
-    out.n_tokens_dev = NULL;
+    if (plan->props.host || first > 0) out.n_tokens_dev = NULL;
     if (first == 0) return out;
     const int64_t columns = p->experts + (p->flags & CMOE_SHARED_SIGMOID ? p->shared : 0);
     const int64_t logits = t->logits_stride ? t->logits_stride : columns;
@@ -198,16 +199,36 @@ static cmoe_status run_pass(const struct cmoe_plan *plan, const cmoe_tensors *t,
         .shape = &plan->shape,
         .t = t,
         .w = w,
+        .dev = plan->dev,
         .threads = plan->ctx->threads,
         .n_threads = plan->props.threads,
         .stream = stream,
         .tokens = tokens,
     };
     lay_out(&x, path, workspace);
-    narrow_ids(&x);
-    clear_end(&x);
+    const struct cmoe_backend *backend = plan->dev->backend;
+    if (backend->prologue) {
+        CMOE_TRY(backend->prologue(&x));
+    } else {
+        narrow_ids(&x);
+        clear_end(&x);
+    }
     CMOE_TRY(run_steps(path, &x, workspace));
+    if (backend->epilogue) return backend->epilogue(&x);
     count_load(&x);
+    return CMOE_OK;
+}
+
+static cmoe_status run_passes(const struct cmoe_plan *plan, const cmoe_tensors *t,
+                              const cmoe_weights *w, int64_t tokens, void *workspace, void *stream)
+{
+    /* Readers of a sort need its counts even where a device counted no token. */
+    const bool empty_sort = tokens == 0 && plan->p.last == CMOE_STAGE_SORT;
+    for (int64_t first = 0; first < tokens || (empty_sort && first == 0); first += plan->chunk) {
+        const int32_t n = (int32_t)cmoe__min64(plan->chunk, tokens - first);
+        const cmoe_tensors part = shifted(plan, t, first, n);
+        CMOE_TRY(run_pass(plan, &part, w, n, workspace, stream));
+    }
     return CMOE_OK;
 }
 
@@ -260,14 +281,12 @@ cmoe_status cmoe_execute(const cmoe_plan *plan, const cmoe_tensors *t, void *wor
         tokens = plan->p.max_tokens;
     else if (t->n_tokens_dev && plan->props.host)
         tokens = cmoe__max64(0, cmoe__min64(tokens, *t->n_tokens_dev));
-    /* Readers of a sort need its counts even where a device counted no token. */
-    const bool empty_sort = tokens == 0 && plan->p.last == CMOE_STAGE_SORT;
-    for (int64_t first = 0; first < tokens || (empty_sort && first == 0); first += plan->chunk) {
-        const int32_t n = (int32_t)cmoe__min64(plan->chunk, tokens - first);
-        const cmoe_tensors part = shifted(plan, t, first, n);
-        CMOE_TRY(run_pass(plan, &part, w, n, workspace, stream));
-    }
-    return CMOE_OK;
+    const struct cmoe_backend *backend = plan->dev->backend;
+    if (!backend->enter) return run_passes(plan, t, w, tokens, workspace, stream);
+    CMOE_TRY(backend->enter(plan->dev));
+    const cmoe_status status = run_passes(plan, t, w, tokens, workspace, stream);
+    backend->leave(plan->dev);
+    return status;
 }
 
 int64_t cmoe_sort_capacity(const cmoe_problem *p, int64_t tokens)

@@ -26,7 +26,7 @@ int cmoe_kernel_describe(int i, cmoe_kernel_info *info)
     *info = (cmoe_kernel_info){
         .name = k->name,
         .backend = backend->name,
-        .target = backend == &cmoe__backend_ref ? "ref" : cmoe__isa_name((enum cmoe_isa)k->target),
+        .target = strstr(k->name, "__") + 2,
         .format1 = k->format1,
         .format2 = k->format2,
         .first = (cmoe_stage)k->first,

@@ -200,6 +200,17 @@ static cmoe_status pack(cmoe_weights *w, int matrix, const struct cmoe_packing_f
     return CMOE_OK;
 }
 
+/* What the device keeps of the tables. */
+static cmoe_status open_on_device(cmoe_weights *w)
+{
+    cmoe_device *const dev = w->dev;
+    if (!dev->backend->weights_open) return CMOE_OK;
+    CMOE_TRY(dev->backend->enter(dev));
+    const cmoe_status status = dev->backend->weights_open(dev, w);
+    dev->backend->leave(dev);
+    return status;
+}
+
 static cmoe_status fill(const struct cmoe_device *dev, cmoe_weights *w,
                         const cmoe_weights_desc *desc)
 {
@@ -208,7 +219,8 @@ static cmoe_status fill(const struct cmoe_device *dev, cmoe_weights *w,
     CMOE_TRY(find_format(dev, w, 2, desc->format2, &format2));
     copy_tables(w, desc);
     CMOE_TRY(pack(w, 1, format1));
-    return pack(w, 2, format2);
+    CMOE_TRY(pack(w, 2, format2));
+    return open_on_device(w);
 }
 
 static cmoe_status make(cmoe_device *dev, const cmoe_problem *p, const cmoe_weights_desc *desc,
@@ -226,6 +238,7 @@ static cmoe_status make(cmoe_device *dev, const cmoe_problem *p, const cmoe_weig
     }
     *w = (cmoe_weights){
         .ctx = ctx,
+        .dev = dev,
         .p = *p,
         .experts = experts,
         .has = {desc->gate_up != NULL, desc->down != NULL},
@@ -265,6 +278,10 @@ void cmoe_weights_destroy(cmoe_weights *w)
 {
     if (!w) return;
     cmoe_context *const ctx = w->ctx;
+    if (w->state && w->dev->backend->enter(w->dev) == CMOE_OK) {
+        w->dev->backend->weights_close(w);
+        w->dev->backend->leave(w->dev);
+    }
     for (int i = 0; i < 2; i++) {
         cmoe__free(ctx, w->packed[i]);
         cmoe__free(ctx, w->vectors[i]);

@@ -34,6 +34,7 @@ struct cmoe_exec {
     const struct cmoe_shape *shape;
     const cmoe_tensors *t;
     const cmoe_weights *w;
+    struct cmoe_device *dev;
     struct cmoe_threads *threads;
     int n_threads;
     void *stream;
