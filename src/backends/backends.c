@@ -6,6 +6,9 @@
 
 const struct cmoe_backend *const cmoe__backends[] = {
     &cmoe__backend_cpu,
+#if CMOE_HAVE_CUDA
+    &cmoe__backend_cuda,
+#endif
     &cmoe__backend_ref,
     NULL,
 };

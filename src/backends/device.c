@@ -12,11 +12,7 @@
 /* Why there is no CUDA backend in this build. */
 static const char *cuda_absence(void)
 {
-#if CMOE_HAVE_NVCC
-    return "left out of this build: nvcc was found, but this version has no CUDA kernels";
-#else
     return "left out of this build: built without CUDA (nvcc not found or CMOE_CUDA=OFF)";
-#endif
 }
 
 /* Split "name:N" at the colon. False when what follows it is not a number. */
@@ -128,7 +124,8 @@ int cmoe_backend_describe(int i, const char **name, char *state, size_t len)
     int n = 0;
     while (cmoe__backends[n])
         n++;
-    if (i < 0 || i > n) return 0;
+    const bool absent = find("cuda", 4) == NULL;
+    if (i < 0 || i >= n + absent) return 0;
     if (i == n) {
         *name = "cuda";
         if (len > 0) snprintf(state, len, "%s", cuda_absence());

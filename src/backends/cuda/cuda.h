@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: MIT
+ * The CUDA backend's device, its kernels, and launching them. */
+#ifndef CMOE_BACKENDS_CUDA_CUDA_H
+#define CMOE_BACKENDS_CUDA_CUDA_H
+
+#include "backends/backend.h"
+#include "backends/cuda/driver.h"
+#include "backends/cuda/params.h"
+
+enum cmoe_cuda_file {
+#define FILE_ROW(stem) CMOE_CUDA_FILE_##stem,
+#include "backends/cuda/functions.def"
+#undef FILE_ROW
+    CMOE_CUDA_FILES,
+};
+
+enum cmoe_cuda_function {
+#define FUNCTION(stem, name) CMOE_CUDA_##name,
+#include "backends/cuda/functions.def"
+#undef FUNCTION
+    CMOE_CUDA_FUNCTIONS,
+};
+
+/* What cmoe_device.state points at. */
+struct cmoe_cuda {
+    const struct cmoe_driver *driver;
+    CUdevice device;
+    CUcontext context; /* the primary one: pointers and streams of the runtime API are valid */
+    CUlibrary library[CMOE_CUDA_FILES];
+    CUfunction function[CMOE_CUDA_FUNCTIONS];
+    int multiprocessors, shared_limit; /* bytes a block may opt in to */
+};
+
+/* What cmoe_weights.state points at. */
+struct cmoe_cuda_weights {
+    cmoe_gpu_expert *experts; /* device memory */
+    bool vectors;             /* every row starts at 16 bytes and columns are contiguous */
+    bool contiguous;          /* columns are contiguous */
+};
+
+/* Load every embedded fatbin and find its kernels; the context is current. */
+cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda);
+void cmoe__cuda_unload(struct cmoe_cuda *cuda);
+
+struct cmoe_cuda_grid {
+    unsigned x, y; /* blocks; 0: nothing is launched */
+    unsigned threads;
+    size_t shared; /* dynamic bytes */
+};
+/* Launch on the exec's stream. args: as cuLaunchKernel's. */
+cmoe_status cmoe__cuda_launch(const struct cmoe_exec *x, enum cmoe_cuda_function function,
+                              struct cmoe_cuda_grid grid, void **args);
+
+/* The part of the parameters that every kernel has. */
+cmoe_gpu_call cmoe__cuda_call(const struct cmoe_exec *x);
+
+static inline const struct cmoe_cuda *cmoe__cuda_of(const struct cmoe_exec *x)
+{
+    return x->dev->state;
+}
+
+/* Stages: the `run` of their rows. */
+cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_quant(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_sort(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_sort_export(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_sort_import(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_act(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_requant(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_exec *x);
+
+/* Before the first and after the last step: 64-bit ids, cleared ends; expert loads. */
+cmoe_status cmoe__cuda_prologue(const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_epilogue(const struct cmoe_exec *x);
+
+/* Device tables of a weights object. */
+cmoe_status cmoe__cuda_weights_open(cmoe_device *dev, cmoe_weights *w);
+void cmoe__cuda_weights_close(cmoe_weights *w);
+
+/* Configuration of a GEMM row. */
+struct cmoe_cuda_gemm_config {
+    int rows; /* of a block's tile; 0: the SIMT kernel */
+};
+/* The tensor-core kernel for x and w in tiles of `rows`, or CMOE_CUDA_FUNCTIONS. */
+enum cmoe_cuda_function cmoe__cuda_mma(cmoe_format x, cmoe_format w, int rows);
+
+#endif

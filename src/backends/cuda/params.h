@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT
+ * What host and device agree on: one plain struct a kernel, passed by value. Included from C and
+ * from CUDA; sizes are asserted on both sides through the same header. */
+#ifndef CMOE_BACKENDS_CUDA_PARAMS_H
+#define CMOE_BACKENDS_CUDA_PARAMS_H
+
+#include <cmoe/problem.h>
+
+/* One half of an expert's matrix: the gate rows, the up rows, or all rows of the second matrix.
+ * Logical row n of the half lies n * row_stride bytes from data; its block-scale row is
+ * (n * step + first) / 128, its scale, zero and bias row n * step + first. */
+typedef struct cmoe_gpu_half {
+    const uint8_t *data;
+    const void *scale;
+    const uint8_t *zero;
+    const float *global;
+    const float *bias;
+    int64_t row_stride, col_stride; /* bytes; col_stride 0: contiguous */
+    int32_t first, step;
+} cmoe_gpu_half;
+
+typedef struct cmoe_gpu_expert {
+    cmoe_gpu_half half[3]; /* gate, up, down */
+    const float *smooth[2];
+} cmoe_gpu_expert;
+
+/* Rows and ids of a call, read by every kernel. */
+typedef struct cmoe_gpu_call {
+    const int32_t *n_tokens_dev; /* or NULL */
+    const int32_t *ids;
+    const float *weights;      /* or NULL: 1 */
+    const int32_t *expert_map; /* or NULL */
+    const int32_t *rows, *offsets;
+    const int32_t *counts; /* batched: valid rows of each expert */
+    int32_t tokens, slots, n_ids, local, routed_local, expert_first, experts, capacity;
+    int32_t local_ids, batched, x_slots;
+} cmoe_gpu_call;
+
+typedef struct cmoe_gpu_route {
+    cmoe_gpu_call call;
+    cmoe_problem p;
+    const void *logits, *x;
+    int64_t logits_stride, x_stride; /* elements, bytes */
+    const float *router_w, *router_b, *bias;
+    const int32_t *hash_table;
+    const int64_t *token_ids;
+    int64_t vocab;
+    int32_t *ids;
+    float *weights;
+    float *scratch; /* ROUTE_FROM_X: logits [T, columns] f32 */
+    int32_t columns, h_used;
+} cmoe_gpu_route;
+
+typedef struct cmoe_gpu_quant {
+    cmoe_gpu_call call;
+    cmoe_format f;
+    const cmoe_gpu_expert *experts;
+    const void *in;                              /* rows to quantise */
+    int64_t in_stride, out_stride, scale_stride; /* bytes */
+    void *codes, *scales;
+    float *globals;
+    const float *fixed;
+    uint32_t *amax; /* dynamic tensor scale: bits of the running maximum */
+    int32_t n, n_used;
+    int32_t in_dtype, round_dtype; /* round_dtype: CMOE_NONE, or rounded to it first */
+    int32_t weigh, smooth;         /* multiply by the routing weight; smooth vector 1, 2 or 0 */
+    int32_t sorted; /* rows come from the sort (REQUANT), else from tokens or slots */
+} cmoe_gpu_quant;
+
+typedef struct cmoe_gpu_sort {
+    cmoe_gpu_call call;
+    int32_t *rows, *offsets;
+    const int64_t *ids64;
+    int32_t *ids;
+    int32_t *sorted_ids, *block_experts, *num_valid;
+    float *sorted_weights;
+    int32_t block_m, packed, n;
+} cmoe_gpu_sort;
+
+typedef struct cmoe_gpu_gemm {
+    cmoe_gpu_call call;
+    const cmoe_gpu_expert *experts;
+    cmoe_format x, w;
+    const uint8_t *a;
+    const uint8_t *a_scale;
+    const float *a_global;                        /* NV: a row's; NULL: a_fixed */
+    const float *a_fixed;                         /* TENSOR scale, static NV global */
+    int64_t a_stride, a_scale_stride, out_stride; /* bytes, bytes, elements */
+    int64_t a_cols;   /* columns of a row with padding: where its scales count */
+    int32_t k, n;     /* columns that count, outputs */
+    int32_t half;     /* first half of the expert table to use: 0 gate|up, 2 down */
+    int32_t split;    /* outputs before the second half; n when there is one */
+    int32_t a_by_row; /* a row is indexed by slot row, else by token */
+    int32_t weigh, bias;
+    int32_t group; /* columns between changes of any scale; 0: none along k */
+    float *out;
+} cmoe_gpu_gemm;
+
+typedef struct cmoe_gpu_act {
+    cmoe_gpu_call call;
+    cmoe_problem p;
+    const float *gu;
+    void *h;
+    int32_t rows1, i, i_used, h_dtype;
+} cmoe_gpu_act;
+
+typedef struct cmoe_gpu_combine {
+    cmoe_gpu_call call;
+    const float *z;
+    void *y;
+    int64_t y_stride; /* bytes */
+    float accumulate;
+    int32_t h, h_used, dtype, no_reduce, weigh;
+} cmoe_gpu_combine;
+
+#endif

@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: MIT
+ * The stages but the GEMMs: fill in parameters, launch. Grids depend on the call's token count and
+ * on the problem, never on what the device holds, so that every plan can be captured in a graph. */
+#include "backends/cuda/cuda.h"
+
+#include "core/fail.h"
+#include "core/numeric.h"
+#include "core/size.h"
+
+cmoe_gpu_call cmoe__cuda_call(const struct cmoe_exec *x)
+{
+    const struct cmoe_shape *s = x->shape;
+    const cmoe_problem *p = x->p;
+    return (cmoe_gpu_call){
+        .n_tokens_dev = s->batched ? NULL : x->t->n_tokens_dev,
+        .ids = x->ids,
+        .weights = x->weights,
+        .expert_map = p->flags & CMOE_EXPERT_MAP ? x->t->expert_map : NULL,
+        .rows = x->rows,
+        .offsets = x->offsets,
+        .counts = s->batched ? x->t->expert_offsets : NULL,
+        .tokens = x->tokens,
+        .slots = s->slots,
+        .n_ids = s->ids,
+        .local = s->local,
+        .routed_local = s->local - p->shared,
+        .expert_first = p->expert_first,
+        .experts = p->experts,
+        .capacity = p->capacity,
+        .local_ids = (p->flags & CMOE_LOCAL_IDS) || s->m_indices,
+        .batched = s->batched,
+        .x_slots = s->x_slots,
+    };
+}
+
+static unsigned blocks(int64_t n, int64_t each)
+{
+    return (unsigned)cmoe__ceil_div(n, each);
+}
+
+static int64_t all_rows(const struct cmoe_exec *x)
+{
+    return cmoe__shape_rows(x->p, x->shape, x->tokens);
+}
+
+cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    const cmoe_problem *p = x->p;
+    const cmoe_tensors *t = x->t;
+    const int columns = p->experts + (p->flags & CMOE_SHARED_SIGMOID ? p->shared : 0);
+    cmoe_gpu_route r = {
+        .call = cmoe__cuda_call(x),
+        .p = *p,
+        .logits = t->logits,
+        .x = x->x,
+        .logits_stride = t->logits_stride ? t->logits_stride : columns,
+        .x_stride = x->x_stride,
+        .router_w = t->router_w,
+        .router_b = t->router_b,
+        .bias = p->flags & CMOE_ROUTE_BIAS ? t->route_bias : NULL,
+        .hash_table = p->flags & CMOE_HASH ? t->hash_table : NULL,
+        .token_ids = p->flags & CMOE_HASH ? t->token_ids : NULL,
+        .vocab = t->vocab,
+        .ids = x->ids,
+        .weights = x->weights,
+        .scratch = p->flags & CMOE_ROUTE_FROM_X ? x->scratch : NULL,
+        .columns = columns,
+        .h_used = (int32_t)x->shape->h_used,
+    };
+    void *args[] = {&r};
+    if (r.scratch) {
+        const struct cmoe_cuda_grid logits = {(unsigned)x->tokens, blocks(columns, 8), 256, 0};
+        CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_route_logits, logits, args));
+    }
+    const size_t shared = ((size_t)columns + (size_t)p->experts * 3 + (size_t)p->groups) * 4;
+    const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, 1, 32, shared};
+    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_route, grid, args);
+}
+
+/* amax and scale of a dynamic tensor scale, then the rows. */
+static cmoe_status quantize(const struct cmoe_exec *x, cmoe_gpu_quant *q, int64_t rows)
+{
+    void *args[] = {q};
+    struct cmoe_cuda_grid grid = {(unsigned)rows, 1, 256, 0};
+    if (q->f.scaling == CMOE_SCALE_TENSOR && !q->f.fixed) {
+        const struct cmoe_cuda *cuda = cmoe__cuda_of(x);
+        q->amax = x->scratch;
+        CMOE_CUDA_TRY("quantise", cuda->driver, cuMemsetD8Async, (CUdeviceptr)(uintptr_t)q->amax, 0,
+                      4, x->stream);
+        CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_quant_amax, grid, args));
+        const struct cmoe_cuda_grid one = {1, 1, 1, 0};
+        CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_quant_tensor_scale, one, args));
+    }
+    grid.shared = (size_t)q->n * 4;
+    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_quant_rows, grid, args);
+}
+
+static const cmoe_gpu_expert *experts_of(const struct cmoe_exec *x)
+{
+    const struct cmoe_cuda_weights *w = x->w ? x->w->state : NULL;
+    return w ? w->experts : NULL;
+}
+
+cmoe_status cmoe__cuda_quant(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    const cmoe_problem *p = x->p;
+    const struct cmoe_shape *s = x->shape;
+    const cmoe_format f = p->x;
+    const bool tensor = f.scaling == CMOE_SCALE_TENSOR,
+               weigh = p->weight_on == CMOE_WEIGHT_ON_INPUT;
+    cmoe_gpu_quant q = {
+        .call = cmoe__cuda_call(x),
+        .f = f,
+        .experts = experts_of(x),
+        .in = x->x,
+        .in_stride = x->x_stride,
+        .out_stride = x->xq_stride,
+        .scale_stride = tensor ? 0 : (int64_t)cmoe__row_scale_bytes(f, s->H),
+        .codes = x->xq,
+        .scales = x->xs,
+        .globals = x->xg,
+        .fixed = f.fixed ? x->t->x_scale : NULL,
+        .n = (int32_t)s->H,
+        .n_used = (int32_t)s->h_used,
+        .in_dtype = p->in,
+        .round_dtype = weigh ? p->in : CMOE_NONE,
+        .weigh = weigh,
+        .smooth = f.scaling == CMOE_SCALE_SMOOTH ? 1 : 0,
+    };
+    return quantize(x, &q, s->x_slots ? all_rows(x) : x->tokens);
+}
+
+cmoe_status cmoe__cuda_requant(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    const cmoe_problem *p = x->p;
+    const struct cmoe_shape *s = x->shape;
+    const cmoe_format f = p->mid;
+    const bool tensor = f.scaling == CMOE_SCALE_TENSOR;
+    cmoe_gpu_quant q = {
+        .call = cmoe__cuda_call(x),
+        .f = f,
+        .experts = experts_of(x),
+        .in = x->h,
+        .in_stride = s->I * 4,
+        .out_stride = (int64_t)cmoe__row_code_bytes(f, s->I),
+        .scale_stride = tensor ? 0 : (int64_t)cmoe__row_scale_bytes(f, s->I),
+        .codes = x->hq,
+        .scales = x->hs,
+        .globals = x->hg,
+        .fixed = f.fixed ? x->t->mid_scale : NULL,
+        .n = (int32_t)s->I,
+        .n_used = (int32_t)s->i_used,
+        .in_dtype = CMOE_F32,
+        .round_dtype = p->flags & CMOE_MID_ROUNDED ? p->in : CMOE_NONE,
+        .smooth = f.scaling == CMOE_SCALE_SMOOTH ? 2 : 0,
+        .sorted = 1,
+    };
+    return quantize(x, &q, all_rows(x));
+}
+
+static cmoe_gpu_sort sort_params(const struct cmoe_exec *x)
+{
+    return (cmoe_gpu_sort){
+        .call = cmoe__cuda_call(x),
+        .rows = x->rows,
+        .offsets = x->offsets,
+        .sorted_ids = x->t->sorted_ids,
+        .block_experts = x->t->block_experts,
+        .num_valid = x->t->num_valid,
+        .sorted_weights = x->t->sorted_weights,
+        .block_m = x->p->block_m,
+        .n = (int32_t)cmoe_sort_capacity(x->p, x->tokens),
+    };
+}
+
+/* Counts, starts and places of the ids in s->call.ids (or of batched counts). */
+static cmoe_status sort_ids(const struct cmoe_exec *x, cmoe_gpu_sort *s)
+{
+    void *args[] = {s};
+    const struct cmoe_cuda_grid warps = {blocks(x->shape->local, 4), 1, 128, 0};
+    const struct cmoe_cuda_grid one = {1, 1, 32, 0};
+    CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_count, warps, args));
+    CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_scan, one, args));
+    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_place, warps, args);
+}
+
+cmoe_status cmoe__cuda_sort(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    cmoe_gpu_sort s = sort_params(x);
+    return sort_ids(x, &s);
+}
+
+cmoe_status cmoe__cuda_sort_export(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    cmoe_gpu_sort s = sort_params(x);
+    s.packed = step->out.layout == CMOE_EDGE_PACKED;
+    void *args[] = {&s};
+    const struct cmoe_cuda_grid grid = {(unsigned)x->shape->local, 1, 256, 0};
+    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_export, grid, args);
+}
+
+cmoe_status cmoe__cuda_sort_import(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    cmoe_gpu_sort s = sort_params(x);
+    if (step->in.layout == CMOE_EDGE_BATCHED || step->in.layout == CMOE_EDGE_M_INDICES)
+        return sort_ids(x, &s);
+    s.packed = step->in.layout == CMOE_EDGE_PACKED;
+    s.rows = NULL; /* count first */
+    void *args[] = {&s};
+    const struct cmoe_cuda_grid warps = {blocks(x->shape->local, 4), 1, 128, 0};
+    const struct cmoe_cuda_grid one = {1, 1, 32, 0};
+    CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_import, warps, args));
+    CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_scan, one, args));
+    s.rows = x->rows;
+    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_import, warps, args);
+}
+
+cmoe_status cmoe__cuda_act(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    cmoe_gpu_act a = {
+        .call = cmoe__cuda_call(x),
+        .p = *x->p,
+        .gu = x->gu,
+        .h = x->h,
+        .rows1 = (int32_t)x->shape->rows1,
+        .i = (int32_t)x->shape->I,
+        .i_used = (int32_t)x->shape->i_used,
+        .h_dtype = cmoe__shape_h_dtype(x->p),
+    };
+    void *args[] = {&a};
+    const struct cmoe_cuda_grid grid = {(unsigned)all_rows(x), 1, 256, 0};
+    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_act, grid, args);
+}
+
+cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    const cmoe_problem *p = x->p;
+    const bool batched = x->shape->batched, slots = p->flags & CMOE_NO_REDUCE;
+    cmoe_gpu_combine c = {
+        .call = cmoe__cuda_call(x),
+        .z = x->z,
+        .y = x->y,
+        .y_stride = x->y_stride,
+        .accumulate = p->accumulate,
+        .h = (int32_t)x->shape->H,
+        .h_used = (int32_t)x->shape->h_used,
+        .dtype = p->y,
+        .weigh = p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
+    };
+    void *args[] = {&c};
+    const int64_t rows = batched || slots ? all_rows(x) : x->tokens;
+    const size_t shared = batched || slots ? 0 : (size_t)x->shape->slots * 8;
+    const struct cmoe_cuda_grid grid = {(unsigned)rows, 1, 256, shared};
+    const enum cmoe_cuda_function function = batched ? CMOE_CUDA_cmoe_combine_batched
+                                             : slots ? CMOE_CUDA_cmoe_combine_slots
+                                                     : CMOE_CUDA_cmoe_combine;
+    return cmoe__cuda_launch(x, function, grid, args);
+}
+
+static cmoe_status clear(const struct cmoe_exec *x, void *at, size_t bytes)
+{
+    const struct cmoe_cuda *cuda = cmoe__cuda_of(x);
+    if (bytes > 0)
+        CMOE_CUDA_TRY("clearing the plan's end", cuda->driver, cuMemsetD8Async,
+                      (CUdeviceptr)(uintptr_t)at, 0, bytes, x->stream);
+    return CMOE_OK;
+}
+
+cmoe_status cmoe__cuda_prologue(const struct cmoe_exec *x)
+{
+    const cmoe_problem *p = x->p;
+    const struct cmoe_shape *s = x->shape;
+    if (x->ids && x->t->topk_ids64 && p->first != CMOE_STAGE_ROUTE) {
+        cmoe_gpu_sort n = {.call = cmoe__cuda_call(x), .ids64 = x->t->topk_ids64, .ids = x->ids};
+        void *args[] = {&n};
+        const struct cmoe_cuda_grid grid = {blocks((int64_t)x->tokens * s->slots, 256), 1, 256, 0};
+        CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_narrow_ids, grid, args));
+    }
+    const size_t rows = (size_t)all_rows(x);
+    if (p->last == CMOE_STAGE_GEMM1) return clear(x, x->gu, rows * (size_t)s->rows1 * 4);
+    if (p->last == CMOE_STAGE_ACT || (p->last == CMOE_STAGE_REQUANT && !s->requant))
+        return clear(x, x->h, rows * cmoe_dtype_bytes(cmoe__shape_h_dtype(p), s->I));
+    if (p->last == CMOE_STAGE_REQUANT)
+        return clear(x, x->hq, rows * cmoe__row_code_bytes(p->mid, s->I));
+    if (p->last == CMOE_STAGE_GEMM2) return clear(x, x->z, rows * (size_t)s->H * 4);
+    return CMOE_OK;
+}
+
+cmoe_status cmoe__cuda_epilogue(const struct cmoe_exec *x)
+{
+    int64_t *load = x->t->expert_load;
+    if (!load || (!x->ids && !x->shape->batched)) return CMOE_OK;
+    cmoe_gpu_sort s = {.call = cmoe__cuda_call(x)};
+    void *args[] = {&s, &load};
+    const struct cmoe_cuda_grid warps = {blocks(x->shape->local, 4), 1, 128, 0};
+    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_load, warps, args);
+}
