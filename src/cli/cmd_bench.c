@@ -284,7 +284,8 @@ static int run(const struct cli_args *args)
     if (code != CLI_OK) return code;
     bench.seed = (uint64_t)seed;
     code = cli_session_open(&bench.session);
-    if (code == CLI_OK) code = cli_session_device(&bench.session, cli_args_value(args, "device"));
+    if (code == CLI_OK)
+        code = cli_session_host_device(&bench.session, cli_args_value(args, "device"));
     if (code == CLI_OK) {
         const char *file = cli_args_value(args, "json");
         code = file != NULL ? bench_to_json(&bench, &p, file) : bench_schemes(&bench, &p);

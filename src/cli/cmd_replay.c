@@ -121,7 +121,8 @@ static int run(const struct cli_args *args)
 {
     struct replay replay = {.args = args};
     int code = cli_session_open(&replay.session);
-    if (code == CLI_OK) code = cli_session_device(&replay.session, cli_args_value(args, "device"));
+    if (code == CLI_OK)
+        code = cli_session_host_device(&replay.session, cli_args_value(args, "device"));
     if (code == CLI_OK) code = run_opened(&replay);
     cli_job_close(&replay.job);
     cmoe_replay_free(&replay.call);

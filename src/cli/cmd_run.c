@@ -180,7 +180,8 @@ static int run(const struct cli_args *args)
     }
     struct run run = {.args = args};
     int code = cli_session_open(&run.session);
-    if (code == CLI_OK) code = cli_session_device(&run.session, cli_args_value(args, "device"));
+    if (code == CLI_OK)
+        code = cli_session_host_device(&run.session, cli_args_value(args, "device"));
     if (code == CLI_OK) code = run_opened(&run);
     free(run.layer.tensors.y);
     cli_expected_free(&run.reference);

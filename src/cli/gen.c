@@ -141,6 +141,14 @@ void gen_call_reset(struct gen_call *call)
     }
 }
 
+bool gen_span_at(const struct gen_call *call, int i, struct gen_span *out)
+{
+    if (i < 0 || i >= call->n_blocks) return false;
+    const struct gen_block *b = &call->blocks[i];
+    *out = (struct gen_span){.data = b->data, .size = b->size, .input = b->input};
+    return true;
+}
+
 void *gen_y_row(const struct gen_call *call, int64_t r)
 {
     const int64_t tight = call->y_block * call->y_row;

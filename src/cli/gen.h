@@ -67,6 +67,14 @@ const char *gen_call_damage(const struct gen_call *call);
  * E <= 33; sometimes its second half alone, from an order in another format. */
 void gen_problem(uint64_t seed, cmoe_problem *out);
 
+/* The call's i-th buffer; false past the last. */
+struct gen_span {
+    unsigned char *data;
+    size_t size;
+    bool input;
+};
+bool gen_span_at(const struct gen_call *call, int i, struct gen_span *out);
+
 /* Row r of y, and whether the call defines it (batched: rows past an expert's count are not). */
 void *gen_y_row(const struct gen_call *call, int64_t r);
 bool gen_y_row_counts(const struct gen_call *call, int64_t r);

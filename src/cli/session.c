@@ -44,16 +44,26 @@ int cli_session_open(struct cli_session *session)
     return status == CMOE_OK ? CLI_OK : cli_fail_status(status, NULL);
 }
 
+static void close_devices(struct cli_session *session)
+{
+    if (session->host != session->dev) cmoe_device_close(session->host);
+    cmoe_device_close(session->dev);
+    session->dev = session->host = NULL;
+}
+
 int cli_session_device(struct cli_session *session, const char *spec)
 {
-    cmoe_device_close(session->dev);
-    session->dev = NULL;
+    close_devices(session);
     const cmoe_status status = cmoe_device_open(session->ctx, spec, &session->dev);
     if (status != CMOE_OK) return cli_fail_status(status, NULL);
     session->info.struct_size = sizeof session->info;
     cmoe_device_describe(session->dev, &session->info);
-    if (!session->info.host)
-        return cli_fail(CLI_UNAVAILABLE, "device %s does not take host pointers", spec);
+    if (session->info.host) {
+        session->host = session->dev;
+    } else {
+        const cmoe_status opened = cmoe_device_open(session->ctx, "ref", &session->host);
+        if (opened != CMOE_OK) return cli_fail_status(opened, NULL);
+    }
     if (spec == NULL) spec = getenv("CMOE_DEVICE");
     if (spec == NULL || spec[0] == '\0') spec = "cpu";
     snprintf(session->label, sizeof session->label, "%.32s-%s-%dt (%s)", spec, session->info.isa,
@@ -61,9 +71,16 @@ int cli_session_device(struct cli_session *session, const char *spec)
     return CLI_OK;
 }
 
+int cli_session_host_device(struct cli_session *session, const char *spec)
+{
+    const int code = cli_session_device(session, spec);
+    if (code != CLI_OK || session->host == session->dev) return code;
+    return cli_fail(CLI_UNAVAILABLE, "this command does not run on %s yet; cmoe check does", spec);
+}
+
 int cli_session_close(struct cli_session *session, int code)
 {
-    cmoe_device_close(session->dev);
+    close_devices(session);
     cmoe_context_destroy(session->ctx);
     const bool failed = session->record_status != CMOE_OK;
     *session = (struct cli_session){.ctx = NULL};
@@ -92,7 +109,7 @@ static cmoe_status pack(struct cli_session *session, const cmoe_problem *p,
 cmoe_status cli_job_open(struct cli_session *session, const cmoe_problem *p,
                          const cmoe_weights_desc *weights, const char *pin, struct cli_job *out)
 {
-    *out = (struct cli_job){.plan = NULL};
+    *out = (struct cli_job){.dev = session->dev};
     const cmoe_plan_options options = {.struct_size = sizeof options, .pin = pin};
     cmoe_status status = pack(session, p, weights, &options, &out->packed);
     if (status == CMOE_OK) status = cmoe_weights_create(session->dev, p, weights, &out->canonical);
@@ -102,9 +119,7 @@ cmoe_status cli_job_open(struct cli_session *session, const cmoe_problem *p,
                              &options, &out->plan);
     if (status == CMOE_OK) {
         out->workspace_size = cmoe_plan_workspace_size(out->plan);
-        const size_t size = (out->workspace_size + 511) / 256 * 256;
-        out->workspace = aligned_alloc(256, size);
-        if (out->workspace == NULL) status = CMOE_ERR_NO_MEMORY;
+        status = cmoe_device_alloc(session->dev, out->workspace_size, &out->workspace);
     }
     if (status != CMOE_OK) cli_job_close(out);
     return status;
@@ -117,7 +132,7 @@ cmoe_status cli_job_run(struct cli_session *session, const struct cli_job *job,
     const cmoe_status status =
         cmoe_execute(job->plan, tensors, job->workspace, job->workspace_size, NULL);
     session->canonical = NULL;
-    return status;
+    return status == CMOE_OK ? cmoe_device_sync(session->dev, NULL) : status;
 }
 
 void cli_job_close(struct cli_job *job)
@@ -125,7 +140,7 @@ void cli_job_close(struct cli_job *job)
     cmoe_plan_destroy(job->plan);
     cmoe_weights_destroy(job->packed);
     cmoe_weights_destroy(job->canonical);
-    free(job->workspace);
+    cmoe_device_free(job->dev, job->workspace);
     *job = (struct cli_job){.plan = NULL};
 }
 

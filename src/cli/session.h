@@ -8,7 +8,8 @@
 
 struct cli_session {
     cmoe_context *ctx;
-    cmoe_device *dev; /* NULL until cli_session_device */
+    cmoe_device *dev;  /* NULL until cli_session_device */
+    cmoe_device *host; /* for references: dev itself when it takes host pointers */
     cmoe_device_info info;
     char label[256]; /* "cpu-avx512-2t (model)" */
     cmoe_recorder recorder;
@@ -24,11 +25,14 @@ struct cli_session {
 int cli_session_open(struct cli_session *session);
 /* Open a device; NULL: CMOE_DEVICE or the default. Closes the one that was open. */
 int cli_session_device(struct cli_session *session, const char *spec);
+/* The same for commands that only know host memory: other devices are refused. */
+int cli_session_host_device(struct cli_session *session, const char *spec);
 /* Closes everything; passes `code` on, or says that the record could not be written. */
 int cli_session_close(struct cli_session *session, int code);
 
 /* A problem with weights, planned and ready to run on the session's device. */
 struct cli_job {
+    cmoe_device *dev;
     cmoe_weights *canonical; /* in place, what the reference reads */
     cmoe_weights *packed;    /* as the plan wants them; NULL: canonical as well */
     cmoe_plan *plan;

@@ -2,6 +2,7 @@
  * Run, compare, and look at what must not have changed. */
 #include "cli/trial.h"
 
+#include "cli/mirror.h"
 #include "cli/report.h"
 
 #include <stdlib.h>
@@ -109,11 +110,23 @@ static cmoe_status expect_call(struct cli_session *session, const struct gen_cal
 {
     cmoe_weights *weights = NULL;
     cmoe_status status =
-        cmoe_weights_create(session->dev, &call->reference, &call->weights, &weights);
+        cmoe_weights_create(session->host, &call->reference, &call->weights, &weights);
     if (status == CMOE_OK)
         status = cli_expect(session->ctx, &call->reference, weights, &call->reference_tensors,
                             call->y_rows * call->problem.hidden, exact, out);
     cmoe_weights_destroy(weights);
+    return status;
+}
+
+/* Run a call where it lies, or on its mirror. */
+static cmoe_status run_call(struct cli_session *session, const struct cli_job *job,
+                            const struct gen_call *call, struct cli_mirror *mirror,
+                            const char **damage)
+{
+    if (mirror == NULL) return cli_job_run(session, job, &call->tensors);
+    cmoe_status status = cli_mirror_send(mirror);
+    if (status == CMOE_OK) status = cli_job_run(session, job, &mirror->tensors);
+    if (status == CMOE_OK) status = cli_mirror_fetch(mirror, damage);
     return status;
 }
 
@@ -122,25 +135,36 @@ enum cli_trial_result cli_try(struct cli_session *session, struct gen_call *call
 {
     *out = (struct cli_trial){.what = ""};
     struct cli_job job;
-    cmoe_status status = cli_job_open(session, &call->problem, &call->weights, pin, &job);
+    struct cli_mirror mirror = {.dev = NULL};
+    const bool far = session->host != session->dev;
+    cmoe_status status = far ? cli_mirror_open(session->dev, call, &mirror) : CMOE_OK;
+    if (status != CMOE_OK) return fail(out, "no device memory", cmoe_last_error());
+    const cmoe_weights_desc *weights = far ? &mirror.weights : &call->weights;
+    status = cli_job_open(session, &call->problem, weights, pin, &job);
+    if (status != CMOE_OK) cli_mirror_close(&mirror);
     if (status == CMOE_ERR_INVALID || status == CMOE_ERR_UNSUPPORTED) return CLI_TRIAL_SKIPPED;
     if (status != CMOE_OK) return fail(out, "no plan", cmoe_last_error());
     char path[CLI_PATH_TEXT];
     cmoe_plan_path(job.plan, call->tensors.n_tokens, path, sizeof path);
     if (pin != NULL && !path_has(path, pin)) {
         cli_job_close(&job);
+        cli_mirror_close(&mirror);
         return CLI_TRIAL_SKIPPED;
     }
     enum cli_trial_result result = CLI_TRIAL_FAILED;
+    const char *damage = NULL;
     gen_call_reset(call);
     if (expected->y == NULL && call->problem.last == CMOE_STAGE_COMBINE)
         status = expect_call(session, call, exact, expected);
     if (status != CMOE_OK)
         fail(out, "no reference", cmoe_last_error());
-    else if ((status = cli_job_run(session, &job, &call->tensors)) != CMOE_OK)
+    else if ((status = run_call(session, &job, call, far ? &mirror : NULL, &damage)) != CMOE_OK)
         fail(out, "the call failed", cmoe_last_error());
+    else if (damage != NULL)
+        fail(out, damage, "");
     else
         result = judge(call, expected, out);
     cli_job_close(&job);
+    cli_mirror_close(&mirror);
     return result;
 }
