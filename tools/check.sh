@@ -108,7 +108,7 @@ lint() {
     mkdir -p build/check/cppcheck
     cppcheck --quiet --std=c11 --enable=warning,portability,performance --inline-suppr -j "$jobs" \
         --error-exitcode=1 --cppcheck-build-dir=build/check/cppcheck --suppress=missingIncludeSystem \
-        -D_GNU_SOURCE -DCMOE_ISA=generic -DCMOE_ISA_GENERIC=1 -DCMOE_HAVE_NVCC=0 -Iinclude -Isrc src
+        -D_GNU_SOURCE -DCMOE_ISA=generic -DCMOE_ISA_GENERIC=1 -DCMOE_HAVE_CUDA=0 -Iinclude -Isrc -isrc/backends/cuda src
 }
 
 # Addresses that ThreadSanitizer of clang 14 cannot place appear with newer kernels' randomisation.
@@ -134,6 +134,8 @@ fi
 stage "install: find_package, pkg-config, static" tests/install/run.sh build/gcc
 stage "headers: alone, C11 and C++17" tests/headers/run.sh
 stage "exported symbols" tools/check_symbols.sh build/gcc
+stage "build: release, with CUDA where nvcc is" build release
+stage "support matrix of the release build" env CMOE=build/release/cmoe SRCDIR=. tests/cli/matrix.sh
 stage "build: address and undefined sanitizers" build asan
 tests "tests: address and undefined sanitizers" asan -LE slow
 stage "build: thread sanitizer" build tsan
