@@ -36,9 +36,7 @@ struct cmoe_backend {
 extern const struct cmoe_backend *const cmoe__backends[];
 extern const struct cmoe_backend cmoe__backend_ref;
 extern const struct cmoe_backend cmoe__backend_cpu;
-#if CMOE_HAVE_CUDA
-extern const struct cmoe_backend cmoe__backend_cuda;
-#endif
+extern const struct cmoe_backend cmoe__backend_cuda; /* only in builds with CUDA */
 
 /* Whether rows of `backend` can run on dev: its own, and ref's on every host device. */
 bool cmoe__backend_visible(const struct cmoe_backend *backend, const struct cmoe_device *dev);
