@@ -405,6 +405,12 @@ class Layer:
         """The problem without the parts that depend on a call."""
         return self._base
 
+    def __deepcopy__(self, memo):
+        return self  # nothing in it changes after it was made
+
+    def __reduce__(self):
+        raise TypeError("a cmoe.Layer cannot be pickled: keep its arrays and make it again")
+
     def __repr__(self):
         return f"Layer({str(self._base)!r}, device={self.device.spec!r})"
 
