@@ -110,7 +110,7 @@ static const struct {
     {"\"hidden_size\":2048", "\"hidden_size\":null", CMOE_ERR_CORRUPT, "hidden_size"},
     {"\"hidden_size\":2048", "\"hidden_size\":2048,\"hidden_size\":1", CMOE_ERR_CORRUPT,
      "duplicate"},
-    {"\"num_experts\":128", "\"num_local_experts\":128", CMOE_ERR_CORRUPT, "num_experts"},
+    {"\"num_experts\":128", "\"no_experts\":128", CMOE_ERR_CORRUPT, "num_experts"},
     {"\"num_experts\":128", "\"num_experts\":2000000000", CMOE_ERR_CORRUPT, "2000000000"},
     {"_tok\":8", "_tok\":129", CMOE_ERR_CORRUPT, "129"},
     {"\"moe_inter", "\"no_inter", CMOE_ERR_CORRUPT, "moe_intermediate_size"},

@@ -153,12 +153,23 @@ static cmoe_status read_experts(const struct source *s, const struct cmoe_family
     return CMOE_OK;
 }
 
+/* The family's key of E, unless only another one is there: writers differ by version. */
+static const char *experts_key(const struct source *s, const struct cmoe_family *family)
+{
+    static const char *const keys[] = {"num_experts", "num_local_experts", "n_routed_experts"};
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        const bool own = json_object_get(s->root, family->experts) != NULL;
+        if (!own && json_object_get(s->root, keys[i])) return keys[i];
+    }
+    return family->experts;
+}
+
 static cmoe_status read_problem(const struct source *s, const struct cmoe_family *family,
                                 cmoe_problem *p)
 {
     int experts = 0, topk = 0, hidden = 0, inter = 0;
     char text[512], router[192], act[128];
-    CMOE_TRY(read_int(s, family->experts, -1, &experts));
+    CMOE_TRY(read_int(s, experts_key(s, family), -1, &experts));
     CMOE_TRY(read_int(s, "num_experts_per_tok", -1, &topk));
     CMOE_TRY(read_int(s, "hidden_size", -1, &hidden));
     CMOE_TRY(read_int(s, family->inter, -1, &inter));
