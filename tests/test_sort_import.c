@@ -119,6 +119,44 @@ static void hostile_lists(void **state)
     }
 }
 
+/* An index is used in place: one that points elsewhere is refused before it is used. */
+static void hostile_index(void **state)
+{
+    struct rig *const rig = *state;
+    const cmoe_problem p = test_problem("t=4 e=3 k=2 h=32 i=16 stages=gemm1..combine");
+    cmoe_problem made_for = p;
+    made_for.first = CMOE_STAGE_SORT;
+    const struct gen_options options = call_options(&rig->guard, GEN_REAL, test_seed());
+    struct prepared made;
+    expect_ok(call_prepare(rig, &made_for, &options, &made));
+    cmoe_plan *plan = NULL;
+    expect_ok(cmoe_plan_create(rig->cpu, &p, made.canonical, NULL, &plan));
+    void *const workspace = test_workspace(&rig->guard, plan);
+    int32_t rows[8] = {0, 1, 2, 3, 4, 5, 6, 7}, offsets[4] = {0, 3, 3, 8};
+    cmoe_tensors t = made.call.tensors;
+    t.sorted_ids = rows;
+    t.expert_offsets = offsets;
+    const size_t size = cmoe_plan_workspace_size(plan);
+    expect_ok(cmoe_execute(plan, &t, workspace, size, NULL));
+    static const struct {
+        int at, value;
+        const char *part;
+    } faults[] = {{0, -1, "sorted_ids[0] is -1"},        {7, 8, "sorted_ids[7] is 8"},
+                  {100, 1, "expert_offsets[0] is 1"},    {101, 9, "expert_offsets[1] is 9"},
+                  {102, 2, "expert_offsets[2] is 2"},    {103, 9, "expert_offsets[3] is 9"},
+                  {103, INT32_MAX, "expert_offsets[3]"}, {101, INT32_MIN, "expert_offsets[1]"}};
+    for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) {
+        int32_t *const at = faults[i].at < 100 ? rows + faults[i].at : offsets + faults[i].at - 100;
+        const int32_t kept = *at;
+        *at = faults[i].value;
+        expect_error(cmoe_execute(plan, &t, workspace, size, NULL), CMOE_ERR_INVALID,
+                     faults[i].part);
+        *at = kept;
+    }
+    cmoe_plan_destroy(plan);
+    call_done(&made);
+}
+
 /* Rows with one local expert each, as m-indices and as tokens. */
 static void m_indices(void **state)
 {
@@ -240,9 +278,8 @@ static int close_rig(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(published_formats),
-        cmocka_unit_test(hostile_lists),
-        cmocka_unit_test(m_indices),
+        cmocka_unit_test(published_formats), cmocka_unit_test(hostile_lists),
+        cmocka_unit_test(hostile_index),     cmocka_unit_test(m_indices),
         cmocka_unit_test(batched),
     };
     return cmocka_run_group_tests(tests, open_rig, close_rig);

@@ -227,6 +227,33 @@ static cmoe_status check_strides(const cmoe_problem *p, const struct cmoe_shape 
     return CMOE_OK;
 }
 
+/* A caller's index is used in place, so it must point nowhere else: ascending offsets, rows that are
+ * there. The other formats are read entry by entry, and entries that point elsewhere are skipped. */
+static cmoe_status check_index(const cmoe_problem *p, const struct cmoe_shape *s,
+                               const cmoe_tensors *t)
+{
+    const bool reads = p->first > CMOE_STAGE_SORT && p->first < CMOE_STAGE_COMBINE;
+    if (!reads || s->batched || p->sort_format != CMOE_SORT_INDEX) return CMOE_OK;
+    const int64_t rows = cmoe__shape_rows(p, s, t->n_tokens);
+    int64_t before = 0;
+    for (int32_t e = 0; e <= s->local; e++) {
+        const int64_t offset = t->expert_offsets[e];
+        if (offset < before || offset > rows || (e == 0 && offset != 0))
+            return CMOE_FAIL(
+                CMOE_ERR_INVALID,
+                "cmoe_execute: expert_offsets[%d] is %lld; offsets begin with 0, ascend "
+                "and end within %lld rows",
+                e, (long long)offset, (long long)rows);
+        before = offset;
+    }
+    for (int64_t i = 0; i < before; i++)
+        if (t->sorted_ids[i] < 0 || t->sorted_ids[i] >= rows)
+            return CMOE_FAIL(CMOE_ERR_INVALID,
+                             "cmoe_execute: sorted_ids[%lld] is %d; there are rows 0..%lld",
+                             (long long)i, t->sorted_ids[i], (long long)rows - 1);
+    return CMOE_OK;
+}
+
 cmoe_status cmoe__tensors_check(const cmoe_problem *p, const struct cmoe_shape *s,
                                 const cmoe_tensors *t, const cmoe_weights *w, bool host)
 {
@@ -239,7 +266,9 @@ cmoe_status cmoe__tensors_check(const cmoe_problem *p, const struct cmoe_shape *
             CMOE_ERR_INVALID,
             "cmoe_execute: tensors.weights is NULL and the plan was made without weights");
     CMOE_TRY(check_strides(p, s, t));
-    return host ? check_alias(p, s, t) : CMOE_OK;
+    if (!host) return CMOE_OK;
+    CMOE_TRY(check_index(p, s, t));
+    return check_alias(p, s, t);
 }
 
 cmoe_status cmoe__weights_fit(const cmoe_problem *p, const cmoe_weights *w)
