@@ -64,6 +64,11 @@ uint64_t test_seed(void)
     return seed;
 }
 
+bool test_short(void)
+{
+    return test_env("TEST_SHORT", 0) != 0;
+}
+
 int64_t test_env(const char *name, int64_t fallback)
 {
     const char *const text = getenv(name);

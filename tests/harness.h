@@ -36,6 +36,8 @@ bool rng_chance(struct rng *r, int percent);
 
 /* The run's seed; the first call prints it. */
 uint64_t test_seed(void);
+/* Whether TEST_SHORT asks exhaustive tests for a sample of their work. */
+bool test_short(void);
 /* A whole number from the environment, or `fallback`. */
 int64_t test_env(const char *name, int64_t fallback);
 

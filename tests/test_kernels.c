@@ -30,9 +30,11 @@ static int rows_total(void)
     return n;
 }
 
+/* NULL: a backend whose memory is not the host's; `cmoe check` runs its rows where there is one. */
 static cmoe_device *device_of(struct rig *rig, const cmoe_kernel_info *info)
 {
-    return strcmp(info->backend, "ref") == 0 ? rig->ref : rig->cpu;
+    if (strcmp(info->backend, "ref") == 0) return rig->ref;
+    return strcmp(info->backend, "cpu") == 0 ? rig->cpu : NULL;
 }
 
 /* Whether this machine can run the row at all: else the device's refusal names the instructions. */
@@ -40,8 +42,9 @@ static bool runs_here(struct rig *rig, int row, const cmoe_kernel_info *info)
 {
     char why[160] = "";
     const cmoe_problem p = test_problem("t=1 e=1 k=1 h=32 i=32");
-    return cmoe_kernel_supports(row, device_of(rig, info), &p, why, sizeof why) ||
-           !strstr(why, "needs ");
+    cmoe_device *const dev = device_of(rig, info);
+    if (!dev) return false;
+    return cmoe_kernel_supports(row, dev, &p, why, sizeof why) || !strstr(why, "needs ");
 }
 
 static void run_row(struct rig *rig, int row, const struct prepared *prepared, struct tally *tally)
@@ -50,7 +53,7 @@ static void run_row(struct rig *rig, int row, const struct prepared *prepared, s
     cmoe_kernel_describe(row, &info);
     cmoe_device *const dev = device_of(rig, &info);
     const cmoe_problem *const p = &prepared->call.problem;
-    if (info.conversion || !cmoe_kernel_supports(row, dev, p, NULL, 0)) return;
+    if (info.conversion || !dev || !cmoe_kernel_supports(row, dev, p, NULL, 0)) return;
     const struct outcome out = call_run(rig, prepared, dev, info.name);
     if (out.kind == OUTCOME_WRONG) {
         const struct gen_options options = {.kind = prepared->kind, .seed = test_seed()};
@@ -72,7 +75,10 @@ static void run_problem(struct rig *rig, const cmoe_problem *p, enum gen_kind ki
     const struct gen_options options = call_options(&rig->guard, kind, test_seed());
     struct prepared prepared;
     expect_ok(call_prepare(rig, p, &options, &prepared));
+    static int turn;
+    turn++;
     for (int row = 0; row < rows; row++) {
+        if (test_short() && (row + turn) % 5 != 0) continue;
         run_row(rig, row, &prepared, &tallies[row]);
     }
     call_done(&prepared);
@@ -82,6 +88,7 @@ static void run_problem(struct rig *rig, const cmoe_problem *p, enum gen_kind ki
 static int insufficient(struct rig *rig, int rows, const struct tally *tallies)
 {
     int n = 0;
+    const int least = test_short() ? 1 : LEAST_CASES;
     for (int row = 0; row < rows; row++) {
         cmoe_kernel_info info;
         cmoe_kernel_describe(row, &info);
@@ -92,7 +99,7 @@ static int insufficient(struct rig *rig, int rows, const struct tally *tallies)
                           info.name, info.target);
             continue;
         }
-        const bool enough = t->cases[GEN_REAL] >= LEAST_CASES && t->cases[GEN_EXACT] >= LEAST_CASES;
+        const bool enough = t->cases[GEN_REAL] >= least && t->cases[GEN_EXACT] >= least;
         const bool trusted = 2 * t->mistrusted <= t->cases[GEN_REAL] + t->cases[GEN_EXACT];
         if (enough && trusted) continue;
         n++;

@@ -104,6 +104,12 @@ static cmoe_matrix *matrices(struct input *in, const cmoe_problem *p, int64_t ro
     cmoe_matrix *const m = block(in, (size_t)n * sizeof *m, 0);
     size_t codes, scales, zeros;
     if (cmoe_format_bytes(p->w, rows, cols, &codes, &scales, &zeros) != CMOE_OK) abort();
+    /* gate and up have block grids of their own */
+    size_t half;
+    if (cmoe_format_bytes(p->w, rows / 2, cols, NULL, &half, NULL) != CMOE_OK) abort();
+    if (rows == 2 * p->inter && p->gate == CMOE_GATE_SPLIT && p->w.scaling == CMOE_SCALE_BLOCK) {
+        scales = 2 * half;
+    }
     for (int e = 0; e < n; e++) {
         m[e] = (cmoe_matrix){.data = block(in, codes, 1),
                              .scale = block(in, scales, 1),
