@@ -10,7 +10,7 @@ define build
 	@cmake --build build/$(1) -j $(JOBS)
 endef
 
-.PHONY: all demo check test asan tsan arm64 fuzz bench fmt install clean
+.PHONY: all demo check check-python test asan tsan arm64 fuzz bench fmt install clean
 
 all:
 	$(call build,release,build,-DCMAKE_INSTALL_PREFIX=$(PREFIX))
@@ -19,6 +19,9 @@ demo: all
 check:
 	$(SETUP) check
 	@tools/check.sh
+check-python:
+	$(SETUP) build
+	@tools/check_python.sh $(ARGS)
 test asan tsan arm64: preset = $(if $(filter test,$@),dev,$@)
 test asan tsan arm64:
 	$(call build,$(preset),check)
