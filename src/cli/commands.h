@@ -12,5 +12,6 @@ extern const struct cli_command cli_run;
 extern const struct cli_command cli_check;
 extern const struct cli_command cli_bench;
 extern const struct cli_command cli_replay;
+extern const struct cli_command cli_inspect;
 
 #endif
