@@ -189,7 +189,7 @@ bool cmoe__gguf_is(const void *image, size_t size)
 struct cmoe_gguf_value cmoe__gguf_find(const void *image, size_t size, const char *key)
 {
     struct cursor c = {.data = image, .size = size, .what = ""};
-    struct counts n;
+    struct counts n = {0};
     struct cmoe_gguf_value value = {.kind = CMOE_GGUF_ABSENT};
     if (read_counts(&c, &n) == CMOE_OK) (void)!walk(&c, n.entries, key, &value);
     return value;
