@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Other libraries' function names and conventions over cmoe: aiter, vllm, sglang."""
