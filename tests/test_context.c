@@ -273,8 +273,14 @@ static void devices_that_are_not_there_say_why(void **state)
     expect_error(cmoe_device_open(ctx, "cpu:", &dev), CMOE_ERR_INVALID, "cpu:");
     expect_error(cmoe_device_open(ctx, "cpu:x", &dev), CMOE_ERR_INVALID, "cpu:x");
     expect_error(cmoe_device_open(ctx, "cuda:99999", &dev), CMOE_ERR_INVALID, "cuda:99999");
-    expect_error(cmoe_device_open(ctx, "cuda:0", &dev), CMOE_ERR_NO_DEVICE, "left out");
-    expect_error(cmoe_device_open(ctx, "cuda", &dev), CMOE_ERR_NO_DEVICE, "left out");
+    /* Left out of the build, without a driver, or there. */
+    const cmoe_status cuda = cmoe_device_open(ctx, "cuda", &dev);
+    if (cuda == CMOE_OK) {
+        cmoe_device_close(dev);
+        dev = NULL;
+    } else {
+        expect_error(cuda, CMOE_ERR_NO_DEVICE, "\"cuda\" is not there: cuda ");
+    }
     expect_error(cmoe_device_open(NULL, "cpu", &dev), CMOE_ERR_INVALID, "ctx is NULL");
     expect_error(cmoe_device_open(ctx, "cpu", NULL), CMOE_ERR_INVALID, "out is NULL");
     assert_null(dev);
@@ -324,10 +330,13 @@ static void backends_are_described(void **state)
         assert_true(strlen(text) > 5);
         if (strcmp(name, "cuda") != 0) continue;
         cuda = true;
-        assert_memory_equal(text, "left out", 8);
-        assert_non_null(strstr(text, "nvcc"));
-        assert_int_equal(cmoe_backend_describe(n, &name, text, 5), 1); /* cut, not overrun */
-        assert_string_equal(text, "left");
+        assert_true(strncmp(text, "left out", 8) == 0 ||
+                    strncmp(text, "not available: ", 15) == 0 ||
+                    strncmp(text, "available", 9) == 0);
+        char cut[8] = "xxxxxxx";
+        assert_int_equal(cmoe_backend_describe(n, &name, cut, 5), 1); /* cut, not overrun */
+        assert_memory_equal(cut, text, 4);
+        assert_memory_equal(cut + 4, "\0xx", 3);
         assert_int_equal(cmoe_backend_describe(n, &name, NULL, 0), 1);
     }
     assert_true(cuda);

@@ -17,7 +17,7 @@ enum { TILE_ROWS = 6, TILE_VECS = 2 };
 #else
 enum { TILE_ROWS = 4, TILE_VECS = 2 };
 #endif
-enum { TILE_COLS = TILE_VECS * VEC };
+enum { TILE_COLS = TILE_VECS * VEC, PREFETCH_ROWS = 6 };
 
 /* acc += a[.][at] * b for every row of the tile; rows of `a` are a chunk apart. */
 CMOE_INLINE void p32_step(int m, const float *a, const vf b[TILE_VECS],
@@ -67,7 +67,11 @@ CMOE_INLINE void p32_tile(cmoe_dtype w, int m, int64_t k, const float *a, const 
 #pragma GCC unroll 2
         for (int v = 0; v < TILE_VECS; v++)
             acc[r][v] = more ? v_load(c + r * ldc + v * VEC) : v_set(0);
+    const uintptr_t next = (uintptr_t)k * (uintptr_t)chunk_bytes / CMOE_CPU_CHUNK;
     for (; k >= CMOE_CPU_CHUNK; k -= CMOE_CPU_CHUNK) {
+        if (m >= PREFETCH_ROWS)
+            for (int64_t line = 0; line < chunk_bytes; line += 64)
+                __builtin_prefetch((const void *)((uintptr_t)b + next + (uintptr_t)line), 0, 2);
         p32_chunk(w, m, CMOE_CPU_CHUNK, a, b, acc);
         a += m * CMOE_CPU_CHUNK;
         b += chunk_bytes;
