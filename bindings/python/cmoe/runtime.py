@@ -17,6 +17,7 @@ _lock = threading.Lock()
 _contexts = {}  # pid -> context
 _devices = {}  # (pid, spec) -> Device
 _local = threading.local()
+ignore_tuned = False  # True: plans go by estimates only
 
 
 def context():
@@ -67,6 +68,7 @@ class Plan:
         self.device, self.problem, self.weights = dev, problem, weights
         options = _abi.PlanOptions(struct_size=ctypes.sizeof(_abi.PlanOptions))
         options.pin = pin.encode() if pin else None
+        options.ignore_tuned = int(ignore_tuned)
         handle = ctypes.c_void_p()
         lib.plan_create(
             dev.handle,
