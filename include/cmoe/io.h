@@ -126,6 +126,35 @@ CMOE_API const cmoe_weights_desc *cmoe_quantized_desc(const cmoe_quantized *q);
 CMOE_API double cmoe_quantized_bytes_per_weight(const cmoe_quantized *q);
 CMOE_API void cmoe_quantized_free(cmoe_quantized *q);
 
+/* ---- quantised checkpoints ---- */
+
+typedef struct cmoe_quantize_options {
+    size_t struct_size;
+    const char *scheme; /* of cmoe_problem_scheme */
+    int dry_run;        /* only fill the report */
+    /* Called before each expert, or NULL. */
+    void (*progress)(void *user, int64_t done, int64_t total);
+    void *user;
+} cmoe_quantize_options;
+
+typedef struct cmoe_quantize_report {
+    char format[48];        /* what the tensors are called: "fp8", "mxfp4-pack-quantized", ... */
+    int64_t shards, reused; /* reused: finished by a run before this one */
+    int64_t bytes_in, bytes_out;
+    int64_t memory; /* the most that is allocated at once */
+} cmoe_quantize_report;
+
+/** Write folder `out`: the checkpoint in folder `in` with the routed experts of every layer in the
+ *  weight format of a scheme, under the names of the format's own tools; everything else is copied.
+ *  The work lies in OUT.partial, shard by shard, and is renamed to OUT when it is complete and
+ *  flushed; run again, it continues with the first shard that is missing.
+ *  @return CMOE_OK; CMOE_ERR_IO (OUT exists, a file cannot be written); CMOE_ERR_UNSUPPORTED (IN is
+ *          quantised already, a GGUF file, or of a family whose experts have biases);
+ *          CMOE_ERR_MISMATCH (OUT.partial is another run's); as cmoe_layer_open. */
+CMOE_API cmoe_status cmoe_checkpoint_quantize(const char *in, const char *out,
+                                              const cmoe_quantize_options *options,
+                                              cmoe_quantize_report *report) CMOE_MUST_CHECK;
+
 /* ---- recorded calls ---- */
 
 /** Write one call as a directory: npy files of what the call reads (fields of cmoe_tensors as

@@ -56,13 +56,14 @@ static int unknown_option(const struct cli_command *command, char **argv)
 static int take_positional(const struct cli_command *command, int argc, char **argv,
                            struct cli_args *out)
 {
-    const int wanted = command->positional != NULL ? 1 : 0;
+    const int wanted = command->second != NULL ? 2 : command->positional != NULL ? 1 : 0;
     if (argc - optind > wanted)
         return usage_error(command, "unexpected argument", argv[optind + wanted]);
     if (argc - optind < wanted)
         return cli_fail(CLI_USAGE, "%s needs %s; see cmoe %s --help", command->name,
-                        command->positional, command->name);
-    out->positional = wanted ? argv[optind] : NULL;
+                        argc - optind == 1 ? command->second : command->positional, command->name);
+    out->positional = wanted > 0 ? argv[optind] : NULL;
+    out->second = wanted > 1 ? argv[optind + 1] : NULL;
     return CLI_OK;
 }
 
@@ -94,9 +95,11 @@ int cli_args_parse(const struct cli_command *command, int argc, char **argv, str
 
 void cli_args_help(const struct cli_command *command)
 {
-    printf("usage: cmoe %s [options]%s%s\n\n%s.\n", command->name,
+    printf("usage: cmoe %s [options]%s%s%s%s\n\n%s.\n", command->name,
            command->positional != NULL ? " " : "",
-           command->positional != NULL ? command->positional : "", command->summary);
+           command->positional != NULL ? command->positional : "",
+           command->second != NULL ? " " : "", command->second != NULL ? command->second : "",
+           command->summary);
     if (command->details != NULL) printf("\n%s", command->details);
     printf("\noptions:\n");
     const int n = count_options(command);

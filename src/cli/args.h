@@ -33,7 +33,8 @@ struct cli_args;
 struct cli_command {
     const char *name;
     const char *summary;    /* one line, for the overview */
-    const char *positional; /* name of the one positional argument, or NULL */
+    const char *positional; /* name of the first positional argument, or NULL */
+    const char *second;     /* and of the one after it */
     const char *details;    /* paragraphs for --help, or NULL */
     const struct cli_option *options;
     int (*run)(const struct cli_args *); /* returns the exit code */
@@ -42,7 +43,7 @@ struct cli_command {
 struct cli_args {
     const struct cli_command *command;
     const char *values[CLI_MAX_OPTIONS]; /* by option; a switch that was given is "" */
-    const char *positional;
+    const char *positional, *second;
 };
 
 /* Parse what follows the command's name (argv[0] is the name). `help` says that --help was given

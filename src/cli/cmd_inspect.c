@@ -305,8 +305,6 @@ static int inspect(const struct cli_args *args, const struct cli_model *model)
 static int run(const struct cli_args *args)
 {
     struct cli_model model;
-    if (args->positional == NULL)
-        return cli_fail(CLI_USAGE, "inspect: a folder or file is missing; see cmoe inspect --help");
     int code = cli_model_open(args->positional, &model);
     if (code != CLI_OK) return code;
     code = inspect(args, &model);

@@ -13,5 +13,6 @@ extern const struct cli_command cli_check;
 extern const struct cli_command cli_bench;
 extern const struct cli_command cli_replay;
 extern const struct cli_command cli_inspect;
+extern const struct cli_command cli_quantize;
 
 #endif

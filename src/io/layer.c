@@ -17,14 +17,15 @@ static const char *const prefixes[] = {"model.layers", "model.language_model.lay
 enum { PREFIXES = sizeof prefixes / sizeof prefixes[0] };
 
 /* "PREFIX.LAYER.BLOCK" under which the router is; the first prefix when it is nowhere. */
-static void find_block(const struct cmoe_reading *r, const struct cmoe_family *f, int layer,
+void cmoe__layer_block(const cmoe_checkpoint *c, const struct cmoe_family *f, int layer,
                        char *block, size_t size)
 {
+    const struct cmoe_reading r = {.checkpoint = c};
     for (int i = PREFIXES - 1; i >= 0; i--) {
         char suffix[64];
         snprintf(suffix, sizeof suffix, ".%s.weight", f->gate_name);
         snprintf(block, size, "%s.%d.%s", prefixes[i], layer, f->block);
-        if (cmoe__tensor_find(r, block, suffix)) return;
+        if (cmoe__tensor_find(&r, block, suffix)) return;
     }
 }
 
@@ -69,6 +70,10 @@ static cmoe_status read_experts(struct cmoe_reading *r, const struct cmoe_family
     if (f->traits & CMOE_FAMILY_BIASES) {
         return CMOE_FAIL(CMOE_ERR_CORRUPT, "tensor %s.gate_up_proj is missing", module);
     }
+    snprintf(module, sizeof module, "%s.experts.0.%s", block, f->gate);
+    r->group = cmoe__linear_group(r, module, hidden);
+    snprintf(module, sizeof module, "%s.experts.0.%s", block, f->down);
+    if (r->group == 0) r->group = cmoe__linear_group(r, module, inter);
     for (int32_t e = 0; e < out->problem.experts; e++) {
         snprintf(module, sizeof module, "%s.experts.%d.%s", block, e, f->gate);
         CMOE_TRY(cmoe__linear_read(r, module, inter, hidden, &out->gate[e]));
@@ -108,7 +113,7 @@ static cmoe_status open_layer(struct cmoe_reading *r, const struct cmoe_family *
         CMOE_TRY(allocate(out));
         CMOE_TRY(cmoe__gguf_layer(r, f, layer));
     } else {
-        find_block(r, f, layer, block, sizeof block);
+        cmoe__layer_block(r->checkpoint, f, layer, block, sizeof block);
         CMOE_TRY(read_router(r, f, block));
         CMOE_TRY(allocate(out));
         CMOE_TRY(read_experts(r, f, block));
@@ -125,7 +130,7 @@ static cmoe_status open_layer(struct cmoe_reading *r, const struct cmoe_family *
     return apply_format(r->format, &out->problem);
 }
 
-static bool has_experts(const cmoe_model_config *c, int layer)
+bool cmoe__layer_has_experts(const cmoe_model_config *c, int layer)
 {
     const int step = c->moe_step > 1 ? c->moe_step : 1;
     return layer >= c->dense_layers && layer < c->layers && (layer - c->dense_layers) % step == 0;
@@ -144,7 +149,7 @@ cmoe_status cmoe_layer_open(const cmoe_checkpoint *c, const cmoe_model_config *c
                          cmoe__quote(config->model_type).text);
     }
     CMOE_TRY(cmoe_problem_check(&config->problem));
-    if (!has_experts(config, layer)) {
+    if (!cmoe__layer_has_experts(config, layer)) {
         return CMOE_FAIL(CMOE_ERR_INVALID, "layer %d: the layers with experts are %d to %d%s",
                          layer, config->dense_layers, config->layers - 1,
                          config->moe_step > 1 ? ", not all of them" : "");

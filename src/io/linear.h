@@ -13,6 +13,7 @@ struct cmoe_reading {
     cmoe_layer *layer;        /* owns what is converted */
     cmoe_format format;       /* dtype CMOE_NONE: no matrix yet */
     char first[192];          /* the matrix that set it */
+    int group;                /* columns of a group where a matrix has several, else 0 */
     bool dense;               /* decode integers to f32: their groups are not consecutive columns */
     bool wants_dense;         /* set by a matrix that needs it: the layer is read again */
 };
@@ -44,14 +45,22 @@ cmoe_status cmoe__reading_format(struct cmoe_reading *r, const char *module, cmo
 /* The matrix [rows, cols] of tensors whose names begin with `module`. */
 cmoe_status cmoe__linear_read(struct cmoe_reading *r, const char *module, int64_t rows,
                               int64_t cols, cmoe_matrix *out);
+/* Columns of a group of packed integers, as far as this matrix tells: 0 when it has one group only,
+ * which may be a whole row's scale or a larger group's. */
+int cmoe__linear_group(const struct cmoe_reading *r, const char *module, int64_t cols);
 /* The same for .qweight (GPTQ, AWQ) and for .weight_packed of integers. */
 cmoe_status cmoe__linear_gptq(struct cmoe_reading *r, const char *module, int64_t rows,
                               int64_t cols, cmoe_matrix *out);
 cmoe_status cmoe__linear_packed(struct cmoe_reading *r, const char *module, int64_t rows,
                                 int64_t cols, cmoe_matrix *out);
 
-/* All experts' matrices of the module of a fused export: experts.gate_up_proj and down_proj. */
+/* "model.layers.LAYER.mlp": what the names of the layer's tensors begin with. */
 struct cmoe_family;
+void cmoe__layer_block(const cmoe_checkpoint *c, const struct cmoe_family *f, int layer,
+                       char *block, size_t size);
+bool cmoe__layer_has_experts(const cmoe_model_config *config, int layer);
+
+/* All experts' matrices of the module of a fused export: experts.gate_up_proj and down_proj. */
 bool cmoe__fused_exists(const struct cmoe_reading *r, const char *module);
 cmoe_status cmoe__fused_read(struct cmoe_reading *r, const struct cmoe_family *family,
                              const char *module);

@@ -29,9 +29,14 @@ static uint32_t word_at(const void *data, int64_t i)
 }
 
 /* Columns of a group that the canonical layout has, CHANNEL for the whole row, else NONE. */
-static cmoe_format group_format(int64_t cols, int64_t groups)
+static cmoe_format group_format(const struct cmoe_reading *r, int64_t cols, int64_t groups)
 {
     cmoe_format f = {0};
+    if (groups == 1 && r->group >= cols) {
+        f.scaling = CMOE_SCALE_GROUP;
+        f.group = (uint16_t)r->group;
+        return f;
+    }
     if (groups == 1) {
         f.scaling = CMOE_SCALE_CHANNEL;
         return f;
@@ -43,6 +48,17 @@ static cmoe_format group_format(int64_t cols, int64_t groups)
         }
     }
     return f;
+}
+
+int cmoe__linear_group(const struct cmoe_reading *r, const char *module, int64_t cols)
+{
+    const cmoe_tensor_info *t = cmoe__tensor_find(r, module, ".weight_packed");
+    const bool packed = t && cmoe__tensor_is(t, "I32");
+    if (!packed && !cmoe__tensor_find(r, module, ".qweight")) return 0;
+    t = cmoe__tensor_find(r, module, packed ? ".weight_scale" : ".scales");
+    if (!t || t->ndim != 2) return 0;
+    const int64_t n = t->shape[packed ? 1 : 0];
+    return n > 1 ? group_format(r, cols, n).group : 0;
 }
 
 /* Whether g_idx is what consecutive groups give; *valid says that its entries are groups. */
@@ -83,7 +99,7 @@ static cmoe_status finish(struct cmoe_reading *r, const char *module, const stru
                           cmoe_matrix *out)
 {
     bool valid = true;
-    cmoe_format f = group_format(c->cols, c->groups);
+    cmoe_format f = group_format(r, c->cols, c->groups);
     if (!consecutive(c, &valid) || f.scaling == CMOE_SCALE_NONE) r->wants_dense = true;
     if (!valid) return CMOE_FAIL(CMOE_ERR_CORRUPT, "%s: an entry of g_idx is no group", module);
     if (r->dense) return decode_dense(r, module, c, out);
@@ -325,7 +341,7 @@ cmoe_status cmoe__linear_packed(struct cmoe_reading *r, const char *module, int6
                          cmoe__quote(scale->name).text, rows, cols);
     }
     bool valid = true;
-    cmoe_format f = group_format(cols, c.groups);
+    cmoe_format f = group_format(r, cols, c.groups);
     CMOE_TRY(read_g_idx(r, module, ".weight_g_idx", &c));
     CMOE_TRY(read_zeros(r, module, &c));
     if (f.scaling == CMOE_SCALE_NONE || !consecutive(&c, &valid)) r->wants_dense = true;
