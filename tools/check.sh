@@ -135,7 +135,7 @@ stage "install: find_package, pkg-config, static" tests/install/run.sh build/gcc
 stage "headers: alone, C11 and C++17" tests/headers/run.sh
 stage "exported symbols" tools/check_symbols.sh build/gcc
 stage "build: release, with CUDA where nvcc is" build release
-stage "support matrix of the release build" env CMOE=build/release/cmoe SRCDIR=. tests/cli/matrix.sh
+stage "support matrix of the release build" env CMOE=build/release/cmoe bash tests/cli/matrix.sh
 stage "build: address and undefined sanitizers" build asan
 tests "tests: address and undefined sanitizers" asan -LE slow
 stage "build: thread sanitizer" build tsan
