@@ -14,5 +14,6 @@ extern const struct cli_command cli_bench;
 extern const struct cli_command cli_replay;
 extern const struct cli_command cli_inspect;
 extern const struct cli_command cli_quantize;
+extern const struct cli_command cli_accuracy;
 
 #endif

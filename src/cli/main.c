@@ -9,7 +9,7 @@
 
 static const struct cli_command *const commands[] = {
     &cli_info,  &cli_list,   &cli_explain, &cli_run,      &cli_check,
-    &cli_bench, &cli_replay, &cli_inspect, &cli_quantize,
+    &cli_bench, &cli_replay, &cli_inspect, &cli_quantize, &cli_accuracy,
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 

@@ -36,7 +36,7 @@ def ranges(w, args):
     return w.amin(-1, keepdim=keep), w.amax(-1, keepdim=keep)
 
 
-def compressed(compressor, scale_dtype=torch.float32, **arguments):
+def compressed(compressor, scale_dtype=torch.float32, mx=False, **arguments):
     def quantise(w):
         args = QuantizationArgs(**arguments)
         scheme = QuantizationScheme(targets=["Linear"], weights=args)
@@ -48,6 +48,8 @@ def compressed(compressor, scale_dtype=torch.float32, **arguments):
         scale, zero = calculate_qparams(*ranges(w, args), args, **extra)
         if args.strategy == "tensor":
             scale, zero = scale.reshape(1), zero.reshape(1)
+        if mx:
+            scale = torch.exp2(torch.ceil(torch.log2(scale.float())))
         state["weight_scale"] = scale.to(scale_dtype)
         state["weight_zero_point"] = zero
         stored = compressor.compress(state, scheme)
@@ -83,9 +85,9 @@ COMPRESSED = {
     "fp8-block": ("float-quantized", compressed(NaiveQuantizationCompressor, **fp8(
         strategy="block", block_structure=[128, 128]))),
     "mxfp8": ("mxfp8-quantized", compressed(MXFP8QuantizationCompressor, **fp8(
-        strategy="group", group_size=32, scale_dtype=torch.uint8))),
+        strategy="group", group_size=32), mx=True)),
     "mxfp4": ("mxfp4-pack-quantized", compressed(MXFP4PackedCompressor, **fp8(
-        num_bits=4, strategy="group", group_size=32, scale_dtype=torch.uint8))),
+        num_bits=4, strategy="group", group_size=32), mx=True)),
     "nvfp4": ("nvfp4-pack-quantized", compressed(NVFP4PackedCompressor, **fp8(
         num_bits=4, strategy="tensor_group", group_size=16))),
 }
