@@ -8,6 +8,7 @@
 #include "memory.h"
 
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -15,7 +16,7 @@
 
 struct block {
     struct block *before;
-    _Alignas(64) uint8_t data[];
+    _Alignas(max_align_t) uint8_t data[];
 };
 
 void *cmoe__layer_alloc(cmoe_layer *layer, size_t bytes)
