@@ -75,6 +75,10 @@ class Layer:
         self.expert_map = None
         if expert_map is not None:
             self.expert_map = tensors.cast(tensors.view(expert_map, "expert_map"), "i32")
+            if self.expert_map.device != self._sides[0].data.device:
+                raise InvalidError(
+                    f"expert_map is on {self.expert_map.device}, but w1 on {self._sides[0].data.device}"
+                )
         self._base = self._problem(
             scheme, router, act, gate, weight_on, experts, expert_first, options
         )
@@ -88,6 +92,8 @@ class Layer:
         for v, name in ((w1, "w1"), (w2, "w2")):
             if len(v.shape) != 3:
                 raise InvalidError(f"{name} has shape {list(v.shape)}; expected three dimensions")
+        if w1.device != w2.device:
+            raise InvalidError(f"w1 is on {w1.device}, but w2 on {w2.device}")
         if w1.shape[0] != w2.shape[0]:
             raise InvalidError(f"w1 holds {w1.shape[0]} experts and w2 {w2.shape[0]}")
         rows1, hidden = w1.shape[2 if self.transposed else 1], w2.shape[2 if self.transposed else 1]
@@ -319,7 +325,7 @@ class Layer:
         if out is None:
             out = tensors.empty(v, (n, hidden), v.dtype)
         y = tensors.view(out, "out")
-        tight = len(y.shape) == 2 and (y.strides[1] == 1 or hidden == 1)
+        tight = n == 0 or len(y.shape) == 2 and (y.strides[1] == 1 or hidden == 1)
         if y.shape != (n, hidden) or not tight:
             raise InvalidError(
                 f"out has shape {list(y.shape)} and strides {list(y.strides)}; expected "
@@ -355,6 +361,7 @@ class Layer:
                                  ("hash_table", hash_table, "i32")):  # fmt: skip
             if obj is not None:
                 v = tensors.cast(tensors.view(obj, name), dtype)
+                self._same_device(v)
                 setattr(t, name, v.ptr)
                 keep.append(v)
                 if name == "hash_table":

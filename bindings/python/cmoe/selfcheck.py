@@ -7,7 +7,7 @@ import sys
 
 from . import _abi
 from ._lib import enumerate_names, lib, path as library_path
-from .errors import Error
+from .errors import Error, UnsupportedError
 from .problem import Problem
 from .runtime import Plan, context, device as open_device, new_tensors
 from .weights import Weights
@@ -50,6 +50,8 @@ def check(device=None, schemes=None, seed=1, verbose=False):
     :return: {"ok": [...], "unsupported": [...]}. Raises cmoe.Error naming what was outside.
     """
     dev = open_device(device)
+    if not dev.host:
+        raise UnsupportedError(f"cmoe.check is for the CPU; for {dev.spec} there is the cmoe command")
     done = {"ok": [], "unsupported": []}
     for scheme in schemes or enumerate_names(lib.scheme_name):
         try:

@@ -65,9 +65,9 @@ class Weights:
 
 def quantize_experts(fmt, data):
     """Quantise a float View [E, rows, K] to a format: a Side of new arrays of the same kind."""
-    data = tensors.cast(data, "f32")
     if data.device != "cpu":
-        raise UnsupportedError(f"weights are quantised on the CPU; these are on {data.device}")
+        return _through_the_cpu(fmt, data)
+    data = tensors.cast(data, "f32")
     experts, rows, cols = data.shape
     codes, scales, zeros = problems.format_bytes(fmt, rows, cols)
     scale_type = scale_dtype(fmt)
@@ -91,6 +91,15 @@ def quantize_experts(fmt, data):
             views[3].ptr + e * 4 if has_global else None,
         )  # fmt: skip
     return Side(*views)
+
+
+def _through_the_cpu(fmt, data):
+    """quantize_experts for a torch tensor on a GPU."""
+    if data.kind != "torch":
+        raise UnsupportedError(f"weights are quantised on the CPU; these are on {data.device}")
+    made = quantize_experts(fmt, tensors.view(data.owner.float().cpu()))
+    parts = (made.data, made.scale, made.zero, made.global_)
+    return Side(*(p and tensors.view(p.owner.to(data.owner.device)) for p in parts))
 
 
 def scale_dtype(fmt):
@@ -170,6 +179,8 @@ def table(problem, matrix, side, transposed):
     if side.smooth is not None:
         parts["smooth"] = (side.smooth, cols, ("f32",))
     for part, (v, count, dtypes) in parts.items():
+        if v.device != data.device:
+            raise InvalidError(f"{name} is on {data.device}, but its {part.rstrip('_')} on {v.device}")
         v, bytes_each = _per_expert(v, f"{name}_{part.rstrip('_')}", count, dtypes, experts)
         keep.append(v)
         step[part] = (v.ptr, bytes_each)

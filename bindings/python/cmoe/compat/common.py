@@ -124,6 +124,8 @@ def grouped_gemm(a, b, words, sorted_ids, expert_ids, num_valid, top_k, *, block
     try:
         plan = Plan(dev, p, Weights(dev, p, (entries, count), (unread, count)))
     except UnsupportedError:
+        if not dev.host:
+            raise
         dev = open_device("ref")
         plan = Plan(dev, p, Weights(dev, p, (entries, count), (unread, count)))
     t = new_tensors(tokens)
@@ -136,14 +138,14 @@ def grouped_gemm(a, b, words, sorted_ids, expert_ids, num_valid, top_k, *, block
             setattr(t, name, v.ptr)
             held.append(v)
     capacity = lib.sort_capacity(ctypes.byref(p.c), tokens)
-    ids = torch.full((capacity,), tokens * top_k, dtype=torch.int32)
+    ids = torch.full((capacity,), tokens * top_k, dtype=torch.int32, device=a.device)
     used = min(int(num_valid.reshape(-1)[0]), sorted_ids.numel())
     if used > capacity:
         raise InvalidError(f"{used} sorted ids are more than the {capacity} that {p} can have")
     ids[:used] = sorted_ids[:used]
-    blocks = torch.full((-(-capacity // block_m),), -1, dtype=torch.int32)
+    blocks = torch.full((-(-capacity // block_m),), -1, dtype=torch.int32, device=a.device)
     blocks[: -(-used // block_m)] = expert_ids[: -(-used // block_m)]
-    valid = torch.tensor([used], dtype=torch.int32)
+    valid = torch.tensor([used], dtype=torch.int32, device=a.device)
     t.sorted_ids, t.block_experts, t.num_valid = ids.data_ptr(), blocks.data_ptr(), valid.data_ptr()
     t.gate_up = result.data_ptr()
     if tokens:
@@ -155,7 +157,7 @@ def store_rows(c, result, sorted_ids, expert_ids, num_valid, block_m):
     """Copy the rows of valid sorted ids to c; blocks of expert -1 are written as zeros."""
     used = int(num_valid.reshape(-1)[0])
     ids = sorted_ids[:used].long()
-    owner = expert_ids[torch.arange(used) // block_m]
+    owner = expert_ids[torch.arange(used, device=ids.device) // block_m]
     real = ids < result.shape[0]
     local, nobody = ids[real & (owner >= 0)], ids[real & (owner < 0)]
     c[local] = result[local].to(c.dtype)
