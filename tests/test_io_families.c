@@ -4,6 +4,9 @@
  * ctest: labels=portable */
 #include "harness.h"
 
+#include "harness_files.h"
+#include "io/memory.h"
+
 #include <cmoe/convert.h>
 #include <cmoe/io.h>
 #include <cmoe/reference.h>
@@ -224,12 +227,111 @@ static void test_copies(void **state)
     cmoe_context_destroy(ctx);
 }
 
+static void test_every_allocation_fails(void **state)
+{
+    (void)state;
+    for (int i = 0; i < ROWS; i++) {
+        char path[512];
+        cmoe_checkpoint *c;
+        cmoe_model_config config;
+        cmoe_layer layer;
+        snprintf(path, sizeof path, CHECKPOINTS "%s", rows[i].name);
+        cmoe_status status = CMOE_ERR_NO_MEMORY;
+        int n = 0;
+        while (status == CMOE_ERR_NO_MEMORY) {
+            cmoe__io_alloc_fail(++n);
+            status = cmoe_config_read(path, &config);
+        }
+        cmoe__io_alloc_fail(0);
+        expect_ok(status);
+        expect_ok(cmoe_checkpoint_open(path, &c));
+        const int before = n;
+        status = CMOE_ERR_NO_MEMORY;
+        for (n = 0; status == CMOE_ERR_NO_MEMORY;) {
+            cmoe__io_alloc_fail(++n);
+            status = cmoe_layer_open(c, &config, rows[i].layer, &layer);
+            if (status != CMOE_OK) assert_true(!layer.gate && !layer.storage);
+        }
+        cmoe__io_alloc_fail(0);
+        expect_ok(status);
+        assert_true(before > 1 && n > 3);
+        if (!rows[i].mapped) assert_true(n > 5);
+        cmoe_layer_free(&layer);
+        cmoe_checkpoint_close(c);
+    }
+}
+
+/* What is not read is named together with what was found. */
+static void test_unknown(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *model_type, *quantization;
+        cmoe_status status;
+        const char *part;
+    } cases[] = {
+        {"qwen3_moe-int4", "mixtral", "x", CMOE_ERR_CORRUPT, "block_sparse_moe.gate.weight"},
+        {"qwen3_moe-int4", "llama", "x", CMOE_ERR_UNSUPPORTED, "\"llama\" is not read"},
+        {"qwen3_moe-int4", "glm4_moe", "x", CMOE_ERR_CORRUPT, "e_score_correction_bias"},
+        {"qwen3_moe", "gpt_oss", "", CMOE_ERR_CORRUPT, "router.weight is missing"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char path[512];
+        cmoe_checkpoint *c;
+        cmoe_model_config config;
+        cmoe_layer layer;
+        snprintf(path, sizeof path, CHECKPOINTS "%s", cases[i].name);
+        expect_ok(cmoe_checkpoint_open(path, &c));
+        expect_ok(cmoe_config_read(path, &config));
+        strcpy(config.model_type, cases[i].model_type);
+        if (strcmp(cases[i].model_type, "glm4_moe") == 0) config.problem.flags |= CMOE_ROUTE_BIAS;
+        expect_error(cmoe_layer_open(c, &config, 0, &layer), cases[i].status, cases[i].part);
+        cmoe_checkpoint_close(c);
+    }
+}
+
+/* Whatever allocation fails, OUT does not appear, and the next run completes it. */
+static void test_quantize_without_memory(void **state)
+{
+    (void)state;
+    struct folder f;
+    char out[320];
+    const cmoe_quantize_options options = {.struct_size = sizeof options,
+                                           .scheme = "int4-w4a16:zp"};
+    cmoe_quantize_report report;
+    folder_make(&f);
+    /* Some allocations may fail without harm: the run is then complete, and the next one new. */
+    int failures = 0, runs = 0;
+    int64_t reused = 0;
+    snprintf(out, sizeof out, "%s/out-0", f.path);
+    for (int n = 1; n <= 100; n++) {
+        if (file_exists(out)) snprintf(out, sizeof out, "%s/out-%d", f.path, ++runs);
+        cmoe__io_alloc_fail(n);
+        const cmoe_status status =
+            cmoe_checkpoint_quantize(CHECKPOINTS "qwen3_moe", out, &options, &report);
+        cmoe__io_alloc_fail(0);
+        if (status != CMOE_OK) assert_int_equal(status, CMOE_ERR_NO_MEMORY);
+        assert_int_equal(file_exists(out), status == CMOE_OK);
+        failures += status != CMOE_OK;
+        reused += report.reused;
+    }
+    assert_true(failures > 20 && reused > 2);
+    assert_true(file_exists(out));
+    assert_string_equal(report.format, "pack-quantized");
+    assert_int_equal(report.shards, 2);
+    expect_error(cmoe_checkpoint_quantize(CHECKPOINTS "qwen3_moe", out, &options, &report),
+                 CMOE_ERR_IO, "exists already");
+    expect_error(cmoe_checkpoint_quantize(out, "x", &options, &report), CMOE_ERR_UNSUPPORTED,
+                 "compressed-tensors/pack-quantized");
+    folder_remove(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_outputs),
-        cmocka_unit_test(test_mapped),
-        cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_outputs), cmocka_unit_test(test_mapped),
+        cmocka_unit_test(test_copies),  cmocka_unit_test(test_every_allocation_fails),
+        cmocka_unit_test(test_unknown), cmocka_unit_test(test_quantize_without_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
