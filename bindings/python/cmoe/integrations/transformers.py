@@ -28,14 +28,12 @@ def register(name=NAME, pack=False):
     """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    _described.clear()
     _kept.clear()
     ALL_EXPERTS_FUNCTIONS.register(name, _packed_experts if pack else experts_forward)
     _patch_llama4(name)
 
 
 # Beside the modules, not in them, so that models can still be copied and saved.
-_described = weakref.WeakKeyDictionary()  # module -> words
 _kept = weakref.WeakKeyDictionary()  # module -> (its weights' addresses and versions, Experts)
 
 
@@ -93,13 +91,10 @@ def _activation(module, inter):
 
 @torch.compiler.assume_constant_result
 def _describe(module):
-    """Activation, gate, "transposed" and options of a module, joined by "|"; found once.
+    """Activation, gate, "transposed" and options of a module, joined by "|".
 
-    One string, because compilers take those as constants.
+    One string, kept as the module's attribute, because compilers take those as constants.
     """
-    found = _described.get(module)
-    if found is not None:
-        return found
     if getattr(module, "has_post_expert_norm", False):
         raise UnsupportedError(f"{type(module).__name__} normalises each expert's output")
     transposed = getattr(module, "is_transposed", False)
@@ -107,7 +102,7 @@ def _describe(module):
     with torch.no_grad():
         act, gate, options = _activation(module, inter if inter % 2 == 0 else inter + 1)
     words = "|".join((act, gate, "transposed" if transposed else "", options))
-    _described[module] = words
+    module._cmoe_words = words
     return words
 
 
@@ -123,7 +118,8 @@ def _arrays(module):
 
 def experts_forward(module, hidden_states, top_k_index, top_k_weights):
     """The experts function: y [T, H] of hidden_states' type; weights in place."""
-    act, gate, transposed, options = _describe(module).split("|")
+    words = getattr(module, "_cmoe_words", None) or _describe(module)
+    act, gate, transposed, options = words.split("|")
     w1, w2, b1, b2 = _arrays(module)
     return torch.ops.cmoe.moe(
         hidden_states, w1, w2, top_k_weights.float(), top_k_index,
