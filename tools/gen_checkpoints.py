@@ -59,6 +59,23 @@ def fused(name):
     save_arrays(folder, x, families.run(model, layer, x))
 
 
+def llama4_whole(name):
+    """The language model inside the one that also sees: nested configuration, longer names."""
+    from transformers import Llama4Config, Llama4ForConditionalGeneration
+    folder = start(name)
+    inner, layer, dtype = families.build("llama4")
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
+              "image_size": 28, "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16,
+              "projector_output_dim": 16}
+    config = Llama4Config(text_config=inner.config.to_dict(), vision_config=vision)
+    model = Llama4ForConditionalGeneration(config)
+    model.language_model.load_state_dict(inner.state_dict())
+    model.to(dtype).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    x = families.inputs(inner.config.hidden_size)
+    save_arrays(folder, x, families.run(inner, layer, x))
+
+
 def gpt_oss_mxfp4(name):
     """Random codes and scales, decoded by transformers."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -122,6 +139,7 @@ def jobs(args):
     yield "deepseek_v2-greedy", lambda n: family(n, "deepseek_v2", topk_method="greedy", n_group=None,
                                                  topk_group=None, routed_scaling_factor=1.0), ()
     yield "qwen3_moe-fused", fused, ()
+    yield "llama4-whole", llama4_whole, ()
     yield "gpt_oss-mxfp4", gpt_oss_mxfp4, ()
     for scheme, (fmt, quantise) in schemes.COMPRESSED.items():
         changes = {"hidden_size": 144, "moe_intermediate_size": 136, "num_experts": 2} if scheme == "fp8-block" else {}

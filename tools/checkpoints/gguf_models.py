@@ -101,6 +101,13 @@ def deepseek(writer, config):
     writer.add_expert_group_used_count(config.topk_group)
 
 
+def glm(writer, config):
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_weights_norm(True)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+
+
 def nothing(writer, config):
     pass
 
@@ -111,4 +118,8 @@ def _split(kind, architecture, scheme, settings=nothing):
 
 MODELS = {f"gguf-{s}": _split("qwen3_moe", "qwen3moe", s) for s in QUANTISED}
 MODELS["gguf-deepseek2"] = _split("deepseek_v3", "deepseek2", "bf16", deepseek)
+MODELS["gguf-glm4moe"] = _split("glm4_moe", "glm4moe", "f16", glm)
+MODELS["gguf-llama"] = _split("mixtral", "llama", "f16")
+MODELS["gguf-qwen2moe"] = _split("qwen2_moe", "qwen2moe", "bf16")
+MODELS["gguf-olmoe"] = _split("olmoe", "olmoe", "bf16")
 MODELS["gguf-gpt-oss"] = gpt_oss
