@@ -33,6 +33,20 @@ run 0 quantize "$model" "$work/mx8" --scheme mxfp8
 run 0 inspect "$work/mx8" --deep
 has "$work/out" 'w=e4m3/mx32'
 
+# Every family that is written, from its own tensors and names.
+for family in mixtral olmoe deepseek_v3 glm4_moe llama4 llama4-whole qwen3_moe-fused; do
+    from=$root/tests/vectors/checkpoints/$family
+    layer=$("$CMOE" inspect "$from" | sed -n 's/^layers .*from layer \([0-9]*\) on$/\1/p')
+    run 0 quantize "$from" "$work/$family" --scheme fp8-w8a16
+    run 0 inspect "$work/$family"
+    has "$work/out" 'w=e4m3/channel'
+    run 0 run --model "$from" --layer "$layer" --input "$from/x.npy" --scheme fp8-w8a16 --device ref \
+        --output "$work/a.npy"
+    run 0 run --model "$work/$family" --layer "$layer" --input "$from/x.npy" --device ref \
+        --output "$work/b.npy"
+    cmp -s "$work/a.npy" "$work/b.npy" || fail "$family: the copy computes something else"
+done
+
 # Nothing is written by a dry run, over an existing folder, or from what is not read.
 run 0 quantize "$model" "$work/dry" --scheme int4-w4a16 --dry-run
 has "$work/out" '^memory *[0-9]* bytes at most$'
