@@ -14,10 +14,13 @@ log=build/check-python.log
 mkdir -p build
 
 prepare() {
-    local base=python3
-    if /usr/bin/python3 -c 'import torch' 2>/dev/null; then base=/usr/bin/python3; fi
+    local base=python3 numpy=numpy
+    if /usr/bin/python3 -c 'import torch, venv, ensurepip' 2>/dev/null; then
+        base=/usr/bin/python3
+        numpy='numpy<2' # what Debian's torch was built for
+    fi
     if [ ! -x $venv/bin/python ]; then "$base" -m venv --system-site-packages $venv; fi
-    $venv/bin/pip install --quiet ml_dtypes pytest hypothesis 'numpy<2'
+    $venv/bin/pip install --quiet ml_dtypes pytest hypothesis "$numpy"
     if ! $venv/bin/python -c 'import torch' 2>/dev/null; then
         timeout 300 $venv/bin/pip install --quiet --retries 0 --timeout 20 torch \
             --index-url https://download.pytorch.org/whl/cpu || true
@@ -26,7 +29,8 @@ prepare() {
         timeout 300 $venv/bin/pip install --quiet 'transformers>=5' || true
     fi
     # Tests without a GPU need no GPU kernels, which take most of the build.
-    $venv/bin/pip install --quiet --force-reinstall --no-deps -C cmake.define.CMOE_CUDA=OFF .
+    $venv/bin/pip install --quiet --force-reinstall --no-deps \
+        --config-settings cmake.define.CMOE_CUDA=OFF .
 }
 
 if [ -n "${CMOE_PYTHON:-}" ]; then
