@@ -146,7 +146,7 @@ static void hostile_index(void **state)
                   {102, 2, "expert_offsets[2] is 2"},    {103, 9, "expert_offsets[3] is 9"},
                   {103, INT32_MAX, "expert_offsets[3]"}, {101, INT32_MIN, "expert_offsets[1]"}};
     for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) {
-        int32_t *const at = faults[i].at < 100 ? rows + faults[i].at : offsets + faults[i].at - 100;
+        int32_t *const at = faults[i].at < 100 ? &rows[faults[i].at] : &offsets[faults[i].at - 100];
         const int32_t kept = *at;
         *at = faults[i].value;
         expect_error(cmoe_execute(plan, &t, workspace, size, NULL), CMOE_ERR_INVALID,

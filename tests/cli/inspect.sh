@@ -27,10 +27,13 @@ copy() {
     cp -r "$checkpoint/$1" "$work/bad"
     chmod -R u+w "$work/bad"
 }
+# A sanitized program reserves terabytes of addresses before it starts: no limit there.
+limit='ulimit -v 262144'
+(eval "$limit" && "$CMOE" --version) >/dev/null 2>&1 || limit=:
 # bad <what> <file in the copy>: inspect fails with one sentence, in little time and memory.
 bad() {
     code=0
-    (ulimit -v 262144 && timeout 5 "$CMOE" inspect "$work/bad/$2") >"$work/out" 2>"$work/err" || code=$?
+    (eval "$limit" && timeout 5 "$CMOE" inspect "$work/bad/$2") >"$work/out" 2>"$work/err" || code=$?
     [ "$code" = 65 ] || fail "$1: exit code $code: $(cat "$work/err")"
     [ "$(wc -l <"$work/err")" = 1 ] || fail "$1: not one sentence: $(cat "$work/err")"
     has "$work/err" '^cmoe: ..*'
