@@ -211,7 +211,7 @@ struct spelling {
 
 static struct spelling spell(cmoe_format f)
 {
-    struct spelling s;
+    struct spelling s = {""};
     cmoe__format_print(f, s.text, sizeof s.text);
     return s;
 }

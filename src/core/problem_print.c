@@ -137,7 +137,7 @@ int cmoe_problem_print(const cmoe_problem *p, char *buf, size_t len)
 
 uint64_t cmoe_problem_hash(const cmoe_problem *p)
 {
-    char line[LINE_BYTES];
+    char line[LINE_BYTES] = "";
     struct writer w = {.buf = line, .size = sizeof line};
     put_line(&w, p, false);
     assert(w.used < sizeof line);

@@ -197,7 +197,7 @@ static void store_columns(const struct item *it, int64_t from, int64_t to, int64
     const bool first = it->g->matrix == 1;
     const bool biased = (x->p->flags & (first ? CMOE_BIAS1 : CMOE_BIAS2)) != 0;
     const bool weighted = first && x->p->weight_on == CMOE_WEIGHT_ON_GEMM1;
-    float bias[CMOE_CPU_PANEL];
+    float bias[CMOE_CPU_PANEL] = {0};
     for (int64_t j = 0; j < n && biased; j++)
         bias[j] = cmoe__weights_bias(x->w, it->g->matrix, it->expert, to + j);
     for (int r = 0; r < it->m; r++) {
