@@ -3,6 +3,7 @@
 #include "backends/cuda/cuda.h"
 
 #include "core/fail.h"
+#include "core/format.h"
 #include "core/numeric.h"
 #include "core/size.h"
 
@@ -48,32 +49,10 @@ enum cmoe_cuda_function cmoe__cuda_mma(cmoe_format x, cmoe_format w, int rows)
     return CMOE_CUDA_FUNCTIONS;
 }
 
-/* Columns between changes of a format's scale along k, 0 when it has one for a whole row. */
-static int span_of(cmoe_format f)
-{
-    switch ((cmoe_scaling)f.scaling) {
-    case CMOE_SCALE_BLOCK:
-        return 128;
-    case CMOE_SCALE_GROUP:
-        return f.group;
-    case CMOE_SCALE_MX:
-        return 32;
-    case CMOE_SCALE_NV:
-        return 16;
-    case CMOE_SCALE_NONE:
-    case CMOE_SCALE_TENSOR:
-    case CMOE_SCALE_TOKEN:
-    case CMOE_SCALE_SMOOTH:
-    case CMOE_SCALE_CHANNEL:
-    case CMOE_SCALING_COUNT:
-        break;
-    }
-    return 0;
-}
-
+/* Columns between changes of either format's scale along k, 0 when both have one for a whole row. */
 static int group_of(cmoe_format x, cmoe_format w)
 {
-    const int a = span_of(x), b = span_of(w);
+    const int a = (int)cmoe__format_span(x, 0), b = (int)cmoe__format_span(w, 0);
     return a == 0 ? b : (b == 0 ? a : (a < b ? a : b));
 }
 

@@ -3,6 +3,7 @@
  * bound the image of the interval: no case analysis of "near a boundary" is needed. */
 #include "backends/ref/error.h"
 
+#include "core/format.h"
 #include "core/numeric.h"
 #include <float.h>
 #include <math.h>
@@ -107,27 +108,6 @@ static double amax_of(const double *v, const double *d, int64_t n, double *error
     return amax;
 }
 
-static int64_t scope(cmoe_format f, int64_t n)
-{
-    switch ((cmoe_scaling)f.scaling) {
-    case CMOE_SCALE_GROUP:
-        return f.group;
-    case CMOE_SCALE_MX:
-        return 32;
-    case CMOE_SCALE_NV:
-        return 16;
-    case CMOE_SCALE_NONE:
-    case CMOE_SCALE_TENSOR:
-    case CMOE_SCALE_TOKEN:
-    case CMOE_SCALE_SMOOTH:
-    case CMOE_SCALE_CHANNEL:
-    case CMOE_SCALE_BLOCK:
-    case CMOE_SCALING_COUNT:
-        break;
-    }
-    return n > 0 ? n : 1;
-}
-
 static struct scales block_scales(cmoe_format f, double amax, double d, struct scales global)
 {
     if (f.scaling == CMOE_SCALE_MX) return mx_scales(f, amax, d);
@@ -147,7 +127,7 @@ void cmoe__quantize_error(cmoe_format f, const double *v, const double *d, int64
                                  cmoe__scale_nv_global((float)(top + off))};
         exact_global.low = exact_global.high = cmoe__scale_nv_global((float)top);
     }
-    const int64_t step = scope(f, n);
+    const int64_t step = cmoe__format_span(f, n);
     for (int64_t at = 0; at < n; at += step) {
         const int64_t m = at + step < n ? step : n - at;
         double off = amax_error, top = amax;
