@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * What a plan does and why: steps with costs, formats with regret, every rejected row's reason. */
+#include "plan/pin.h"
 #include "plan/plan.h"
 
 #include <stdarg.h>
@@ -52,8 +53,8 @@ static bool format_fits(const char *planned, const char *read)
 
 static void say_rejected(struct text *t, const cmoe_plan *plan, const struct cmoe_path *path)
 {
-    const struct cmoe_query q = {
-        .p = &plan->p, .shape = &plan->shape, .props = &plan->props, .tokens = path->tokens};
+    const struct cmoe_query q = cmoe__plan_query(plan, path->tokens);
+    const uint32_t pinned = cmoe__pin_stages(plan, &q);
     const struct cmoe_backend *backend;
     const struct cmoe_kernel *k;
     say(t, "  not used:\n");
@@ -71,7 +72,7 @@ static void say_rejected(struct text *t, const cmoe_plan *plan, const struct cmo
         else if (!format_fits(plan->format1, k->format1) || !format_fits(plan->format2, k->format2))
             say(t, "reads weights as %s, the plan keeps %s\n", k->format1 ? k->format1 : k->format2,
                 k->format1 ? cmoe_plan_weight_format(plan, 1) : cmoe_plan_weight_format(plan, 2));
-        else if (cmoe__path_pinned_out(plan, k, path->tokens))
+        else if (cmoe__pin_excludes(plan, i, pinned))
             say(t, "excluded by the pin \"%s\"\n", plan->pin);
         else
             say(t, "estimated %.1f us, dearer\n", k->family->cost_us(k, &q));

@@ -4,9 +4,9 @@
  * Nodes are (boundary, edge layout); rows are arcs from the boundary before their first stage to
  * the one after their last; rows that cover no stage convert one layout into another on the same
  * boundary. Boundaries are visited in order, so one sweep of relaxations is enough. */
+#include "plan/pin.h"
 #include "plan/plan.h"
 #include "plan/tuned.h"
-#include <fnmatch.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -94,21 +94,6 @@ bool cmoe__plan_skips(const struct cmoe_shape *s, int stage)
     return (stage == CMOE_STAGE_QUANT && !s->quant) || (stage == CMOE_STAGE_REQUANT && !s->requant);
 }
 
-bool cmoe__pin_matches(const char *pin, const char *name)
-{
-    char glob[160];
-    for (const char *at = pin; *at;) {
-        const size_t n = strcspn(at, ",");
-        if (n < sizeof glob) {
-            memcpy(glob, at, n);
-            glob[n] = 0;
-            if (fnmatch(glob, name, 0) == 0) return true;
-        }
-        at += n + (at[n] == ',');
-    }
-    return false;
-}
-
 bool cmoe__kernel_usable(const struct cmoe_kernel *k, const struct cmoe_query *q,
                          struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
@@ -119,44 +104,10 @@ bool cmoe__kernel_usable(const struct cmoe_kernel *k, const struct cmoe_query *q
     return k->family->supports(k, q, in, out, why);
 }
 
-static bool covers(const struct cmoe_kernel *k, int stage)
-{
-    return k->first <= stage && stage <= k->last;
-}
-
-static struct cmoe_query query(const struct cmoe_plan *plan, int tokens)
+struct cmoe_query cmoe__plan_query(const struct cmoe_plan *plan, int tokens)
 {
     return (struct cmoe_query){
         .p = &plan->p, .shape = &plan->shape, .props = &plan->props, .tokens = tokens};
-}
-
-/* Whether any layout that can lie before the row is accepted by it. */
-static bool usable_somewhere(const struct cmoe_plan *plan, const struct cmoe_kernel *k, int tokens)
-{
-    const struct cmoe_query q = query(plan, tokens);
-    struct cmoe_edge out, in = cmoe__usual_edge(&plan->p, k->first);
-    if (k->first < plan->p.first || k->last > plan->p.last) return false;
-    if (cmoe__kernel_usable(k, &q, in, &out, NULL)) return true;
-    for (uint8_t layout = 0; layout < CMOE_EDGE_COUNT; layout++) {
-        in = (struct cmoe_edge){.layout = layout, .block_m = (uint16_t)plan->p.block_m};
-        if (cmoe__kernel_usable(k, &q, in, &out, NULL)) return true;
-    }
-    return false;
-}
-
-bool cmoe__path_pinned_out(const struct cmoe_plan *plan, const struct cmoe_kernel *k, int tokens)
-{
-    if (!plan->pin || k->last < k->first || cmoe__pin_matches(plan->pin, k->name)) return false;
-    const struct cmoe_backend *backend;
-    const struct cmoe_kernel *other;
-    for (int i = 0; (other = cmoe__kernel_at(i, &backend)); i++) {
-        if (!cmoe__backend_visible(backend, plan->dev) ||
-            !cmoe__pin_matches(plan->pin, other->name) || !usable_somewhere(plan, other, tokens))
-            continue;
-        for (int stage = k->first; stage <= k->last; stage++)
-            if (covers(other, stage)) return true;
-    }
-    return false;
 }
 
 static bool format_ok(const char *wanted, const char *read)
@@ -176,6 +127,7 @@ struct search {
     const struct cmoe_plan *plan;
     struct cmoe_query q;
     const char *format1, *format2;
+    uint32_t pinned; /* the stages that pinned rows do */
     struct node node[CMOE_STAGE_COUNT + 1][CMOE_EDGE_COUNT];
 };
 
@@ -205,7 +157,7 @@ static void relax_rows(struct search *s, int at, bool stay)
         const bool converts = k->last + 1 == k->first;
         if (k->first != at || converts != stay || k->last > s->plan->p.last ||
             !cmoe__backend_visible(backend, s->plan->dev) || !format_ok(s->format1, k->format1) ||
-            !format_ok(s->format2, k->format2) || cmoe__path_pinned_out(s->plan, k, s->q.tokens))
+            !format_ok(s->format2, k->format2) || cmoe__pin_excludes(s->plan, i, s->pinned))
             continue;
         for (int layout = 0; layout < CMOE_EDGE_COUNT; layout++) {
             const struct node *n = &s->node[at][layout];
@@ -254,7 +206,8 @@ double cmoe__path_search(const struct cmoe_plan *plan, int tokens, const char *f
                          const char *format2, struct cmoe_path *out)
 {
     struct search s = {
-        .plan = plan, .q = query(plan, tokens), .format1 = format1, .format2 = format2};
+        .plan = plan, .q = cmoe__plan_query(plan, tokens), .format1 = format1, .format2 = format2};
+    s.pinned = cmoe__pin_stages(plan, &s.q);
     for (int b = 0; b <= CMOE_STAGE_COUNT; b++)
         for (int layout = 0; layout < CMOE_EDGE_COUNT; layout++)
             s.node[b][layout] = (struct node){.cost = INFINITY, .from_stage = -1};

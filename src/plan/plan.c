@@ -4,6 +4,7 @@
 
 #include "core/fail.h"
 #include "plan/formats.h"
+#include "plan/pin.h"
 #include "plan/tuned.h"
 #include "stages/tensors.h"
 #include <math.h>
@@ -33,8 +34,8 @@ cmoe_status cmoe__plan_check_weights(const struct cmoe_plan *plan, const cmoe_we
 /* "gemm1 on cpu: gemm1_...: reason" of the first stage that nothing covers. */
 static cmoe_status no_path(const struct cmoe_plan *plan, int tokens)
 {
-    const struct cmoe_query q = {
-        .p = &plan->p, .shape = &plan->shape, .props = &plan->props, .tokens = tokens};
+    const struct cmoe_query q = cmoe__plan_query(plan, tokens);
+    const uint32_t pinned = cmoe__pin_stages(plan, &q);
     const struct cmoe_backend *backend;
     const struct cmoe_kernel *k;
     for (int stage = plan->p.first; stage <= plan->p.last; stage++) {
@@ -46,7 +47,7 @@ static cmoe_status no_path(const struct cmoe_plan *plan, int tokens)
             if (stage < k->first || stage > k->last || !cmoe__backend_visible(backend, plan->dev))
                 continue;
             if (cmoe__kernel_usable(k, &q, cmoe__usual_edge(&plan->p, k->first), &out, &why)) {
-                covered = !cmoe__path_pinned_out(plan, k, tokens);
+                covered = !cmoe__pin_excludes(plan, i, pinned);
                 snprintf(why.text, sizeof why.text, "excluded by the pin");
             }
             last = why;
@@ -62,41 +63,6 @@ static cmoe_status no_path(const struct cmoe_plan *plan, int tokens)
                      "no chain of kernels on %s covers stages %s..%s with weight formats %s and %s",
                      plan->dev->backend->name, cmoe_stage_name((cmoe_stage)plan->p.first),
                      cmoe_stage_name((cmoe_stage)plan->p.last), plan->format1, plan->format2);
-}
-
-static cmoe_status check_pin(const struct cmoe_plan *plan)
-{
-    const struct cmoe_backend *backend;
-    const struct cmoe_kernel *k;
-    const struct cmoe_query q = {
-        .p = &plan->p, .shape = &plan->shape, .props = &plan->props, .tokens = plan->p.max_tokens};
-    struct cmoe_why why = {{0}};
-    const char *refused = NULL;
-    if (!plan->pin) return CMOE_OK;
-    for (int i = 0; (k = cmoe__kernel_at(i, &backend)); i++) {
-        struct cmoe_edge out;
-        if (!cmoe__backend_visible(backend, plan->dev) || !cmoe__pin_matches(plan->pin, k->name))
-            continue;
-        for (int b = 0; b < plan->n_buckets; b++) {
-            struct cmoe_query at = q;
-            at.tokens = cmoe__plan_bucket_tokens(&plan->p, b);
-            struct cmoe_edge in = cmoe__usual_edge(&plan->p, k->first);
-            if (k->last + 1 == k->first) return CMOE_OK;
-            if (cmoe__kernel_usable(k, &at, in, &out, &why) && k->first >= plan->p.first &&
-                k->last <= plan->p.last)
-                return CMOE_OK;
-            in = cmoe__plan_first_edge(&plan->p);
-            if (k->first == plan->p.first && cmoe__kernel_usable(k, &at, in, &out, &why))
-                return CMOE_OK;
-        }
-        refused = k->name;
-    }
-    if (!refused)
-        return CMOE_FAIL(CMOE_ERR_INVALID, "pin \"%s\" matches no kernel of %s", plan->pin,
-                         plan->dev->backend->name);
-    return CMOE_FAIL(CMOE_ERR_INVALID, "pin \"%s\" matches %s, which cannot be used here: %s",
-                     plan->pin, refused,
-                     why.text[0] ? why.text : "it covers stages outside the plan");
 }
 
 /* Largest power-of-two pass whose workspace keeps the limit. */
@@ -166,14 +132,13 @@ cmoe_status cmoe_plan_create(cmoe_device *dev, const cmoe_problem *p, const cmoe
     if (plan->shape.batched) plan->p.max_tokens = (int32_t)cmoe__shape_rows(p, &plan->shape, 0);
     plan->n_buckets = cmoe__plan_bucket(plan->p.max_tokens) + 1;
     plan->path = cmoe__calloc(dev->ctx, (size_t)plan->n_buckets * sizeof *plan->path, 64);
-    plan->pin = opt->pin ? cmoe__strdup(dev->ctx, opt->pin) : NULL;
 
     cmoe_status status = CMOE_OK;
-    if (!plan->path || (opt->pin && !plan->pin))
-        status = CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for a plan");
+    if (!plan->path) status = CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for a plan");
+    if (status == CMOE_OK) status = cmoe__pin_set(plan, opt->pin);
     if (status == CMOE_OK && w) status = cmoe__weights_fit(p, w);
     if (status == CMOE_OK && !opt->ignore_tuned) status = cmoe__tuned_load(plan);
-    if (status == CMOE_OK) status = check_pin(plan);
+    if (status == CMOE_OK) status = cmoe__pin_check(plan);
     if (status == CMOE_OK) status = build_paths(plan, opt);
     if (status != CMOE_OK) {
         cmoe_plan_destroy(plan);
@@ -188,6 +153,7 @@ void cmoe_plan_destroy(cmoe_plan *plan)
     if (!plan) return;
     cmoe__free(plan->ctx, plan->path);
     cmoe__free(plan->ctx, plan->tuned);
+    cmoe__free(plan->ctx, plan->pinned);
     cmoe__free(plan->ctx, plan->pin);
     cmoe__free(plan->ctx, plan);
 }

@@ -30,6 +30,7 @@ struct cmoe_plan {
     struct cmoe_props props;       /* the device's, with the plan's thread count */
     const cmoe_weights *w;         /* NULL: in cmoe_tensors */
     char *pin;                     /* or NULL */
+    bool *pinned;                  /* [rows] whether the pin names the row; NULL: no pin */
     double *tuned;                 /* [rows][buckets] us, negative: not measured; NULL: no table */
     const char *format1, *format2; /* read by the paths; NULL: no step reads that matrix */
     int n_buckets;
@@ -49,14 +50,12 @@ struct cmoe_edge cmoe__plan_last_edge(const cmoe_problem *p);
 /* Whether a stage has nothing to do in this problem (QUANT, REQUANT). */
 bool cmoe__plan_skips(const struct cmoe_shape *s, int stage);
 
+/* What rows are asked about: the plan for this number of tokens. */
+struct cmoe_query cmoe__plan_query(const struct cmoe_plan *plan, int tokens);
 /* Cheapest path for `tokens` among rows that read weights in (format1, format2) ("": any). Returns
  * its cost, infinite when there is none; fills *out when not NULL. */
 double cmoe__path_search(const struct cmoe_plan *plan, int tokens, const char *format1,
                          const char *format2, struct cmoe_path *out);
-/* Whether pin excludes a row: it covers a stage that a matching, usable row covers. */
-bool cmoe__path_pinned_out(const struct cmoe_plan *plan, const struct cmoe_kernel *k, int tokens);
-/* Whether a row's name matches one of the globs in a comma-separated list. */
-bool cmoe__pin_matches(const char *pin, const char *name);
 /* All checks that come before a family's own: target, weight format. */
 bool cmoe__kernel_usable(const struct cmoe_kernel *k, const struct cmoe_query *q,
                          struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why);
