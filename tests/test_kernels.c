@@ -78,7 +78,7 @@ static void run_problem(struct rig *rig, const cmoe_problem *p, enum gen_kind ki
     static int turn;
     turn++;
     for (int row = 0; row < rows; row++) {
-        if (test_short() && (row + turn) % 5 != 0) continue;
+        if (test_short() && (row + turn) % 3 != 0) continue;
         run_row(rig, row, &prepared, &tallies[row]);
     }
     call_done(&prepared);
@@ -119,8 +119,9 @@ static void every_row(void **state)
     for (int i = 0; i < PROBLEMS; i++) {
         const cmoe_problem p = test_problem(problems[i]);
         if (p.last != CMOE_STAGE_COMBINE || p.first > CMOE_STAGE_SORT) continue;
-        run_problem(rig, &p, GEN_REAL, rows, tallies);
-        run_problem(rig, &p, GEN_EXACT, rows, tallies);
+        /* the sample: preparing a problem costs more than running a row on it */
+        if (!test_short() || i % 2 == 0) run_problem(rig, &p, GEN_REAL, rows, tallies);
+        if (!test_short() || i % 2 == 1) run_problem(rig, &p, GEN_EXACT, rows, tallies);
     }
     assert_int_equal(insufficient(rig, rows, tallies), 0);
 }
