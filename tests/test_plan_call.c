@@ -343,6 +343,52 @@ static void redzones(void **state)
     cmoe_context_destroy(rig.ctx);
 }
 
+/* An executor inside which the same workspace is asked for again. */
+struct intruder {
+    struct run *run;
+    cmoe_status second;
+};
+
+static void intrude(void *user, int n, cmoe_body body, void *arg)
+{
+    struct intruder *const intruder = user;
+    struct run *const run = intruder->run;
+    if (run) {
+        intruder->run = NULL;
+        intruder->second = cmoe_execute(run->plan, &run->t, run->workspace, run->size, NULL);
+    }
+    for (int i = 0; i < n; i++) {
+        body(arg, i, n);
+    }
+}
+
+static void workspace_in_use(void **state)
+{
+    (void)state;
+    struct intruder intruder = {.second = CMOE_OK};
+    const cmoe_context_options options = {
+        .struct_size = sizeof options, .run = intrude, .user = &intruder, .n_threads = 2};
+    struct rig rig;
+    expect_ok(cmoe_context_create(&options, &rig.ctx));
+    rig.ref = test_device(rig.ctx, "ref");
+    rig.cpu = test_device(rig.ctx, "cpu");
+    guard_init(&rig.guard);
+    struct run run;
+    run_open(&run, &rig, "t=32 e=4 k=2 h=32 i=32 stages=sort..combine", GEN_REAL, 0);
+    for (int i = 0; i < 2; i++) {
+        intruder.run = &run;
+        expect_ok(run_again(&run));
+        assert_int_equal(intruder.second, CMOE_ERR_BUSY);
+        assert_non_null(strstr(cmoe_last_error(), "another call is using the workspace"));
+        expect_right(&run);
+    }
+    run_close(&run);
+    guard_end(&rig.guard);
+    cmoe_device_close(rig.cpu);
+    cmoe_device_close(rig.ref);
+    cmoe_context_destroy(rig.ctx);
+}
+
 /* --- statistics and memory ----------------------------------------------------------------------*/
 
 static void statistics(void **state)
@@ -432,6 +478,7 @@ int main(void)
         cmocka_unit_test(workspace_errors),
         cmocka_unit_test(workspace_limit),
         cmocka_unit_test(redzones),
+        cmocka_unit_test(workspace_in_use),
         cmocka_unit_test(statistics),
         cmocka_unit_test(execute_allocates_nothing),
     };

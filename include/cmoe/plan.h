@@ -124,7 +124,7 @@ typedef struct cmoe_tensors {
  *  address. On error y is unspecified, nothing outside the described buffers was touched.
  *  @return CMOE_OK; CMOE_ERR_INVALID (a NULL or negative argument, named; n_tokens > max_tokens;
  *          y partly overlapping x); CMOE_ERR_WORKSPACE (both sizes); CMOE_ERR_MISMATCH (weights);
- *          CMOE_ERR_DEVICE. */
+ *          CMOE_ERR_BUSY (another call is using the workspace); CMOE_ERR_DEVICE. */
 CMOE_API cmoe_status cmoe_execute(const cmoe_plan *plan, const cmoe_tensors *t, void *workspace,
                                   size_t workspace_size, void *stream) CMOE_MUST_CHECK;
 

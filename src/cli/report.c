@@ -43,9 +43,6 @@ int cli_exit_code(cmoe_status status)
     case CMOE_ERR_WORKSPACE:
     case CMOE_ERR_BUSY:
     case CMOE_ERR_DEVICE:
-    case CMOE_ERR_COMM:
-    case CMOE_ERR_TIMEOUT:
-    case CMOE_ERR_CANCELLED:
         return CLI_INTERNAL;
     }
     return CLI_INTERNAL;

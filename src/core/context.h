@@ -4,6 +4,7 @@
 #define CMOE_CORE_CONTEXT_H
 
 #include "core/attr.h"
+#include "core/claims.h"
 #include "core/threads.h"
 #include <cmoe/context.h>
 #include <pthread.h>
@@ -15,7 +16,8 @@ struct cmoe_context {
     char *device;                 /* CMOE_DEVICE or NULL */
     int log_level;                /* messages above it are dropped */
     struct cmoe_threads *threads;
-    pthread_mutex_t lock; /* device opening and plan creation */
+    pthread_mutex_t lock;      /* device opening and plan creation */
+    struct cmoe_claims claims; /* workspaces of the calls in progress */
 };
 
 /* All of the library's memory. NULL (and no message) when the allocator has none; size 0 is 1. */

@@ -265,6 +265,18 @@ static void record_call(const struct cmoe_plan *plan, const cmoe_tensors *t, con
     recorder->record(recorder->user, &call);
 }
 
+static cmoe_status run_on_device(const struct cmoe_plan *plan, const cmoe_tensors *t,
+                                 const cmoe_weights *w, int64_t tokens, void *workspace,
+                                 void *stream)
+{
+    const struct cmoe_backend *backend = plan->dev->backend;
+    if (!backend->enter) return run_passes(plan, t, w, tokens, workspace, stream);
+    CMOE_TRY(backend->enter(plan->dev));
+    const cmoe_status status = run_passes(plan, t, w, tokens, workspace, stream);
+    backend->leave(plan->dev);
+    return status;
+}
+
 cmoe_status cmoe_execute(const cmoe_plan *plan, const cmoe_tensors *t, void *workspace,
                          size_t workspace_size, void *stream)
 {
@@ -281,11 +293,12 @@ cmoe_status cmoe_execute(const cmoe_plan *plan, const cmoe_tensors *t, void *wor
         tokens = plan->p.max_tokens;
     else if (t->n_tokens_dev && plan->props.host)
         tokens = cmoe__max64(0, cmoe__min64(tokens, *t->n_tokens_dev));
-    const struct cmoe_backend *backend = plan->dev->backend;
-    if (!backend->enter) return run_passes(plan, t, w, tokens, workspace, stream);
-    CMOE_TRY(backend->enter(plan->dev));
-    const cmoe_status status = run_passes(plan, t, w, tokens, workspace, stream);
-    backend->leave(plan->dev);
+    int claim;
+    if (!cmoe__claim(&plan->ctx->claims, workspace, &claim))
+        return CMOE_FAIL(CMOE_ERR_BUSY, "cmoe_execute: another call is using the workspace %p",
+                         workspace);
+    const cmoe_status status = run_on_device(plan, t, w, tokens, workspace, stream);
+    cmoe__release(&plan->ctx->claims, claim);
     return status;
 }
 

@@ -9,10 +9,7 @@ parts. ``cmoe.check()`` tests the installation, ``cmoe.info()`` describes it.
 from ._lib import lib as _lib
 from .errors import (
     BusyError,
-    CancelledError,
-    CommError,
     CorruptError,
-    DeadlineError,
     DeviceError,
     Error,
     FileError,
@@ -33,7 +30,7 @@ from .selfcheck import check, info
 
 __version__ = _lib.version().decode()
 __all__ = [
-    "BusyError", "CancelledError", "CommError", "CorruptError", "DeadlineError", "DeviceError",
+    "BusyError", "CorruptError", "DeviceError",
     "Error", "FileError", "InvalidError", "Layer", "LibraryError", "MismatchError",
     "NoDeviceError", "NoMemoryError", "Problem", "SizeOverflowError", "SlowPathWarning",
     "UnsupportedError", "WorkspaceError", "check", "dequantize", "info", "moe", "quantize",

@@ -72,28 +72,10 @@ class DeviceError(Error, RuntimeError):
     status = "CMOE_ERR_DEVICE"
 
 
-class CommError(Error, RuntimeError):
-    """A communication between ranks failed."""
-
-    status = "CMOE_ERR_COMM"
-
-
 class MismatchError(Error, ValueError):
     """Two objects that must agree do not."""
 
     status = "CMOE_ERR_MISMATCH"
-
-
-class DeadlineError(Error, TimeoutError):
-    """A deadline passed."""
-
-    status = "CMOE_ERR_TIMEOUT"
-
-
-class CancelledError(Error, RuntimeError):
-    """The operation was cancelled."""
-
-    status = "CMOE_ERR_CANCELLED"
 
 
 class LibraryError(Error, ImportError):
@@ -117,8 +99,5 @@ BY_STATUS = {
     8: FileError,
     9: CorruptError,
     10: DeviceError,
-    11: CommError,
     12: MismatchError,
-    13: DeadlineError,
-    14: CancelledError,
 }
