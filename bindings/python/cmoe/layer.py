@@ -5,7 +5,7 @@ import ctypes
 import threading
 import warnings
 
-from . import problem as problems, tensors
+from . import _abi, problem as problems, tensors
 from ._lib import fail, lib
 from .errors import InvalidError, SlowPathWarning, UnsupportedError
 from .problem import Problem
@@ -13,8 +13,36 @@ from .runtime import Plan, device as open_device, host_workspace, new_tensors
 from .weights import Side, Weights, choose_formats, is_float, quantize_experts, table
 
 
+# Fields of cmoe_tensors, counted in words of eight bytes.
+_X, _Y, _WEIGHTS = (getattr(_abi.Tensors, n).offset // 8 for n in ("x", "y", "topk_weights"))
+
+
 def _view(obj, name):
     return None if obj is None else tensors.view(obj, name)
+
+
+def again(found, x, logits, ids, weights):
+    """Run a kept call on other tensors of its types and shapes; None: they need a full call."""
+    routed = ids if logits is None else logits
+    if not (x.is_contiguous() and routed.is_contiguous() and x.is_cpu and routed.is_cpu):
+        return None
+    plan, size, workspace, address, words, slot, _, _ = found
+    if logits is None:
+        if type(weights) is not tensors.torch_type or weights.shape != ids.shape:
+            return None
+        if weights.dtype is not tensors.torch_float32 or not (
+            weights.is_contiguous() and weights.is_cpu
+        ):
+            return None
+        words[_WEIGHTS] = weights.data_ptr()
+    y = tensors.torch_empty_like(x)
+    words[slot] = routed.data_ptr()
+    words[_X] = x.data_ptr()
+    words[_Y] = y.data_ptr()
+    status = lib.execute(plan, address, workspace, size, None)
+    if status:
+        fail(status)
+    return y
 
 
 class Layer:
@@ -208,9 +236,11 @@ class Layer:
         """
         if type(x) is tensors.torch_type and out is None and not return_routing:
             if route_bias is x_scale is mid_scale is token_ids is expert_load is None:
-                y = self._again(x, router_logits, topk_ids, topk_weights)
-                if y is not None:
-                    return y
+                found = self._found(x, router_logits, topk_ids)
+                if found is not None:
+                    y = again(found, x, router_logits, topk_ids, topk_weights)
+                    if y is not None:
+                        return y
         v = tensors.rows(tensors.view(x, "x"))
         if len(v.shape) != 2 or v.shape[1] != self._base.c.hidden:
             raise InvalidError(
@@ -270,41 +300,24 @@ class Layer:
         if len(kept) > 256:
             kept.clear()
         t.x_stride = t.y_stride = t.logits_stride = 0
-        key = (logits is None, x.dtype, x.shape, routed.dtype, routed.shape)
         if logits is not None and routed.shape[1] != self._base.c.experts:
             return
-        kept[hash(key)] = (key, plan, t, ctypes.addressof(t), t.topk_ids64 is not None)
+        slot = "logits" if logits is not None else "topk_ids64" if t.topk_ids64 else "topk_ids"
+        words = (ctypes.c_uint64 * (ctypes.sizeof(t) // 8)).from_buffer(t)
+        pointer, buffer = host_workspace(plan.workspace_size)
+        kept[(logits is None, x.dtype, x.shape, routed.dtype, routed.shape)] = (
+            plan.handle, plan.workspace_size, pointer, ctypes.addressof(t),
+            memoryview(words).cast("B").cast("Q"), getattr(_abi.Tensors, slot).offset // 8,
+            plan, buffer,
+        )  # fmt: skip
 
-    def _again(self, x, logits, ids, weights):
+    def _found(self, x, logits, ids):
+        """The kept call of these tensors' types and shapes, or None."""
         routed = ids if logits is None else logits
         if type(routed) is not tensors.torch_type:
             return None
         key = (logits is None, x.dtype, x.shape, routed.dtype, routed.shape)
-        found = self._calls.__dict__.get(hash(key))
-        if found is None or found[0] != key:
-            return None
-        if not (x.is_contiguous() and routed.is_contiguous() and x.is_cpu and routed.is_cpu):
-            return None
-        _, plan, t, address, wide = found
-        if logits is None:
-            if type(weights) is not tensors.torch_type or weights.dtype is not tensors.torch_float32:
-                return None
-            if weights.shape != ids.shape or not (weights.is_contiguous() and weights.is_cpu):
-                return None
-            if wide:
-                t.topk_ids64 = ids.data_ptr()
-            else:
-                t.topk_ids = ids.data_ptr()
-            t.topk_weights = weights.data_ptr()
-        else:
-            t.logits = logits.data_ptr()
-        y = tensors.torch_empty_like(x)
-        t.x, t.y = x.data_ptr(), y.data_ptr()
-        size = plan.workspace_size
-        status = lib.execute(plan.handle, address, host_workspace(size), size, None)
-        if status:
-            fail(status)
-        return y
+        return self._calls.__dict__.get(key)
 
     def _logits(self, router_logits, n):
         v = tensors.rows(tensors.view(router_logits, "router_logits"))

@@ -100,7 +100,7 @@ class Plan:
     def run(self, tensors, like=None):
         """Execute with an _abi.Tensors; ``like``: a View on the device, for GPUs."""
         if self.device.host:
-            pointer = host_workspace(self.workspace_size)
+            pointer, _ = host_workspace(self.workspace_size)
             status = lib.execute(
                 self.handle, ctypes.byref(tensors), pointer, self.workspace_size, None
             )
@@ -126,13 +126,15 @@ class Plan:
 
 
 def host_workspace(size):
-    """Address of this thread's workspace, at least ``size`` bytes; grows and stays."""
-    have = getattr(_local, "size", -1)
-    if have < size:
-        _local.buffer = (ctypes.c_char * (size + 256))()
+    """(address, owner) of this thread's workspace, at least ``size`` bytes; it grows by doubling.
+
+    Whoever keeps the address keeps the owner, too.
+    """
+    if getattr(_local, "size", -1) < size:
+        _local.size = 1 << max(size - 1, 4095).bit_length()
+        _local.buffer = (ctypes.c_char * (_local.size + 256))()
         _local.pointer = (ctypes.addressof(_local.buffer) + 255) & ~255
-        _local.size = size
-    return _local.pointer
+    return _local.pointer, _local.buffer
 
 
 def new_tensors(n_tokens):

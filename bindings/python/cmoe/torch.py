@@ -20,7 +20,7 @@ import torch
 
 from .errors import LibraryError
 from .functions import CACHED_LAYERS, route as _route, sort as _sort
-from .layer import Layer
+from .layer import Layer, again
 
 if not hasattr(torch.library, "register_fake"):
     raise LibraryError(f"cmoe.torch needs torch 2.4 or later; this is {torch.__version__}")
@@ -35,8 +35,9 @@ _OPTIONS = (
     'int experts=0, int expert_first=0, str options=""'
 )
 _SCHEMAS = {
-    "moe": f"(Tensor x, Tensor w1, Tensor w2, Tensor topk_weights, Tensor topk_ids, {_OPTIONS})"
-    " -> Tensor",
+    "moe": "(Tensor x, Tensor w1, Tensor w2, Tensor topk_weights, Tensor topk_ids) -> Tensor",
+    "moe.options": "(Tensor x, Tensor w1, Tensor w2, Tensor topk_weights, Tensor topk_ids, "
+    f"{_OPTIONS}) -> Tensor",
     "moe_routed": "(Tensor x, Tensor w1, Tensor w2, Tensor logits, int topk, str router, "
     f"Tensor? route_bias=None, {_OPTIONS}) -> Tensor",
     "layer": "(Tensor x, int handle, Tensor topk_weights, Tensor topk_ids) -> Tensor",
@@ -49,6 +50,7 @@ _SCHEMAS = {
 _library = torch.library.Library("cmoe", "DEF")
 _lock = threading.Lock()
 _cache = OrderedDict()
+_calls = threading.local()  # of moe without options, as Layer keeps them
 _registered = {}
 
 
@@ -76,7 +78,43 @@ _ARRAYS = ("w1_scale", "w2_scale", "w1_zero", "w2_zero", "w1_global", "w2_global
 _N = len(_ARRAYS)
 
 
-def _moe(x, w1, w2, topk_weights, topk_ids, *rest, **options):
+def _moe_key(x, w1, w2, topk_ids):
+    """What a kept call of moe depends on beside the values."""
+    return (
+        x.dtype, x.shape, topk_ids.dtype, topk_ids.shape, w1.data_ptr(), w1.dtype, w1.shape,
+        w2.data_ptr(), w2.dtype, w2.shape,
+    )  # fmt: skip
+
+
+def _moe(x, w1, w2, topk_weights, topk_ids):
+    layer = _cached_layer(w1, w2, None, None, {}, {})
+    y = layer(x, topk_ids=topk_ids, topk_weights=topk_weights)
+    found = layer._found(x, None, topk_ids)
+    if found is not None and w1.is_contiguous() and w2.is_contiguous():
+        kept = _calls.__dict__
+        if len(kept) > 4 * CACHED_LAYERS:
+            kept.clear()
+        kept[_moe_key(x, w1, w2, topk_ids)] = found
+    return y
+
+
+def _moe_again(slow, wanted=torch.is_grad_enabled, modes=torch._C._len_torch_dispatch_stack):
+    """The kernel of moe without options above autograd: a kept call at once, else ``slow``."""
+    tensor = torch.Tensor
+
+    def kernel(x, w1, w2, topk_weights, topk_ids):
+        if type(x) is tensor and not (wanted() or modes()):
+            found = _calls.__dict__.get(_moe_key(x, w1, w2, topk_ids))
+            if found is not None and w1.is_contiguous() and w2.is_contiguous():
+                y = again(found, x, None, topk_ids, topk_weights)
+                if y is not None:
+                    return y
+        return slow(x, w1, w2, topk_weights, topk_ids)
+
+    return kernel
+
+
+def _moe_options(x, w1, w2, topk_weights, topk_ids, *rest, **options):
     tensors, (x_scale, mid_scale) = _arguments(rest, options)
     layer = _cached_layer(w1, w2, None, None, tensors, options)
     return layer(x, topk_ids=topk_ids, topk_weights=topk_weights, x_scale=x_scale,
@@ -139,15 +177,52 @@ def _fake_sort(topk_ids, experts, format="packed", block_m=32):
     return ints(capacity), ints(blocks), ints(2 if format == "packed" else 1)
 
 
-def _no_gradient(ctx, *grads):
-    raise RuntimeError(
-        "cmoe operators are for inference and have no gradient: call them under torch.no_grad(), "
-        "or train with another experts implementation"
-    )
+class _NoGradient(torch.autograd.Function):
+    """An operator's call that can be computed but not differentiated."""
+
+    @staticmethod
+    def forward(ctx, call, *args):
+        return call(*args)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            "cmoe operators are for inference and have no gradient: call them under "
+            "torch.no_grad(), or train with another experts implementation"
+        )
+
+
+def _autograd(name, function):
+    """The operator's kernel above autograd.
+
+    Plain tensors of a call that needs no gradient go straight to the function: a second pass through
+    the dispatcher would cost as much as the rest of a small call. Fake tensors, modes and gradients
+    take the dispatcher's way.
+    """
+    below, modes = torch._C._AutoDispatchBelowAutograd, torch._C._len_torch_dispatch_stack
+    wanted, tensor, parameter = torch.is_grad_enabled, torch.Tensor, torch.nn.Parameter
+    packet, _, overload = name.partition(".")
+
+    def kernel(x, *args, **options):
+        needed = wanted() and any(
+            isinstance(a, tensor) and a.requires_grad for a in (x, *args, *options.values())
+        )
+        if not (needed or modes()) and (type(x) is tensor or type(x) is parameter):
+            return function(x, *args, **options)
+
+        def call(*values):
+            with below():
+                operator = getattr(getattr(torch.ops.cmoe, packet), overload or "default")
+                return operator(*values, **options)
+
+        return _NoGradient.apply(call, x, *args) if needed else call(x, *args)
+
+    return kernel
 
 
 _IMPLEMENTATIONS = {
     "moe": (_moe, _fake_like_x),
+    "moe.options": (_moe_options, _fake_like_x),
     "moe_routed": (_moe_routed, _fake_like_x),
     "layer": (_layer, _fake_like_x),
     "route": (_route_op, _fake_route),
@@ -159,7 +234,9 @@ for _name, (_function, _fake) in _IMPLEMENTATIONS.items():
         _library.impl(_name, _function, _key)
     torch.library.register_fake(f"cmoe::{_name}", _fake, lib=_library)
     if _name != "sort":
-        torch.library.register_autograd(f"cmoe::{_name}", _no_gradient, lib=_library)
+        _above = _autograd(_name, _function)
+        _library.impl(_name, _above, "AutogradCUDA")
+        _library.impl(_name, _moe_again(_above) if _name == "moe" else _above, "AutogradCPU")
 
 
 def register_layer(layer):

@@ -133,14 +133,46 @@ def test_errors_reach_the_caller():
 
 
 @operators
-@pytest.mark.parametrize("op", ["moe", "moe_routed", "route", "layer"])
+@pytest.mark.parametrize("op", ["moe_routed", "route", "layer"])
 def test_opcheck(op):
     x, w1, w2, z, weights, ids = make()
     module = cmoe.torch.Experts(w1, w2)
-    args = {"moe": (x, w1, w2, weights, ids), "moe_routed": (x, w1, w2, z, 2, "qwen3"),
+    args = {"moe_routed": (x, w1, w2, z, 2, "qwen3"),
             "route": (z, 2, "softmax"), "layer": (x, module.handle, weights, ids)}[op]  # fmt: skip
     torch.library.opcheck(getattr(torch.ops.cmoe, op), args, test_utils=(
         "test_schema", "test_faketensor", "test_autograd_registration"))  # fmt: skip
+
+
+@operators
+@pytest.mark.parametrize("options", [{}, {"act": "gelu"}])
+def test_fake_functions_of_overloads(options):
+    """opcheck takes no operator with overloads."""
+    x, w1, w2, _, weights, ids = make(dtype=torch.bfloat16)
+    op = torch.ops.cmoe.moe.options if options else torch.ops.cmoe.moe.default
+    y = op(x, w1, w2, weights, ids, **options)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = op(*(mode.from_tensor(t) for t in (x, w1, w2, weights, ids)), **options)
+    assert (fake.shape, fake.dtype, fake.stride()) == (y.shape, y.dtype, y.stride())
+    assert y.norm() > 0
+
+
+@operators
+def test_moe_again():
+    """Calls of shapes seen before take a short way: other values, layouts, types and gradients."""
+    x, w1, w2, _, weights, ids = make(1, dtype=torch.bfloat16)
+    for n in range(3):
+        close(torch.ops.cmoe.moe(x * n + x, w1, w2, weights, ids),
+              experts(x * n + x, w1, w2, weights, ids), 1e-2)  # fmt: skip
+    wide = torch.zeros(1, 2, 2)
+    wide[..., 0] = weights
+    close(torch.ops.cmoe.moe(x, w1, w2, wide[..., 0], ids), experts(x, w1, w2, weights, ids), 1e-2)
+    close(torch.ops.cmoe.moe(x, w1, w2, weights.double(), ids), experts(x, w1, w2, weights, ids), 1e-2)
+    close(torch.ops.cmoe.moe(x, w1, w2, weights, ids.int()), experts(x, w1, w2, weights, ids), 1e-2)
+    w1.mul_(2)  # in place: the same memory, other values
+    close(torch.ops.cmoe.moe(x, w1, w2, weights, ids), experts(x, w1, w2, weights, ids), 1e-2)
+    y = torch.ops.cmoe.moe(x, w1, w2, weights.requires_grad_(), ids)
+    with pytest.raises(RuntimeError, match="for inference"):
+        y.sum().backward()
 
 
 @operators
