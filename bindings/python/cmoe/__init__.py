@@ -7,6 +7,7 @@ parts. ``cmoe.check()`` tests the installation, ``cmoe.info()`` describes it.
 """
 
 from ._lib import lib as _lib
+from .batched import batched
 from .errors import (
     BusyError,
     CorruptError,
@@ -33,6 +34,6 @@ __all__ = [
     "BusyError", "CorruptError", "DeviceError",
     "Error", "FileError", "InvalidError", "Layer", "LibraryError", "MismatchError",
     "NoDeviceError", "NoMemoryError", "Problem", "SizeOverflowError", "SlowPathWarning",
-    "UnsupportedError", "WorkspaceError", "check", "dequantize", "info", "moe", "quantize",
+    "UnsupportedError", "WorkspaceError", "batched", "check", "dequantize", "info", "moe", "quantize",
     "route", "sort",
 ]  # fmt: skip

@@ -114,6 +114,17 @@ class ErrorStats(C.Structure):
     ]  # fmt: skip
 
 
+class Record(C.Structure):
+    _fields_ = [
+        ("struct_size", SIZE), ("problem", P), ("tensors", P), ("weights", P),
+        ("path", C.c_char_p), ("device", C.c_char_p),
+    ]  # fmt: skip
+
+
+class Recorder(C.Structure):
+    _fields_ = [("record", P), ("user", P)]
+
+
 MIRRORS = {
     "cmoe_context_options": (ContextOptions, ("user", "recorder")),
     "cmoe_device_info": (DeviceInfo, ("threads", "host")),
@@ -127,6 +138,8 @@ MIRRORS = {
     "cmoe_weights_desc": (WeightsDesc, ("format2",)),
     "cmoe_fused": (Fused, ("rows", "transposed")),
     "cmoe_kernel_info": (KernelInfo, ("conversion",)),
+    "cmoe_record": (Record, ("device",)),
+    "cmoe_recorder": (Recorder, ()),
     "cmoe_error": (ErrorStats, ("zeros",)),
 }  # fmt: skip
 

@@ -9,8 +9,18 @@ from . import _abi, problem as problems, tensors
 from ._lib import fail, lib
 from .errors import InvalidError, SlowPathWarning, UnsupportedError
 from .problem import Problem
-from .runtime import Plan, device as open_device, host_workspace, new_tensors
-from .weights import Side, Weights, choose_formats, is_float, quantize_experts, table
+from .runtime import Plan, device as open_device, host_workspace, new_tensors, recording
+from .weights import (
+    Side,
+    Weights,
+    choose_formats,
+    is_float,
+    quantize_experts,
+    quantize_halves,
+    scale_dtype,
+    size_of,
+    table,
+)
 
 
 # Fields of cmoe_tensors, counted in words of eight bytes.
@@ -167,7 +177,7 @@ class Layer:
                 if self.transposed:
                     raise UnsupportedError("transposed weights cannot be quantised here")
                 if n == 0 and problems.scaling_of(fmt) == "b128" and self._base.c.gate == 0:
-                    made = _quantize_halves(fmt, data)
+                    made = quantize_halves(fmt, data)
                 else:
                     made = quantize_experts(fmt, data)
                 made.bias, made.smooth = side.bias, side.smooth
@@ -202,8 +212,10 @@ class Layer:
     def _make_weights(self, pack):
         typical = self._base.copy(f"t=64 stages=quant..combine k={min(self._base.c.experts, 8)}")
         formats = choose_formats(self.device, typical)
+        if recording():  # packed weights cannot be written
+            pack = False
         if pack is None:
-            size = sum(_bytes(side.data) for side in self._sides)
+            size = sum(size_of(side.data) for side in self._sides)
             pack = size <= 1 << 30
         if not pack:
             formats = (None, None)
@@ -221,33 +233,39 @@ class Layer:
 
     def __call__(self, x, router_logits=None, *, topk_ids=None, topk_weights=None, out=None,
                  route_bias=None, x_scale=None, mid_scale=None, token_ids=None, hash_table=None,
-                 expert_load=None, return_routing=False):  # fmt: skip
+                 expert_load=None, return_routing=False, x_global=None,
+                 workspace=None):  # fmt: skip
         """Compute the layer for the rows of x.
 
-        :param x: [T, H] f32, f16 or bf16 (uint16: bf16); rows may be strided.
+        :param x: [T, H] f32, f16 or bf16 (uint16: bf16); rows may be strided. Or codes of the scheme's
+            activations (4-bit types two a byte), with their scales in ``x_scale``: f32 [1], [T] or
+            [T, ceil(H/128)], e8m0 [T, ceil(H/32)], e4m3 [T, ceil(H/16)] with ``x_global`` f32 [T].
         :param router_logits: [T, E of all ranks] f32, f16 or bf16; or else
         :param topk_ids: [T, k] int32 or int64. Ids that are negative, past the last expert or not
             local contribute exactly zero. ``topk_weights``: [T, k], any float type, used as f32.
-        :param out: where to write, [T, H]; None: a new array of x's kind and type.
+        :param out: where to write, [T, H]; None: a new array of x's kind, and of x's type or, where x
+            is quantised, of the scheme's ``in``.
         :param route_bias: f32 [E], for routers with a selection bias (DeepSeek-V3).
         :param x_scale, mid_scale: f32 [1], static activation scales.
+        :param workspace: torch bytes to work in, on x's device; used if they are
+            ``workspace_size()`` or more, otherwise the layer has its own.
         :param expert_load: int64 [local experts], counts are added.
         :param return_routing: also return (topk_ids, topk_weights).
         """
         if type(x) is tensors.torch_type and out is None and not return_routing:
-            if route_bias is x_scale is mid_scale is token_ids is expert_load is None:
+            if route_bias is x_scale is mid_scale is token_ids is expert_load is workspace is None:
                 found = self._found(x, router_logits, topk_ids)
                 if found is not None:
                     y = again(found, x, router_logits, topk_ids, topk_weights)
                     if y is not None:
                         return y
         v = tensors.rows(tensors.view(x, "x"))
-        if len(v.shape) != 2 or v.shape[1] != self._base.c.hidden:
-            raise InvalidError(
-                f"x has shape {list(v.shape)}; expected [tokens, {self._base.c.hidden}]"
-            )
+        codes = v.dtype not in tensors.FLOATS and v.dtype != "u16"
+        columns = self._columns(v) if codes else self._base.c.hidden
+        if len(v.shape) != 2 or v.shape[1] != columns:
+            raise InvalidError(f"x has shape {list(v.shape)}; expected [tokens, {columns}]")
         n = v.shape[0]
-        dtype = tensors.float_name(v, "x")
+        dtype = problems.DTYPES[self._base.c.in_] if codes else tensors.float_name(v, "x")
         logits = ids = weights = None
         if router_logits is not None:
             if self.topk is None:
@@ -268,7 +286,7 @@ class Layer:
                 )
             k, key = ids.shape[1], (dtype, None)
         self._same_device(v, logits, ids, weights)
-        y, y_view = self._output(v, out, n)
+        y, y_view = self._output(v, out, n, dtype if codes else v.dtype)
         routing = (ids, weights)
         if return_routing and logits is not None:
             made = (tensors.empty(v, (n, k), "i32"), tensors.empty(v, (n, k), "f32"))
@@ -278,11 +296,12 @@ class Layer:
                 y[...] = 0
         else:
             t = self._tensors(n, v, logits, routing, y_view, key[1])
-            extras = self._extras(t, route_bias, x_scale, mid_scale, token_ids, hash_table,
-                                  expert_load)  # fmt: skip
+            extras = self._codes_scales(t, v, x_scale, x_global) if codes else []
+            extras += self._extras(t, route_bias, None if codes else x_scale, mid_scale, token_ids,
+                                   hash_table, expert_load)  # fmt: skip
             y_type = tensors.float_name(y_view, "out")
-            plan = self._plan(n, k, (*key, y_type))
-            plan.run(t, v)
+            plan = self._plan(n, k, (*key, y_type), codes)
+            plan.run(t, v, workspace)
             if not extras and out is None and v.kind == "torch" and self.device.host:
                 self._remember(x, router_logits, topk_ids, plan, t)
         return (y, routing[0].owner, routing[1].owner) if return_routing else y
@@ -333,10 +352,41 @@ class Layer:
             if v is not None and v.device != where:
                 raise InvalidError(f"{v!r}, but this layer is on {where}")
 
-    def _output(self, v, out, n):
+    def _columns(self, v):
+        """Columns of x's codes; raises where the scheme takes none of v's type."""
+        fmt = self._base.c.x
+        name, bits = problems.dtype_of(fmt), problems.bits_of(fmt)
+        if is_float(fmt) or v.item != 1 or v.dtype not in (name, "u8", "e2m1x2"):
+            codes = "" if is_float(fmt) else f" or codes of {name}"
+            raise InvalidError(f"x has type {v.dtype}; expected one of f32, f16, bf16{codes}")
+        return (self._base.c.hidden * bits + 7) // 8
+
+    def _codes_scales(self, t, v, x_scale, x_global):
+        fmt = self._base.c.x
+        if x_scale is None:
+            raise InvalidError("x is quantised, so x_scale is needed")
+        sizes = problems.format_bytes(fmt, v.shape[0], self._base.c.hidden)
+        keep = []
+        for name, obj, kind, size in (("x_scale", x_scale, scale_dtype(fmt), sizes[1]),
+                                      ("x_global", x_global, "f32", 4 * v.shape[0])):  # fmt: skip
+            if obj is None:
+                continue
+            o = tensors.view(obj, name)
+            raw = o.dtype == "u8" and tensors.ITEM[kind] == 1
+            o = tensors.contiguous(o) if raw else tensors.cast(o, kind)
+            self._same_device(o)
+            if size_of(o) != size:
+                raise InvalidError(
+                    f"{name} has shape {list(o.shape)}; expected {size // o.item} elements of {kind}"
+                )
+            setattr(t, name, o.ptr)
+            keep.append(o)
+        return keep
+
+    def _output(self, v, out, n, dtype):
         hidden = self._base.c.hidden
         if out is None:
-            out = tensors.empty(v, (n, hidden), v.dtype)
+            out = tensors.empty(v, (n, hidden), dtype)
         y = tensors.view(out, "out")
         tight = n == 0 or len(y.shape) == 2 and (y.strides[1] == 1 or hidden == 1)
         if y.shape != (n, hidden) or not tight:
@@ -386,10 +436,11 @@ class Layer:
             t.expert_load = v.ptr
         return keep
 
-    def _plan(self, n, k, key):
+    def _plan(self, n, k, key, codes=False):
         """The plan for up to the next power of two of tokens (at least 8)."""
         bucket = max(8, 1 << (n - 1).bit_length())
-        plan = self._plans.get((bucket, k, key))
+        where = (bucket, k, key, codes)
+        plan = self._plans.get(where)
         if plan is None:
             dtype, logits, y = key
             first = "route" if logits else "quant"
@@ -399,12 +450,21 @@ class Layer:
                     fmt.dtype = problems.DTYPES[dtype]
             if logits:
                 p.apply(f"lg={logits}")
+            if codes:
+                p.apply("xq")
             with self._lock:
-                plan = self._plans.get((bucket, k, key))
+                plan = self._plans.get(where)
                 if plan is None:
                     plan = Plan(self.device, p, self.weights)
-                    self._plans[(bucket, k, key)] = plan
+                    self._plans[where] = plan
         return plan
+
+    def workspace_size(self, tokens, topk=None, dtype=None, quantized=False):
+        """Bytes that a call's ``workspace`` must hold for up to ``tokens`` routed by the caller."""
+        dtype = dtype or problems.DTYPES[self._base.c.in_]
+        key = (dtype, None, dtype)
+        plan = self._plan(max(tokens, 1), topk or self._base.c.topk, key, quantized)
+        return plan.workspace_size + 256
 
     def forget(self):
         """Drop the references to the caller's arrays, which must then be passed again to be used."""
@@ -433,31 +493,3 @@ class Layer:
 
     def __repr__(self):
         return f"Layer({str(self._base)!r}, device={self.device.spec!r})"
-
-
-def _bytes(v):
-    size = v.item
-    for n in v.shape:
-        size *= n
-    return size
-
-
-def _quantize_halves(fmt, data):
-    """Gate and up rows each begin a row of 128x128 blocks: quantise them apart."""
-    owner = tensors.cast(data, "f32").owner
-    half = owner.shape[1] // 2
-    gate = quantize_experts(fmt, tensors.view(owner[:, :half]))
-    up = quantize_experts(fmt, tensors.view(owner[:, half:]))
-    if data.kind == "torch":
-        import torch
-
-        join = torch.cat
-    else:
-        import numpy
-
-        join = numpy.concatenate
-    codes = [s.data.owner for s in (gate, up)]
-    if data.kind == "torch":
-        codes = [c.view(torch.uint8) for c in codes]
-    scales = join([gate.scale.owner, up.scale.owner], 1)
-    return Side(tensors.view(join(codes, 1)), tensors.view(scales))

@@ -2,14 +2,14 @@
 """The process's context and devices, plans, and the workspace of each thread.
 
 One context serves the whole process, made when it is first needed with the library's defaults
-(CMOE_THREADS, CMOE_CPU, CMOE_TUNED, CMOE_LOG). A forked child makes its own.
+(CMOE_THREADS, CMOE_CPU, CMOE_TUNED, CMOE_LOG; CMOE_RECORD: record.py). A forked child makes its own.
 """
 
 import ctypes
 import os
 import threading
 
-from . import _abi
+from . import _abi, record
 from ._lib import fail, lib, text_of
 from .errors import InvalidError
 
@@ -20,6 +20,11 @@ _local = threading.local()
 ignore_tuned = False  # True: plans go by estimates only
 
 
+def recording():
+    """Does CMOE_RECORD name a folder for the first call of this process?"""
+    return bool(os.environ.get("CMOE_RECORD"))
+
+
 def context():
     """The handle of this process's context."""
     pid = os.getpid()
@@ -27,7 +32,8 @@ def context():
         handle = _contexts.get(pid)
         if handle is None:
             handle = ctypes.c_void_p()
-            lib.context_create(None, ctypes.byref(handle))
+            options = record.context_options() if recording() else None
+            lib.context_create(options and ctypes.byref(options), ctypes.byref(handle))
             _contexts[pid] = handle
         return handle
 
@@ -97,28 +103,38 @@ class Plan:
         """Weight format that the plan reads for matrix 1 or 2, or "none"."""
         return lib.plan_weight_format(self.handle, matrix).decode()
 
-    def run(self, tensors, like=None):
-        """Execute with an _abi.Tensors; ``like``: a View on the device, for GPUs."""
+    def run(self, tensors, like=None, workspace=None):
+        """Execute with an _abi.Tensors; ``like``: a View on the device, for GPUs.
+
+        ``workspace``: a contiguous torch tensor on the device; used if its bytes are enough.
+        """
+        pointer = 0
+        if workspace is not None:
+            size = workspace.numel() * workspace.element_size()
+            first = (workspace.data_ptr() + 255) & ~255
+            if first + self.workspace_size <= workspace.data_ptr() + size:
+                pointer = first
         if self.device.host:
-            pointer, _ = host_workspace(self.workspace_size)
+            pointer = pointer or host_workspace(self.workspace_size)[0]
             status = lib.execute(
                 self.handle, ctypes.byref(tensors), pointer, self.workspace_size, None
             )
         else:
-            status = self._run_on_gpu(tensors, like)
+            status = self._run_on_gpu(tensors, like, pointer)
         if status:
             fail(status)
 
-    def _run_on_gpu(self, tensors, like):
+    def _run_on_gpu(self, tensors, like, pointer):
         """Workspace from torch's allocator, which knows streams and graph capture."""
         if like is None or like.kind != "torch":
             raise InvalidError("GPU devices take torch tensors")
         import torch
 
-        buffer = torch.empty(
-            self.workspace_size + 256, dtype=torch.uint8, device=like.owner.device
-        )
-        pointer = (buffer.data_ptr() + 255) & ~255
+        if not pointer:
+            buffer = torch.empty(
+                self.workspace_size + 256, dtype=torch.uint8, device=like.owner.device
+            )
+            pointer = (buffer.data_ptr() + 255) & ~255
         stream = torch.cuda.current_stream(like.owner.device).cuda_stream
         return lib.execute(
             self.handle, ctypes.byref(tensors), pointer, self.workspace_size, stream

@@ -196,6 +196,35 @@ def table(problem, matrix, side, transposed):
     return entries, experts, keep
 
 
+def size_of(v):
+    """Bytes of a View's elements."""
+    size = v.item
+    for n in v.shape:
+        size *= n
+    return size
+
+
+def quantize_halves(fmt, data):
+    """Gate and up rows each begin a row of 128x128 blocks: quantise them apart."""
+    owner = tensors.cast(data, "f32").owner
+    half = owner.shape[1] // 2
+    gate = quantize_experts(fmt, tensors.view(owner[:, :half]))
+    up = quantize_experts(fmt, tensors.view(owner[:, half:]))
+    if data.kind == "torch":
+        import torch
+
+        join = torch.cat
+    else:
+        import numpy
+
+        join = numpy.concatenate
+    codes = [s.data.owner for s in (gate, up)]
+    if data.kind == "torch":
+        codes = [c.view(torch.uint8) for c in codes]
+    scales = join([gate.scale.owner, up.scale.owner], 1)
+    return Side(tensors.view(join(codes, 1)), tensors.view(scales))
+
+
 def choose_formats(dev, problem):
     """The weight formats that the planner wants for a problem: (format1, format2) as bytes."""
     draft = Plan(dev, problem)

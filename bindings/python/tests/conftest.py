@@ -8,15 +8,18 @@ packages are listed at the end of the run.
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 if not os.environ.get("CMOE_TEST_INSTALLED"):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", tempfile.mkdtemp(prefix="cmoe-hypothesis-"))
+
 from hypothesis import settings  # noqa: E402
 
-settings.register_profile("cmoe", deadline=None, max_examples=25, print_blob=True)
+settings.register_profile("cmoe", deadline=None, max_examples=25, print_blob=True, database=None)
 settings.load_profile("cmoe")
 
 OPTIONAL = ("numpy", "ml_dtypes", "torch", "transformers", "jax", "vllm")
