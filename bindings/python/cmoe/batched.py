@@ -68,8 +68,3 @@ def _plan(layer, capacity, dtype, y, codes):
         with layer._lock:
             plan = layer._plans.setdefault(where, Plan(layer.device, p, layer.weights))
     return plan
-
-
-def workspace_size(layer, capacity, dtype, quantized=False):
-    """Bytes that ``workspace`` must hold."""
-    return _plan(layer, capacity, dtype, dtype, quantized).workspace_size + 256

@@ -69,11 +69,12 @@ def device(spec=None):
 class Plan:
     """A plan on a device: what cmoe_plan_create decided, and how to run it."""
 
-    def __init__(self, dev, problem, weights=None, pin=None):
+    def __init__(self, dev, problem, weights=None, pin=None, formats=(None, None)):
         self.handle = None
         self.device, self.problem, self.weights = dev, problem, weights
         options = _abi.PlanOptions(struct_size=ctypes.sizeof(_abi.PlanOptions))
         options.pin = pin.encode() if pin else None
+        options.format1, options.format2 = formats
         options.ignore_tuned = int(ignore_tuned)
         handle = ctypes.c_void_p()
         lib.plan_create(

@@ -46,6 +46,7 @@ def weight_words(w, scale, *, fp8=False, int8=False, int8_w8a16=False, int4_w4a1
                  per_channel=False, block_shape=None, zeros=False, static=False):  # fmt: skip
     """Words "x=... w=... mid=..." for vLLM's and AITER's flags; None: unquantised."""
     group = block_shape[1] if block_shape else 0
+    fixed = ":static" if static else ""
     if fp8 or int8:
         kind = tensors.torch_dtype_name(w.dtype) if fp8 else "i8"
         if kind not in ("e4m3", "e4m3fnuz", "e5m2", "i8"):
@@ -57,7 +58,7 @@ def weight_words(w, scale, *, fp8=False, int8=False, int8_w8a16=False, int4_w4a1
         elif per_channel or scale.numel() > 2 * w.shape[0]:
             x, weights = f"{kind}/token", f"{kind}/channel"
         else:
-            x, weights = f"{kind}/tensor{':static' if static else ''}", f"{kind}/tensor"
+            x, weights = f"{kind}/tensor{fixed}", f"{kind}/tensor"
         return f"x={x} w={weights} mid={x}"
     if int8_w8a16:
         kind = "u8" if w.dtype == torch.uint8 else "i8"
@@ -66,7 +67,7 @@ def weight_words(w, scale, *, fp8=False, int8=False, int8_w8a16=False, int4_w4a1
         return f"w=u4/g{group}{':zp' if zeros else ''}"
     if mx:
         known = {"w_mxfp4": "", "w_mxfp4_a_mxfp4": "x=e2m1/mx32 mid=e2m1/mx32 ",
-                 "w_mxfp4_a_fp8": "x=e4m3/mx32 mid=e4m3/mx32 "}  # fmt: skip
+                 "w_mxfp4_a_fp8": f"x=e4m3/tensor{fixed} mid=e4m3/tensor{fixed} "}  # fmt: skip
         if mx not in known:
             raise UnsupportedError(f"cmoe has no scheme for ocp_mx_scheme {mx!r}")
         return known[mx] + "w=e2m1/mx32"

@@ -82,7 +82,7 @@ _FLAGS = ("use_fp8_w8a8", "use_int8_w8a8", "use_int8_w8a16", "use_int4_w4a16", "
           "block_shape", "w1_bias", "w2_bias")  # fmt: skip
 
 
-def _settings(quant_config, given):
+def settings(quant_config, given):
     """The spelled-out arguments, from vLLM's config object where one is given."""
     unknown = set(given) - set(_FLAGS) - {"allow_deep_gemm", "allow_cutlass_block_scaled_grouped_gemm"}
     if unknown:
@@ -102,7 +102,7 @@ def fused_experts(hidden_states, w1, w2, topk_weights, topk_ids, inplace=False, 
     hidden_states [M, H], w1 [E, 2I, H] (or packed), w2 [E, H, I]; expert_map int32 [global experts],
     local index or -1. apply_router_weight_on_input multiplies GEMM1's result, as vLLM's kernel does.
     """
-    q = _settings(quant_config, quant)
+    q = settings(quant_config, quant)
     act, gate = _activation(activation)
     words = weight_words(
         w1, q["w1_scale"], fp8=q["use_fp8_w8a8"], int8=q["use_int8_w8a8"],
