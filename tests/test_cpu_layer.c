@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * ctest: labels=kernels,threads
+ * ctest: labels=kernels,threads cost=20
  * Whole layers on the cpu backend: within the bound of the reference, the same bits for any number
  * of threads and any executor, the same bits for a token whatever tokens are beside it, and no
  * kernel above the cap. */

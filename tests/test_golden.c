@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * What other people's arithmetic says (PyTorch, ml_dtypes, transformers) against the reference and
  * every backend. tools/gen_golden.py wrote the outputs and never calls cmoe. */
-/* ctest: labels=kernels,portable */
+/* ctest: labels=kernels,portable cost=60 */
 #include "harness_golden.h"
 
 #include <math.h>

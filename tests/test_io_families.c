@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Checkpoints of every family and scheme, written by the code of those who defined them
  * (tools/gen_checkpoints.py): what cmoe computes of a layer must be what that code computed.
- * ctest: labels=portable */
+ * ctest: labels=portable cost=12 */
 #include "harness.h"
 
 #include "harness_files.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * ctest: labels=kernels,portable
+ * ctest: labels=kernels,portable cost=80
  * Every kernel row on every problem of problems.def that it supports, with exact inputs (equal
  * results) and real ones (within the bound); and what the table of rows promises about itself.
  * Rows that convert a sort format cover no stage: test_sort_import runs them. */

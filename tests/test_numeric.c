@@ -3,7 +3,7 @@
  *
  * The oracle knows a type as the sorted list of its magnitudes, built with ldexp from the fields;
  * a value belongs to the code whose neighbours' midpoints enclose it. */
-/* ctest: labels=portable */
+/* ctest: labels=portable cost=10 */
 #include "core/numeric.h"
 #include "harness.h"
 #include "harness_env.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * ctest: labels=kernels,portable
+ * ctest: labels=kernels,portable cost=30
  * ROUTE against an oracle of its own, complete over small rows: every row of up to six logits from
  * {-Inf, -1, 0, 1, +Inf, NaN} (equal ones included), every k, all routers and selection rules.
  *

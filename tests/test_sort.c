@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * ctest: labels=kernels,portable
+ * ctest: labels=kernels,portable cost=30
  * SORT in its three published forms against a naive oracle: for every local expert one pass over all
  * slots. Ids may be anything; experts may be a slice, a map or already local. */
 #include "harness.h"

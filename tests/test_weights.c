@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Rows of weights: every storage of gate and up decodes to the same logical rows, through every
  * stride, in every floating-point environment. */
-/* ctest: labels=portable */
+/* ctest: labels=portable cost=25 */
 #include "core/numeric.h"
 #include "core/weights.h"
 #include "harness.h"

@@ -1,5 +1,6 @@
 #!/bin/sh
 # accuracy on every committed checkpoint; its numbers order schemes by bits, and its page is whole.
+# ctest: cost=25
 . "$(dirname "$0")/common"
 
 for folder in "$root"/tests/vectors/checkpoints/*; do

@@ -1,5 +1,6 @@
 #!/bin/sh
 # check: random problems and single ones, and its report.
+# ctest: cost=15
 . "$(dirname "$0")/common"
 
 run 0 check --count 25 --seed 5

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The language model of examples/lm: logits against those that transformers computed, whole prompts
 # and byte by byte through the KV cache; sampling; the table's measures; errors.
+# ctest: cost=30
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
 bin=$(dirname "$CMOE")

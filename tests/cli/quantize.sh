@@ -1,6 +1,7 @@
 #!/bin/sh
 # quantize: every layout is read back with the values of quantising in memory; it resumes, refuses, and
 # leaves nothing half done.
+# ctest: cost=30
 . "$(dirname "$0")/common"
 
 x=$model/hidden.npy

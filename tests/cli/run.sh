@@ -1,5 +1,6 @@
 #!/bin/sh
 # run: a layer of the trained model under every scheme against numbers that torch computed.
+# ctest: cost=20
 . "$(dirname "$0")/common"
 
 run 0 list --schemes
