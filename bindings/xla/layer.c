@@ -10,6 +10,7 @@
 #include <cmoe/cmoe.h>
 
 #include <stdatomic.h>
+#include <stdbool.h>
 
 /* The attribute "call": words of an array, written by cmoe/jax.py. */
 enum word { SESSION, PLAN, WORKSPACE, HOST, ROUTED, EXTRAS, WORDS };
@@ -38,7 +39,7 @@ static void *refuse(const struct xla_call *call, enum xla_code code, const char 
 }
 
 /* Answers what the handler is; the call then runs nothing. */
-static int answer_metadata(const struct xla_call *call, int cuda)
+static bool answer_metadata(const struct xla_call *call, bool cuda)
 {
     for (struct xla_extension *e = call->head.extensions; e != NULL; e = e->next) {
         if (e->type != XLA_EXTENSION_METADATA) continue;
@@ -46,9 +47,9 @@ static int answer_metadata(const struct xla_call *call, int cuda)
         metadata->version.major = 0;
         metadata->version.minor = call->api ? call->api->version.minor : 1;
         metadata->traits = cuda ? XLA_TRAIT_COMMAND_BUFFER : 0;
-        return 1;
+        return true;
     }
-    return 0;
+    return false;
 }
 
 /* The words of the attribute, or NULL. */
@@ -94,11 +95,11 @@ static int64_t set_extras(const struct xla_call *call, int64_t given, int64_t ne
 }
 
 /* The arguments' shapes and types are those that cmoe/jax.py has checked when it traced the call. */
-static int set_tensors(const struct xla_call *call, const int64_t *word, cmoe_tensors *t)
+static bool set_tensors(const struct xla_call *call, const int64_t *word, cmoe_tensors *t)
 {
     const struct xla_buffer *x = buffer(&call->args, 0), *second = buffer(&call->args, 1);
     const struct xla_buffer *third = buffer(&call->args, 2), *y = buffer(&call->results, 0);
-    if (x == NULL || second == NULL || y == NULL || x->rank < 2) return 0;
+    if (x == NULL || second == NULL || y == NULL || x->rank < 2) return false;
     t->n_tokens = (int32_t)x->dims[0];
     t->x = x->data;
     t->y = y->data;
@@ -106,7 +107,7 @@ static int set_tensors(const struct xla_call *call, const int64_t *word, cmoe_te
     if (word[ROUTED]) {
         t->logits = second->data;
     } else {
-        if (third == NULL || third->type != XLA_S32) return 0;
+        if (third == NULL || third->type != XLA_S32) return false;
         t->topk_weights = second->data;
         t->topk_ids = third->data;
         next = 3;
@@ -114,7 +115,7 @@ static int set_tensors(const struct xla_call *call, const int64_t *word, cmoe_te
     return set_extras(call, word[EXTRAS], next, t) == call->args.size;
 }
 
-static void *run(const struct xla_call *call, int cuda)
+static void *run(const struct xla_call *call, bool cuda)
 {
     const int64_t *word = words_of(call);
     if (word == NULL || call->results.size != 2)
@@ -123,7 +124,7 @@ static void *run(const struct xla_call *call, int cuda)
         return refuse(call, XLA_FAILED_PRECONDITION,
                       "cmoe: this program was compiled in another process, whose layer is gone; "
                       "keep programs with cmoe layers out of JAX's persistent cache");
-    if (!word[HOST] != cuda)
+    if ((word[HOST] == 0) != cuda)
         return refuse(call, XLA_INVALID_ARGUMENT,
                       "cmoe: the layer's weights are on another kind of device than the call");
     cmoe_tensors t = {.struct_size = sizeof t};
@@ -146,10 +147,10 @@ static void *run(const struct xla_call *call, int cuda)
 
 void *cmoe_xla_cpu(struct xla_call *call)
 {
-    return answer_metadata(call, 0) ? NULL : run(call, 0);
+    return answer_metadata(call, false) ? NULL : run(call, false);
 }
 
 void *cmoe_xla_cuda(struct xla_call *call)
 {
-    return answer_metadata(call, 1) ? NULL : run(call, 1);
+    return answer_metadata(call, true) ? NULL : run(call, true);
 }
