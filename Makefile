@@ -10,7 +10,7 @@ define build
 	@cmake --build build/$(1) -j $(JOBS)
 endef
 
-.PHONY: all demo check check-python test asan tsan arm64 fuzz bench fmt install clean
+.PHONY: all demo check check-python test asan tsan arm64 fuzz fuzz-long bench fmt install clean
 
 all:
 	$(call build,release,build,-DCMAKE_INSTALL_PREFIX=$(PREFIX))
@@ -26,9 +26,9 @@ test asan tsan arm64: preset = $(if $(filter test,$@),dev,$@)
 test asan tsan arm64:
 	$(call build,$(preset),check)
 	@ctest --test-dir build/$(preset) --output-on-failure -j $(JOBS) $(ARGS)
-fuzz:
+fuzz fuzz-long:
 	$(call build,fuzz,check)
-	@tools/fuzz.sh build/fuzz $(SECONDS)
+	@tools/fuzz.sh build/fuzz $(if $(filter %-long,$@),runs=10000000,$(SECONDS)) $(ARGS)
 bench: all
 	@build/release/cmoe bench $(ARGS)
 fmt:
