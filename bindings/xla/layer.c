@@ -128,14 +128,14 @@ static void *run(const struct xla_call *call, bool cuda)
         return refuse(call, XLA_INVALID_ARGUMENT,
                       "cmoe: the layer's weights are on another kind of device than the call");
     cmoe_tensors t = {.struct_size = sizeof t};
-    if (!set_tensors(call, word, &t))
+    const struct xla_buffer *scratch = buffer(&call->results, 1);
+    if (!set_tensors(call, word, &t) || scratch == NULL)
         return refuse(call, XLA_INVALID_ARGUMENT, "cmoe: the call has unexpected arguments");
     struct xla_stream_args stream = {.head.struct_size = sizeof stream, .context = call->context};
     if (cuda) {
         void *error = call->api->stream_get(&stream);
         if (error != NULL) return error;
     }
-    const struct xla_buffer *scratch = buffer(&call->results, 1);
     const uintptr_t first = ((uintptr_t)scratch->data + 255) & ~(uintptr_t)255;
     const cmoe_plan *plan = (const cmoe_plan *)(intptr_t)word[PLAN];
     const cmoe_status status =

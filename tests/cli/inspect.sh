@@ -20,7 +20,7 @@ has "$work/out" 'family and geometry are not known'
 run 66 inspect "$work/nothing"
 run 64 inspect
 
-# Hostile files: one sentence, 65.
+# Hostile files: one sentence, 65, under 1 s and 64 MB.
 checkpoint=$root/tests/vectors/checkpoints
 copy() {
     rm -rf "$work/bad"
@@ -28,12 +28,12 @@ copy() {
     chmod -R u+w "$work/bad"
 }
 # A sanitized program reserves terabytes of addresses before it starts: no limit there.
-limit='ulimit -v 262144'
+limit='ulimit -v 65536'
 (eval "$limit" && "$CMOE" --version) >/dev/null 2>&1 || limit=:
 # bad <what> <file in the copy>: inspect fails with one sentence, in little time and memory.
 bad() {
     code=0
-    (eval "$limit" && timeout 5 "$CMOE" inspect "$work/bad/$2") >"$work/out" 2>"$work/err" || code=$?
+    (eval "$limit" && timeout 1 "$CMOE" inspect "$work/bad/$2") >"$work/out" 2>"$work/err" || code=$?
     [ "$code" = 65 ] || fail "$1: exit code $code: $(cat "$work/err")"
     [ "$(wc -l <"$work/err")" = 1 ] || fail "$1: not one sentence: $(cat "$work/err")"
     has "$work/err" '^cmoe: ..*'
