@@ -21,6 +21,7 @@ prepare() {
     fi
     if [ ! -x $venv/bin/python ]; then "$base" -m venv --system-site-packages $venv; fi
     $venv/bin/pip install --quiet ml_dtypes pytest hypothesis "$numpy"
+    timeout 300 $venv/bin/pip install --quiet --retries 1 jax "$numpy" || true # 150 MB
     if ! $venv/bin/python -c 'import torch' 2>/dev/null; then
         timeout 300 $venv/bin/pip install --quiet --retries 0 --timeout 20 torch \
             --index-url https://download.pytorch.org/whl/cpu || true

@@ -356,7 +356,7 @@ def test_shuffles():
 
 def test_what_is_absent_fails():
     with pytest.raises(ImportError):
-        from aiter.ops.moe_op import fmoe_g1u1  # noqa: F401
+        from aiter.fhmoe import fhmoe  # noqa: F401
     x, w1, w2, z = make()
     weights, ids = fused_topk(x, z, 2, True)
     with pytest.raises(cmoe.UnsupportedError, match="shared_w1"):

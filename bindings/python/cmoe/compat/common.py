@@ -81,12 +81,13 @@ def float_words(dtype):
 
 
 def run_experts(x, w1, w2, weights, ids, words, *, act, gate, weight_on="out", out=None,
-                x_scale=None, mid_scale=None, options="", **arrays):  # fmt: skip
-    """A layer call with words in place of a scheme."""
+                x_scale=None, mid_scale=None, options="", dtype=None, **arrays):  # fmt: skip
+    """A layer call with words in place of a scheme; ``dtype``: the result's where x is quantised."""
     if words is None:
         scheme = None
     else:
-        scheme, options = tensors.torch_dtype_name(x.dtype), f"{words} {options}"
+        scheme = tensors.torch_dtype_name(dtype or x.dtype)
+        options = f"{words} {options}"
     layer = layer_for(w1, w2, scheme=scheme, act=act, gate=gate, weight_on=weight_on,
                       options=options, pack=False, **arrays)  # fmt: skip
     return layer(x, topk_ids=ids, topk_weights=weights, out=out, x_scale=x_scale,
@@ -103,6 +104,8 @@ def grouped_gemm(a, b, words, sorted_ids, expert_ids, num_valid, top_k, *, block
     b_view = tensors.view(b, "B")
     experts, n = b_view.shape[:2]
     tokens, h = a.shape
+    if tensors.torch_dtype_name(a.dtype) in ("u8", "e2m1x2") and "x=e2m1" in words:
+        h *= 2
     p = Problem(
         f"t={max(tokens, 1)} e={max(experts, top_k)} local={experts} k={top_k} h={h} i={n} gate=none "
         f"{words} won={'out' if weights is None else 'gemm1'} {'' if bias is None else 'b1'} "
@@ -135,7 +138,9 @@ def grouped_gemm(a, b, words, sorted_ids, expert_ids, num_valid, top_k, *, block
     held = [x, keep]
     for name, value in (("x_scale", a_scale), ("topk_weights", weights)):
         if value is not None:
-            v = tensors.cast(tensors.view(value, name), "f32")
+            v = tensors.view(value, name)
+            mx = name == "x_scale" and v.dtype in ("u8", "e8m0")
+            v = tensors.contiguous(v) if mx else tensors.cast(v, "f32")
             setattr(t, name, v.ptr)
             held.append(v)
     capacity = lib.sort_capacity(ctypes.byref(p.c), tokens)

@@ -7,8 +7,7 @@ says how. Two things hold everywhere: weight shuffles are the identity with a ma
 (``is_shuffled``), since cmoe reads the logical layout; and sums over the k experts are fp32 in slot
 order, where AITER adds up 16-bit values in any order.
 
-Not provided: family C (routing() and moe_gemm_*), the single-kernel entry points fmoe*, ck_moe_stage*
-and moe_cktile2stages_*, FHMoE, MegaMoE. They are absent, so importing them fails.
+Not provided: HERD, FHMoE, MegaMoE, bitmatrices. They are absent, so importing them fails.
 """
 
 import os
@@ -17,7 +16,7 @@ import types
 import warnings
 
 from ... import runtime
-from . import fused, ops, quant, testing, triton_ops
+from . import direct, fused, ops, quant, testing, triton_ops
 
 
 def _modules():
@@ -28,6 +27,7 @@ def _modules():
         "moe_fused_gate"
     )
     moe = ops.exports("topk_softmax topk_softmax_asm topk_sigmoid moe_sum moe_align_block_size")
+    moe.update(direct.exports())
     quantise = quant.exports()
     shuffle = quant.shuffles()
     enums = {"ActivationType": fused.ActivationType, "QuantType": fused.QuantType}

@@ -46,7 +46,7 @@ class QuantType(enum.IntEnum):
         return f"QuantType.{self.name}"
 
 
-_ACTS = {ActivationType.No: "identity", ActivationType.Silu: "silu", ActivationType.Gelu: "gelu",
+ACTS = {ActivationType.No: "identity", ActivationType.Silu: "silu", ActivationType.Gelu: "gelu",
          ActivationType.Swiglu: "swiglu-oai", ActivationType.Situv2: "situv2"}  # fmt: skip
 
 
@@ -64,14 +64,15 @@ def expert_map(expert_mask):
     return torch.where(on, on.long().cumsum(0) - 1, -1).int()
 
 
-def _kind(w):
+def kind_of(w):
+    """cmoe's element type of weights; bytes are fp4 pairs or e4m3 of an older torch."""
     name = tensors.torch_dtype_name(w.dtype)
     return "e4m3" if name == "u8" else name
 
 
-def _words(w1, quant_type, activation, static, inter):
+def words_of(w1, quant_type, activation, static, inter):
     """Words for x, w and mid: AITER's quantisation at each stage."""
-    kind = _kind(w1)
+    kind = kind_of(w1)
     if quant_type == QuantType.No:
         return None
     if quant_type == QuantType.per_Tensor:
@@ -102,15 +103,17 @@ def fused_moe(hidden_states, w1, w2, topk_weight, topk_ids, expert_mask=None,
     hidden_states bf16 or fp16 [M, H]; w1 [E, 2I or I, H], w2 [E, H, I]; scales by quant_type:
     per_Tensor [E], per_Token [E, rows, 1], per_1x128 [E, rows/128, columns/128], per_1x32 e8m0
     [E, rows, columns/32], plain or from shuffle_scale. a1_scale, a2_scale: static f32 [1], per_Tensor.
-    per_1x32 with fp4 weights quantises activations to fp4 for Silu and Gelu, and leaves them in 16
+    hidden_states may also be quantised already, with a1_scale [M, 1], [M, H/128] or e8m0 [M, H/32] and
+    ``dtype``. per_1x32 with fp4 weights quantises activations to fp4 for Silu and Gelu, and leaves them in 16
     bits for Swiglu and Situv2, at every batch size. doweight_stage1 multiplies GEMM1's result.
     block_size_M, splitk and the dispatch policy are accepted and have no effect.
     """
     given = sorted(k for k, v in unsupported.items() if v is not None and not isinstance(v, int))
     if given:
         raise UnsupportedError(f"fused_moe does not support {', '.join(given)}")
-    if tensors.torch_dtype_name(hidden_states.dtype) not in tensors.FLOATS:
-        raise UnsupportedError(f"fused_moe takes 16-bit activations, not {hidden_states.dtype}")
+    codes = tensors.torch_dtype_name(hidden_states.dtype) not in tensors.FLOATS
+    if codes and (dtype is None or a1_scale is None):
+        raise InvalidError("quantised hidden_states need a1_scale and dtype")
     pack = max(1, w2.shape[1] // w1.shape[2])
     inter = w2.shape[2] * pack
     if w1.shape[1] not in (inter, 2 * inter):
@@ -125,13 +128,18 @@ def fused_moe(hidden_states, w1, w2, topk_weight, topk_ids, expert_mask=None,
     live = rows if num_local_tokens is None else min(rows, int(num_local_tokens.reshape(-1)[0]))
     out = torch.empty(rows, w2.shape[1], dtype=dtype or hidden_states.dtype,
                       device=hidden_states.device)  # fmt: skip
+    words = words_of(w1, quant_type, activation, a1_scale is not None, inter)
+    if codes and quant_type == QuantType.per_1x32:
+        kind = "e2m1" if hidden_states.shape[1] * 2 == w2.shape[1] else kind_of(hidden_states)
+        words = f"x={kind}/mx32 w={'e2m1' if pack == 2 else kind}/mx32 mid={kind}/mx32"
+    if codes and a1_scale.shape[:1] == (rows,):
+        a1_scale = a1_scale[:live]
     run_experts(
-        hidden_states[:live], w1, w2, topk_weight[:live], topk_ids[:live],
-        _words(w1, quant_type, activation, a1_scale is not None, inter),
-        act=_ACTS[ActivationType(activation)], gate="none" if w1.shape[1] == inter else "split",
+        hidden_states[:live], w1, w2, topk_weight[:live], topk_ids[:live], words,
+        act=ACTS[ActivationType(activation)], gate="none" if w1.shape[1] == inter else "split",
         weight_on="gemm1" if doweight_stage1 else "out", out=out[:live], x_scale=a1_scale,
         mid_scale=a2_scale, options=options, w1_scale=scales[0], w2_scale=scales[1], b1=bias1,
-        b2=bias2, expert_map=expert_map(expert_mask),
+        b2=bias2, expert_map=expert_map(expert_mask), dtype=out.dtype if codes else None,
     )  # fmt: skip
     return out
 
@@ -156,11 +164,11 @@ def asm_moe(hidden_states, w1, w2, topk_weight, topk_ids, fc1_scale=None, fc2_sc
             kind = QuantType.per_1x128
         return fused_moe(hidden_states, w1, w2, topk_weight, topk_ids, expert_mask, activation, kind,
                          w1_scale=fc1_scale, w2_scale=fc2_scale)  # fmt: skip
-    kind = _kind(w1)
+    kind = kind_of(w1)
     gate = "none" if w1.shape[1] == w2.shape[2] else "split"
     return run_experts(
         hidden_states, w1, w2, topk_weight, topk_ids,
-        f"x={kind}/smooth w={kind}/channel mid={kind}/smooth", act=_ACTS[ActivationType(activation)],
+        f"x={kind}/smooth w={kind}/channel mid={kind}/smooth", act=ACTS[ActivationType(activation)],
         gate=gate, w1_scale=fc1_scale, w2_scale=fc2_scale, smooth1=fc1_smooth_scale,
         smooth2=fc2_smooth_scale, expert_map=expert_map(expert_mask),
     )  # fmt: skip
