@@ -16,53 +16,7 @@ import types
 import warnings
 
 from ... import runtime
-from . import direct, fused, ops, quant, testing, triton_ops
-
-
-def _modules():
-    """Module name -> namespace."""
-    sort = {"moe_sorting_fwd": ops.moe_sorting_fwd}
-    route = ops.exports(
-        "topk_gating topk_softplus biased_grouped_topk_hip biased_grouped_topk grouped_topk "
-        "moe_fused_gate"
-    )
-    moe = ops.exports("topk_softmax topk_softmax_asm topk_sigmoid moe_sum moe_align_block_size")
-    moe.update(direct.exports())
-    quantise = quant.exports()
-    shuffle = quant.shuffles()
-    enums = {"ActivationType": fused.ActivationType, "QuantType": fused.QuantType}
-    triton = "aiter.ops.triton"
-    align = {"moe_align_block_size_triton": ops.moe_align_block_size_triton}
-    sigmoid = {"routing_sigmoid_top1": triton_ops.routing_sigmoid_top1}
-    return {
-        "aiter": {**enums, **moe, **route, **quantise, **shuffle, "dtypes": quant.dtypes,
-                  "get_gfx": lambda: "gfx950"},
-        "aiter.fused_moe": {**fused.exports(), **enums, "moe_sorting": ops.moe_sorting},
-        "aiter.fused_moe_bf16_asm": fused.asm_exports(),
-        "aiter.fused_moe_dp_shared_expert": fused.shared_exports(),
-        "aiter.ops": {},
-        "aiter.ops.enum": enums,
-        "aiter.ops.moe_op": moe,
-        "aiter.ops.moe_sorting": sort,
-        "aiter.ops.topk": route,
-        "aiter.ops.quant": quantise,
-        "aiter.ops.shuffle": shuffle,
-        "aiter.utility": {},
-        "aiter.utility.dtypes": vars(quant.dtypes),
-        triton: {},
-        f"{triton}.moe": {},
-        f"{triton}.moe.moe_op": {"fused_moe": triton_ops.fused_moe},
-        f"{triton}.moe.moe_op_silu_fused": {"fused_moe_silu": triton_ops.fused_moe_silu},
-        f"{triton}.moe.moe_op_gelu": {"fused_moe_gelu": triton_ops.fused_moe_gelu},
-        f"{triton}.moe.moe_op_e2e": {"e2e_moe": triton_ops.e2e_moe},
-        f"{triton}.moe.moe_align_block_size": align,
-        f"{triton}.moe.moe_routing_sigmoid_top1_fused": sigmoid,
-        f"{triton}.utils": {},
-        f"{triton}.utils.moe_common": {
-            "torch_silu_and_mul_ref": triton_ops.torch_silu_and_mul_ref
-        },
-        "aiter.test_common": testing.exports(),
-    }  # fmt: skip
+from .names import modules as _modules
 
 
 def install(force=False):

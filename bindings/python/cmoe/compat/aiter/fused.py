@@ -72,9 +72,14 @@ def kind_of(w):
 
 def words_of(w1, quant_type, activation, static, inter):
     """Words for x, w and mid: AITER's quantisation at each stage."""
-    kind = kind_of(w1)
     if quant_type == QuantType.No:
         return None
+    kind = kind_of(w1)
+    if kind in tensors.FLOATS:  # weights without scales: the layer quantises them
+        kind = "e4m3"
+        if quant_type == QuantType.per_1x32:
+            a16 = activation in (ActivationType.Swiglu, ActivationType.Situv2)
+            return "w=e2m1/mx32" if a16 else "x=e2m1/mx32 w=e2m1/mx32 mid=e2m1/mx32"
     if quant_type == QuantType.per_Tensor:
         s = ":static" if static else ""
         return f"x={kind}/tensor{s} w={kind}/tensor mid={kind}/tensor{s}"
@@ -106,7 +111,8 @@ def fused_moe(hidden_states, w1, w2, topk_weight, topk_ids, expert_mask=None,
     hidden_states may also be quantised already, with a1_scale [M, 1], [M, H/128] or e8m0 [M, H/32] and
     ``dtype``. per_1x32 with fp4 weights quantises activations to fp4 for Silu and Gelu, and leaves them in 16
     bits for Swiglu and Situv2, at every batch size. doweight_stage1 multiplies GEMM1's result.
-    block_size_M, splitk and the dispatch policy are accepted and have no effect.
+    16-bit weights with a quant_type and no scales are quantised in every call (fp8, or fp4 for
+    per_1x32). block_size_M, splitk and the dispatch policy are accepted and have no effect.
     """
     given = sorted(k for k, v in unsupported.items() if v is not None and not isinstance(v, int))
     if given:
