@@ -24,6 +24,7 @@ struct cmoe_props {
     bool host;         /* takes host pointers: rows of ref may be used */
     enum cmoe_isa isa; /* highest level usable under the cap */
     int threads;
+    int arch; /* GPUs: 90 is compute capability 9.0 */
     int64_t l1d, l2, l3, memory;
     double gbps;   /* main memory bandwidth of CMOE_COST_THREADS threads, estimate for costs */
     double gflops; /* f32 multiply-adds x 2 a second of as many, estimate for costs */

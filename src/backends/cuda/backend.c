@@ -38,6 +38,7 @@ static void describe(struct cmoe_cuda *cuda, struct cmoe_props *props)
     cuda->driver->cuDeviceGetName(props->name, sizeof props->name, cuda->device);
     cuda->multiprocessors = attribute(cuda, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
     cuda->shared_limit = attribute(cuda, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
+    cuda->arch = props->arch = major * 10 + minor;
     props->host = false;
     props->threads = cuda->multiprocessors;
     props->l2 = attribute(cuda, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);

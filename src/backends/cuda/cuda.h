@@ -29,13 +29,23 @@ struct cmoe_cuda {
     CUlibrary library[CMOE_CUDA_FILES];
     CUfunction function[CMOE_CUDA_FUNCTIONS];
     int multiprocessors, shared_limit; /* bytes a block may opt in to */
+    int arch;                          /* 90: compute capability 9.0 */
+};
+
+/* Where one half of every expert lies, when that is what a tensor map can say: rows at a stride, experts
+ * at another, both multiples of 16 bytes. */
+struct cmoe_cuda_half {
+    const void *data; /* of expert 0 */
+    int64_t row_stride, expert_stride;
+    bool strided;
 };
 
 /* What cmoe_weights.state points at. */
 struct cmoe_cuda_weights {
-    cmoe_gpu_expert *experts; /* device memory */
-    bool vectors;             /* every row starts at 16 bytes and columns are contiguous */
-    bool contiguous;          /* columns are contiguous */
+    struct cmoe_cuda_half half[3]; /* gate, up, down */
+    cmoe_gpu_expert *experts;      /* device memory */
+    bool vectors;                  /* every row starts at 16 bytes and columns are contiguous */
+    bool contiguous;               /* columns are contiguous */
 };
 
 /* Load every embedded fatbin and find its kernels; the context is current. */
@@ -47,12 +57,17 @@ struct cmoe_cuda_grid {
     unsigned threads;
     size_t shared; /* dynamic bytes */
 };
-/* Launch on the exec's stream. args: as cuLaunchKernel's. */
+/* Launch on the exec's stream. args: as cuLaunchKernel's. after: a kernel that itself waits for the one
+ * before it (common/depend.cuh) and may start before that one ends. */
 cmoe_status cmoe__cuda_launch(const struct cmoe_exec *x, enum cmoe_cuda_function function,
                               struct cmoe_cuda_grid grid, void **args);
+cmoe_status cmoe__cuda_launch_after(const struct cmoe_exec *x, enum cmoe_cuda_function function,
+                                    struct cmoe_cuda_grid grid, void **args);
 
-/* The part of the parameters that every kernel has. */
+/* The part of the parameters that every kernel has, and what every GEMM has. */
 cmoe_gpu_call cmoe__cuda_call(const struct cmoe_exec *x);
+cmoe_gpu_gemm cmoe__cuda_gemm1_params(const struct cmoe_exec *x);
+cmoe_gpu_gemm cmoe__cuda_gemm2_params(const struct cmoe_exec *x);
 
 static inline const struct cmoe_cuda *cmoe__cuda_of(const struct cmoe_exec *x)
 {

@@ -3,6 +3,7 @@
 #include "backends/cuda/families.h"
 
 #include "backends/cuda/cuda.h"
+#include "backends/cuda/wgmma.h"
 #include "core/size.h"
 
 enum { LAUNCH_US = 3, SHARED_FLOATS = 48 * 1024 };
@@ -107,6 +108,10 @@ static const struct cmoe_family gemm1 = {gemm_supports, cost_us, NULL, cmoe__cud
 static const struct cmoe_family act = {starts_here, cost_us, NULL, cmoe__cuda_act};
 static const struct cmoe_family requant = {quant_supports, cost_us, scratch, cmoe__cuda_requant};
 static const struct cmoe_family gemm2 = {gemm_supports, cost_us, NULL, cmoe__cuda_gemm2};
+static const struct cmoe_family wgmma1 = {cmoe__cuda_wgmma_supports, cmoe__cuda_wgmma_cost_us, NULL,
+                                          cmoe__cuda_wgmma_gemm1};
+static const struct cmoe_family wgmma2 = {cmoe__cuda_wgmma_supports, cmoe__cuda_wgmma_cost_us, NULL,
+                                          cmoe__cuda_wgmma_gemm2};
 static const struct cmoe_family combine = {starts_here, cost_us, NULL, cmoe__cuda_combine};
 static const struct cmoe_family export_sort = {converts, convert_cost_us, NULL,
                                                cmoe__cuda_sort_export};

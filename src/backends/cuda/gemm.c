@@ -84,13 +84,13 @@ static cmoe_status run(const struct cmoe_step *step, const struct cmoe_exec *x, 
     return cmoe__cuda_launch(x, function, grid, args);
 }
 
-cmoe_status cmoe__cuda_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x)
+cmoe_gpu_gemm cmoe__cuda_gemm1_params(const struct cmoe_exec *x)
 {
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
     const struct cmoe_cuda_weights *w = x->w->state;
     const bool nv_fixed = p->x.scaling == CMOE_SCALE_NV && p->x.fixed;
-    cmoe_gpu_gemm g = {
+    return (cmoe_gpu_gemm){
         .call = cmoe__cuda_call(x),
         .experts = w->experts,
         .x = p->x,
@@ -113,16 +113,15 @@ cmoe_status cmoe__cuda_gemm1(const struct cmoe_step *step, const struct cmoe_exe
         .group = group_of(p->x, p->w),
         .out = x->gu,
     };
-    return run(step, x, &g);
 }
 
-cmoe_status cmoe__cuda_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x)
+cmoe_gpu_gemm cmoe__cuda_gemm2_params(const struct cmoe_exec *x)
 {
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
     const struct cmoe_cuda_weights *w = x->w->state;
     const bool nv_fixed = p->mid.scaling == CMOE_SCALE_NV && p->mid.fixed;
-    cmoe_gpu_gemm g = {
+    return (cmoe_gpu_gemm){
         .call = cmoe__cuda_call(x),
         .experts = w->experts,
         .x = p->mid,
@@ -144,5 +143,16 @@ cmoe_status cmoe__cuda_gemm2(const struct cmoe_step *step, const struct cmoe_exe
         .group = group_of(p->mid, p->w),
         .out = x->z,
     };
+}
+
+cmoe_status cmoe__cuda_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    cmoe_gpu_gemm g = cmoe__cuda_gemm1_params(x);
+    return run(step, x, &g);
+}
+
+cmoe_status cmoe__cuda_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    cmoe_gpu_gemm g = cmoe__cuda_gemm2_params(x);
     return run(step, x, &g);
 }

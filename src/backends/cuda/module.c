@@ -3,14 +3,18 @@
 #include "backends/cuda/cuda.h"
 
 #include "core/fail.h"
+#include <string.h>
 
 /* Made by cmake/CmoeCubin.cmake. */
 #define FILE_ROW(stem) extern const unsigned char cmoe__fatbin_##stem[];
 #include "backends/cuda/functions.def"
 #undef FILE_ROW
 
-static const unsigned char *const images[CMOE_CUDA_FILES] = {
-#define FILE_ROW(stem) [CMOE_CUDA_FILE_##stem] = cmoe__fatbin_##stem,
+static const struct {
+    const char *stem;
+    const unsigned char *image;
+} files[CMOE_CUDA_FILES] = {
+#define FILE_ROW(stem) [CMOE_CUDA_FILE_##stem] = {#stem, cmoe__fatbin_##stem},
 #include "backends/cuda/functions.def"
 #undef FILE_ROW
 };
@@ -24,15 +28,23 @@ static const struct {
 #undef FUNCTION
 };
 
+/* Files named *_sm90a have machine code for Hopper alone. */
+static bool loads(const struct cmoe_cuda *cuda, int file)
+{
+    return cuda->arch == 90 || !strstr(files[file].stem, "_sm90a");
+}
+
 cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda)
 {
     const struct cmoe_driver *d = cuda->driver;
     for (int f = 0; f < CMOE_CUDA_FILES; f++)
-        CMOE_CUDA_TRY("loading kernels", d, cuLibraryLoadData, &cuda->library[f], images[f], NULL,
-                      NULL, 0, NULL, NULL, 0);
+        if (loads(cuda, f))
+            CMOE_CUDA_TRY("loading kernels", d, cuLibraryLoadData, &cuda->library[f],
+                          files[f].image, NULL, NULL, 0, NULL, NULL, 0);
     for (int i = 0; i < CMOE_CUDA_FUNCTIONS; i++) {
         CUkernel kernel;
         const char *name = functions[i].name;
+        if (!loads(cuda, (int)functions[i].file)) continue;
         CMOE_CUDA_TRY(name, d, cuLibraryGetKernel, &kernel, cuda->library[functions[i].file], name);
         CMOE_CUDA_TRY(name, d, cuKernelGetFunction, &cuda->function[i], kernel);
         CMOE_CUDA_TRY(name, d, cuFuncSetAttribute, cuda->function[i],
@@ -48,11 +60,13 @@ void cmoe__cuda_unload(struct cmoe_cuda *cuda)
         if (cuda->library[f]) cuda->driver->cuLibraryUnload(cuda->library[f]);
 }
 
-cmoe_status cmoe__cuda_launch(const struct cmoe_exec *x, enum cmoe_cuda_function function,
-                              struct cmoe_cuda_grid grid, void **args)
+static cmoe_status launch(const struct cmoe_exec *x, enum cmoe_cuda_function function,
+                          struct cmoe_cuda_grid grid, void **args, bool after)
 {
     const struct cmoe_cuda *cuda = cmoe__cuda_of(x);
     if (grid.x == 0 || grid.y == 0) return CMOE_OK;
+    CUlaunchAttribute dependent = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                                   .value.programmaticStreamSerializationAllowed = 1};
     const CUlaunchConfig config = {
         .gridDimX = grid.x,
         .gridDimY = grid.y,
@@ -62,8 +76,22 @@ cmoe_status cmoe__cuda_launch(const struct cmoe_exec *x, enum cmoe_cuda_function
         .blockDimZ = 1,
         .sharedMemBytes = (unsigned)grid.shared,
         .hStream = x->stream,
+        .attrs = &dependent,
+        .numAttrs = after && cuda->arch >= 90 ? 1 : 0,
     };
     CMOE_CUDA_TRY(functions[function].name, cuda->driver, cuLaunchKernelEx, &config,
                   cuda->function[function], args, NULL);
     return CMOE_OK;
+}
+
+cmoe_status cmoe__cuda_launch(const struct cmoe_exec *x, enum cmoe_cuda_function function,
+                              struct cmoe_cuda_grid grid, void **args)
+{
+    return launch(x, function, grid, args, false);
+}
+
+cmoe_status cmoe__cuda_launch_after(const struct cmoe_exec *x, enum cmoe_cuda_function function,
+                                    struct cmoe_cuda_grid grid, void **args)
+{
+    return launch(x, function, grid, args, true);
 }

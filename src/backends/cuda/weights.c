@@ -50,6 +50,27 @@ static bool aligned(const cmoe_gpu_half *h)
     return (uintptr_t)h->data % 16 == 0 && h->row_stride % 16 == 0 && h->col_stride == 0;
 }
 
+static void find_strides(const cmoe_weights *w, const cmoe_gpu_expert *table, int half,
+                         struct cmoe_cuda_half *to)
+{
+    const cmoe_gpu_half *first = &table[0].half[half];
+    const int64_t most = (int64_t)1 << 40;
+    int64_t stride = first->row_stride;
+    if (w->experts > 1)
+        stride = (int64_t)((uintptr_t)table[1].half[half].data - (uintptr_t)first->data);
+    *to = (struct cmoe_cuda_half){.data = first->data,
+                                  .row_stride = first->row_stride,
+                                  .expert_stride = stride,
+                                  .strided = first->data && first->row_stride > 0 && stride > 0 &&
+                                             stride % 16 == 0 && stride < most &&
+                                             first->row_stride < most};
+    for (int e = 0; e < w->experts; e++) {
+        const cmoe_gpu_half *h = &table[e].half[half];
+        to->strided = to->strided && aligned(h) && h->row_stride == first->row_stride &&
+                      (const uint8_t *)h->data == first->data + e * stride;
+    }
+}
+
 static void fill(const cmoe_weights *w, struct cmoe_cuda_weights *state, cmoe_gpu_expert *table)
 {
     const cmoe_problem *p = &w->p;
@@ -66,6 +87,8 @@ static void fill(const cmoe_weights *w, struct cmoe_cuda_weights *state, cmoe_gp
             state->contiguous = state->contiguous && table[e].half[h].col_stride == 0;
         }
     }
+    for (int h = 0; h < 3 && w->experts > 0; h++)
+        find_strides(w, table, h, &state->half[h]);
 }
 
 cmoe_status cmoe__cuda_weights_open(cmoe_device *dev, cmoe_weights *w)

@@ -15,12 +15,37 @@
 struct dot {
     double value, magnitude; /* sum of products, of their magnitudes */
     double moved, q;         /* the operand's errors d and q through the weights */
+    double narrow;           /* what tensor cores may lose of 8-bit products */
 };
 
-static struct dot dot(const double *a, const double *d, const double *q, const double *w, int64_t n,
-                      double unit)
+/* Tensor cores may add 32 products of two e4m3 numbers to a sum after cutting all of them off 13 bits
+ * below the largest one's leading bit; a kernel adds at most 128 so before it goes on in f32. */
+static bool narrow_sums(cmoe_format a, cmoe_format w)
 {
-    struct dot out = {0};
+    return a.dtype == CMOE_E4M3 && w.dtype == CMOE_E4M3;
+}
+
+static double narrow_error(const double *a, const double *w, int64_t n)
+{
+    enum { SPAN = 128, STEP = 32 };
+    double error = 0;
+    for (int64_t begin = 0; begin < n; begin += SPAN) {
+        const int64_t end = begin + SPAN < n ? begin + SPAN : n;
+        double sum = 0, largest = 0;
+        for (int64_t i = begin; i < end; i++) {
+            sum += a[i] * w[i];
+            largest = fmax(largest, fabs(a[i] * w[i]));
+            if ((i + 1) % STEP == 0) largest = fmax(largest, fabs(sum));
+        }
+        error += (double)(end - begin + SPAN / STEP) * 0x1p-13 * largest;
+    }
+    return error;
+}
+
+static struct dot dot(const double *a, const double *d, const double *q, const double *w, int64_t n,
+                      double unit, bool narrow)
+{
+    struct dot out = {.narrow = narrow ? narrow_error(a, w, n) : 0};
     double squares = 0, moved_squares = 0;
     for (int64_t i = 0; i < n; i++) {
         const double product = a[i] * w[i], off = d[i] * w[i], loose = q ? q[i] * w[i] : 0;
@@ -45,7 +70,7 @@ static double weight_unit(cmoe_format a, cmoe_format w)
 /* f32 accumulation of n terms in any order, the operand's error, and what its columns share. */
 static double dot_error(int64_t n, struct dot d, double common)
 {
-    return ((double)(n + 8) * U + common) * d.magnitude + d.moved;
+    return ((double)(n + 8) * U + common) * d.magnitude + d.moved + d.narrow;
 }
 
 /* Relative error that all columns of a row of h (or of a weighted x) have in common. */
@@ -100,8 +125,8 @@ static void first_gemm(struct cmoe_layer_error *l, int32_t e)
         const double bias = (double)cmoe__weights_bias(x->w, 1, e, n);
         for (int32_t i = 0; i < count; i++) {
             const int64_t row = x->rows[begin + i];
-            const struct dot d =
-                dot(l->xv + i * s->H, l->xd + i * s->H, NULL, l->w, s->h_used, unit);
+            const struct dot d = dot(l->xv + i * s->H, l->xd + i * s->H, NULL, l->w, s->h_used,
+                                     unit, narrow_sums(p->x, p->w));
             double value = d.value, q = d.q;
             double error = dot_error(s->h_used, d, common_error(l, row));
             if (p->weight_on == CMOE_WEIGHT_ON_GEMM1) {
@@ -240,7 +265,7 @@ static void second_gemm(struct cmoe_layer_error *l, int32_t e)
         for (int32_t i = x->offsets[e]; i < x->offsets[e + 1]; i++) {
             const int64_t row = x->rows[i];
             const struct dot d = dot(l->hv + row * s->I, l->hd + row * s->I, l->hq + row * s->I,
-                                     l->w, s->i_used, unit);
+                                     l->w, s->i_used, unit, narrow_sums(p->mid, p->w));
             const double error = dot_error(s->i_used, d, common_error(l, row)) + 8 * d.q +
                                  4 * U * (fabs(d.value) + fabs(bias)) + FLT_MIN;
             add_slot(l, row, n, d.value + bias, error);

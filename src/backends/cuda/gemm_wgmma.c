@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: MIT
+ * The wgmma rows of Hopper: what they take, what they cost, their parameters. */
+#include "backends/cuda/wgmma.h"
+
+#include "core/fail.h"
+#include "core/numeric.h"
+#include "core/size.h"
+
+enum {
+    RING_BYTES = 200 * 1024,
+    TAIL_BYTES = 9 * 1024,
+    A_BYTES = 2 * CMOE_WGMMA_HALF * CMOE_WGMMA_SPAN
+};
+
+/* How scales go with the sums. */
+enum scales { NO_SCALES, ROW_SCALES, BLOCK_SCALES };
+
+static bool scales_of(cmoe_format x, cmoe_format w, enum scales *scales)
+{
+    if (x.dtype != w.dtype || w.zero) return false;
+    *scales = NO_SCALES;
+    if (x.dtype == CMOE_BF16 || x.dtype == CMOE_F16)
+        return x.scaling == CMOE_SCALE_NONE && w.scaling == CMOE_SCALE_NONE;
+    if (x.dtype != CMOE_E4M3) return false;
+    *scales = BLOCK_SCALES;
+    if (x.scaling == CMOE_SCALE_GROUP && x.group == 128 && x.scale_dtype == CMOE_NONE &&
+        w.scaling == CMOE_SCALE_BLOCK)
+        return true;
+    *scales = ROW_SCALES;
+    return (x.scaling == CMOE_SCALE_TENSOR || x.scaling == CMOE_SCALE_TOKEN) &&
+           (w.scaling == CMOE_SCALE_TENSOR || w.scaling == CMOE_SCALE_CHANNEL);
+}
+
+static enum cmoe_cuda_function function_of(cmoe_dtype type, enum scales scales, bool act)
+{
+    if (type == CMOE_BF16) return act ? CMOE_CUDA_cmoe_wgmma_bf16_act : CMOE_CUDA_cmoe_wgmma_bf16;
+    if (type == CMOE_F16) return act ? CMOE_CUDA_cmoe_wgmma_f16_act : CMOE_CUDA_cmoe_wgmma_f16;
+    if (scales == ROW_SCALES)
+        return act ? CMOE_CUDA_cmoe_wgmma_e4m3_act : CMOE_CUDA_cmoe_wgmma_e4m3;
+    return act ? CMOE_CUDA_cmoe_wgmma_e4m3_block_act : CMOE_CUDA_cmoe_wgmma_e4m3_block;
+}
+
+static cmoe_format input_format(const struct cmoe_kernel *k, const cmoe_problem *p)
+{
+    return k->first == CMOE_STAGE_GEMM1 ? p->x : p->mid;
+}
+
+bool cmoe__cuda_wgmma_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                               struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    const cmoe_problem *p = q->p;
+    const cmoe_format x = input_format(k, p);
+    enum scales scales;
+    if (q->props->arch != 90) return cmoe__refuse(why, "needs compute capability 9.0");
+    if (!scales_of(x, p->w, &scales))
+        return cmoe__refuse(why, "has no instruction for %s times %s with these scales",
+                            cmoe_dtype_name((cmoe_dtype)x.dtype),
+                            cmoe_dtype_name((cmoe_dtype)p->w.dtype));
+    if (q->shape->local > CMOE_WGMMA_EXPERTS)
+        return cmoe__refuse(why, "%d experts do not fit in shared memory", q->shape->local);
+    if (scales == BLOCK_SCALES && (p->flags & CMOE_BLOCK_JOINT) && p->inter % 64 != 0)
+        return cmoe__refuse(why, "up rows begin inside a block of 64: inter=%d", p->inter);
+    if (k->last == CMOE_STAGE_ACT) {
+        if (p->act != CMOE_ACT_SILU && p->act != CMOE_ACT_SWIGLU_OAI)
+            return cmoe__refuse(why, "the activation is not gate*sigmoid(gate)");
+        if (cmoe__shape_h_dtype(p) != (scales == NO_SCALES ? (cmoe_dtype)x.dtype : CMOE_F32))
+            return cmoe__refuse(why, "the intermediate has another type than x");
+    }
+    if (in.layout != cmoe__usual_edge(p, k->first).layout)
+        return cmoe__refuse(why, "starts from another data layout");
+    *out = cmoe__usual_edge(p, k->last + 1);
+    return true;
+}
+
+/* Rows of the widest tile: a token hits an expert once, as a rule. */
+static int tile_rows(int64_t tokens, enum scales scales)
+{
+    static const uint8_t widths[] = {8, 16, 24, 32, 48, 64, 96, 128};
+    const int64_t most = scales == NO_SCALES ? 128 : 64;
+    for (size_t i = 0; i < sizeof widths; i++)
+        if (widths[i] >= cmoe__min64(tokens, most)) return widths[i];
+    return (int)most;
+}
+
+/* Weights once and rows of x per weight tile from memory, or the padded tiles' arithmetic. */
+double cmoe__cuda_wgmma_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    enum { LAUNCH_US = 4 };
+    const cmoe_problem *p = q->p;
+    const int last = k->last;
+    double bytes = cmoe__stage_bytes(p, k->first, q->tokens);
+    const double rows = (double)cmoe__shape_rows(p, q->shape, q->tokens);
+    if (last == CMOE_STAGE_ACT)
+        bytes -= rows * (double)q->shape->rows1 * 4 - rows * (double)q->shape->I * 2;
+    const double hit = cmoe__experts_hit(p, q->tokens) + 1e-9, each = rows / hit;
+    const bool second = k->first == CMOE_STAGE_GEMM2 || !q->shape->gated;
+    const int64_t m =
+        second ? (k->first == CMOE_STAGE_GEMM2 ? q->shape->H : q->shape->I) : q->shape->I;
+    const int64_t step = second ? 2 * CMOE_WGMMA_HALF : CMOE_WGMMA_HALF;
+    const double m_tiles = (double)cmoe__ceil_div(m, step);
+    const double fp8 = p->w.dtype == CMOE_E4M3 ? 2 : 1;
+    /* A tile of 256 weight rows and 8 rows of x takes about as long as its weights' loads. */
+    const double blocks = (double)q->props->threads,
+                 tiles = hit * m_tiles * (each > 128 ? each / 128 : 1);
+    const double waves = tiles / blocks < 1 ? 1 : tiles / blocks;
+    const double uneven = (double)cmoe__ceil_div((int64_t)(waves * 1000), 1000) / waves;
+    const int64_t k_columns = k->first == CMOE_STAGE_GEMM2 ? q->shape->I : q->shape->H;
+    const double padded = hit * m_tiles * (double)step * (second ? 1 : 2) * (double)k_columns * 2 *
+                          (double)cmoe__round_up((int64_t)(each + 0.999), 8);
+    const double arithmetic = padded / (q->props->gflops * 1e3 * 0.55 * fp8);
+    const double memory = bytes / (q->props->gbps * 1e3 * 0.9) *
+                          (waves <= 1 ? blocks / (tiles < blocks ? tiles : blocks) : 1);
+    return LAUNCH_US + (arithmetic > memory ? arithmetic * (uneven > 1.5 ? 1.5 : uneven) : memory);
+}
+
+/* The map of one half: (k, row, expert), one span by 128 rows a box. */
+static bool encode_map(const struct cmoe_exec *x, const struct cmoe_cuda_half *h, cmoe_dtype type,
+                       int64_t columns, int64_t rows, CUtensorMap *map)
+{
+    const struct cmoe_cuda *cuda = cmoe__cuda_of(x);
+    const bool wide = type != CMOE_E4M3;
+    const cuuint64_t sizes[3] = {(cuuint64_t)columns, (cuuint64_t)rows,
+                                 (cuuint64_t)cmoe__max64(1, x->w->experts)};
+    const cuuint64_t strides[2] = {(cuuint64_t)h->row_stride, (cuuint64_t)h->expert_stride};
+    const cuuint32_t box[3] = {wide ? CMOE_WGMMA_SPAN / 2 : CMOE_WGMMA_SPAN, CMOE_WGMMA_HALF, 1};
+    const cuuint32_t steps[3] = {1, 1, 1};
+    const CUtensorMapDataType kind = type == CMOE_BF16  ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                     : type == CMOE_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                        : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+    return h->strided && cuda->driver->cuTensorMapEncodeTiled(
+                             map, kind, 3, (void *)(uintptr_t)h->data, sizes, strides, box, steps,
+                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, enum cmoe_cuda_function f,
+                          enum scales scales)
+{
+    const struct cmoe_cuda *cuda = cmoe__cuda_of(x);
+    const struct cmoe_cuda_weights *state = x->w->state;
+    const cmoe_dtype type = (cmoe_dtype)w->g.w.dtype;
+    const int64_t all = cmoe__shape_rows(x->p, x->shape, x->tokens);
+    const int64_t step = w->gated ? CMOE_WGMMA_HALF : 2 * CMOE_WGMMA_HALF;
+    const int64_t most = x->shape->batched ? x->p->capacity : x->tokens;
+    w->tile_n = tile_rows(most, scales);
+    w->m_tiles = (int32_t)cmoe__ceil_div(w->out_cols, step);
+    w->stages = (int32_t)cmoe__min64(CMOE_WGMMA_STAGES,
+                                     RING_BYTES / (A_BYTES + w->tile_n * CMOE_WGMMA_SPAN));
+    w->vectors = (uintptr_t)w->g.a % 16 == 0 && w->g.a_stride % 16 == 0;
+    w->tma = 1;
+    for (int box = 0; box < 2; box++)
+        w->tma = w->tma && encode_map(x, &state->half[w->g.half + (w->gated ? box : 0)], type,
+                                      w->g.k, w->out_used, &w->map[box]);
+    const int64_t tiles = (all / w->tile_n + cmoe__min64(all, x->shape->local)) * w->m_tiles;
+    const size_t shared =
+        1024 + TAIL_BYTES + (size_t)w->stages * (size_t)(A_BYTES + w->tile_n * CMOE_WGMMA_SPAN);
+    const struct cmoe_cuda_grid grid = {(unsigned)cmoe__min64(tiles, cuda->multiprocessors), 1,
+                                        CMOE_WGMMA_THREADS, shared};
+    void *args[] = {w};
+    return cmoe__cuda_launch(x, f, grid, args);
+}
+
+/* One scale for all rows has no stride. */
+static void fix_scale(cmoe_gpu_gemm *g)
+{
+    if (g->x.scaling != CMOE_SCALE_TENSOR) return;
+    g->a_scale = (const uint8_t *)g->a_fixed;
+    g->a_scale_stride = 0;
+}
+
+static float or_default(float given, float otherwise)
+{
+    return given != 0.0f ? given : otherwise;
+}
+
+cmoe_status cmoe__cuda_wgmma_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    const cmoe_problem *p = x->p;
+    const struct cmoe_shape *s = x->shape;
+    const bool act = step->kernel->last == CMOE_STAGE_ACT, oai = p->act == CMOE_ACT_SWIGLU_OAI;
+    enum scales scales = NO_SCALES;
+    (void)scales_of(p->x, p->w, &scales);
+    cmoe_gpu_wgmma w = {
+        .g = cmoe__cuda_gemm1_params(x),
+        .gated = s->gated,
+        .out_used = (int32_t)(act ? s->i_used : s->I),
+        .out_cols = (int32_t)s->I,
+        .weigh_act = act && p->weight_on == CMOE_WEIGHT_ON_ACT,
+        .alpha = oai ? or_default(p->act_alpha, 1.702f) : 1.0f,
+        .beta = oai ? or_default(p->act_beta, 1.0f) : 0.0f,
+        .limit = or_default(p->act_limit, oai ? 7.0f : 0.0f),
+    };
+    fix_scale(&w.g);
+    if (act) {
+        w.g.out = x->h;
+        w.g.out_stride = s->I;
+    }
+    return launch(x, &w, function_of((cmoe_dtype)p->w.dtype, scales, act), scales);
+}
+
+cmoe_status cmoe__cuda_wgmma_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    const cmoe_problem *p = x->p;
+    enum scales scales = NO_SCALES;
+    (void)scales_of(p->mid, p->w, &scales);
+    cmoe_gpu_wgmma w = {
+        .g = cmoe__cuda_gemm2_params(x),
+        .out_used = (int32_t)x->shape->h_used,
+        .out_cols = (int32_t)x->shape->h_used,
+    };
+    fix_scale(&w.g);
+    return launch(x, &w, function_of((cmoe_dtype)p->w.dtype, scales, false), scales);
+}

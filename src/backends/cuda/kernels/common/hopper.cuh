@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: MIT
+ * PTX of Hopper that has no C++ form, one function an instruction: barriers in shared memory, bulk
+ * tensor copies, asynchronous copies, the proxy fence, register budgets. */
+#ifndef CMOE_KERNELS_HOPPER_CUH
+#define CMOE_KERNELS_HOPPER_CUH
+
+#include "backends/cuda/kernels/common/numeric.cuh"
+
+DEV uint32_t shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* mbarrier.init */
+DEV void barrier_init(uint32_t barrier, int arrivals)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+/* mbarrier.arrive */
+DEV void barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/* mbarrier.arrive.expect_tx: one arrival, and bytes of bulk copies still to come */
+DEV void barrier_expect(uint32_t barrier, int bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+
+DEV bool barrier_passed(uint32_t barrier, int parity)
+{
+    uint32_t done;
+    asm volatile("{\n.reg .pred p;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return done != 0;
+}
+
+/* Until the phase of this parity has ended. With CMOE_SPIN_LIMIT (debug builds) a lost arrival traps. */
+DEV void barrier_wait(uint32_t barrier, int parity)
+{
+#ifdef CMOE_SPIN_LIMIT
+    for (int i = 0; !barrier_passed(barrier, parity); i++)
+        if (i > CMOE_SPIN_LIMIT)
+            __trap();
+#else
+    while (!barrier_passed(barrier, parity)) {
+    }
+#endif
+}
+
+/* fence.mbarrier_init: initialised barriers before the copy engine's first use */
+DEV void fence_barrier_init(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/* fence.proxy.async: this thread's ordinary writes before reads by wgmma and bulk copies */
+DEV void fence_proxy(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* cp.async.bulk.tensor, three coordinates; policy: an L2 cache hint */
+DEV void copy_box(uint32_t to, const void *map, int c0, int c1, int c2, uint32_t barrier, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+                 "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+
+/* createpolicy.fractional: data read once */
+DEV uint64_t evict_first(void)
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+DEV uint64_t evict_normal(void)
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_unchanged.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+/* cp.async of 16 bytes, of which `bytes` are read and the rest are 0 */
+DEV void copy_16(uint32_t to, const void *from, int bytes)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
+/* cp.async of 4 bytes */
+DEV void copy_4(uint32_t to, const void *from)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+
+DEV void copy_commit(void)
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* All but the newest PENDING groups have landed. */
+template <int PENDING> DEV void copy_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+DEV void store_shared_16(uint32_t to, uint16_t v)
+{
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(v) : "memory");
+}
+
+DEV void store_shared_8(uint32_t to, uint8_t v)
+{
+    asm volatile("st.shared.u8 [%0], %1;" ::"r"(to), "r"((uint32_t)v) : "memory");
+}
+
+/* setmaxnreg; needs __launch_bounds__(threads, 1) */
+template <int REGISTERS> DEV void fewer_registers(void)
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
+template <int REGISTERS> DEV void more_registers(void)
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
+/* movmatrix: an 8x8 matrix of 16-bit elements, two a lane, transposed across the warp */
+DEV uint32_t transpose_8x8(uint32_t pair)
+{
+    uint32_t out;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+    return out;
+}
+
+#endif

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: MIT
+ * Parameters of the Hopper kernels: those of any GEMM, the weights' tensor maps, and how the work is
+ * cut. Apart from params.h because CUtensorMap comes from cuda.h. */
+#ifndef CMOE_BACKENDS_CUDA_PARAMS_SM90A_H
+#define CMOE_BACKENDS_CUDA_PARAMS_SM90A_H
+
+#include "backends/cuda/params.h"
+#include <cuda.h>
+
+enum {
+    CMOE_WGMMA_MATH = 256,    /* threads that multiply: two warpgroups */
+    CMOE_WGMMA_THREADS = 384, /* and one warpgroup that loads */
+    CMOE_WGMMA_SPAN = 128,    /* bytes of a row that one pipeline stage holds: a swizzle span */
+    CMOE_WGMMA_HALF = 128,    /* weight rows of one of a stage's two boxes */
+    CMOE_WGMMA_STAGES = 8,
+    CMOE_WGMMA_EXPERTS = 1024, /* the table of tiles lies in shared memory */
+};
+
+typedef struct cmoe_gpu_wgmma {
+    CUtensorMap map[2]; /* both boxes of a stage: (k, row, expert) */
+    cmoe_gpu_gemm g;
+    int32_t tma;       /* map describes the weights; 0: they are read element by element */
+    int32_t vectors;   /* rows of x can be copied 16 bytes at a time */
+    int32_t gated;     /* box 0 is gate rows, box 1 up rows of the same units; else 2 x 128 rows */
+    int32_t out_used;  /* weight rows that count (gated: of either half) */
+    int32_t out_cols;  /* columns to write (gated: of either half); from out_used on they are 0 */
+    int32_t tile_n;    /* most rows of x in a tile */
+    int32_t m_tiles;   /* tiles along the weights' rows */
+    int32_t stages;    /* of the ring */
+    int32_t weigh_act; /* multiply the activation's result by the routing weight */
+    float alpha, beta, limit; /* gate*sigmoid(alpha*gate)*(up + beta), clamped at limit first */
+} cmoe_gpu_wgmma;
+
+#endif
