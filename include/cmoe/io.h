@@ -98,6 +98,8 @@ typedef struct cmoe_layer {
     cmoe_dtype router_bias_dtype;
     const void *logit_bias; /* added to the logits (gpt-oss), or NULL */
     cmoe_dtype logit_bias_dtype;
+    /* Static scales of x and mid that the checkpoint brings, the largest of its experts; 0: none */
+    float x_scale, mid_scale;
     size_t owned_bytes; /* converted copies */
     void *storage;      /* private */
 } cmoe_layer;
@@ -132,6 +134,10 @@ typedef struct cmoe_quantize_options {
     size_t struct_size;
     const char *scheme; /* of cmoe_problem_scheme */
     int dry_run;        /* only fill the report */
+    /* Where the scheme's activation scales are static: what cmoe_observe saw in each layer with
+     * experts, in order; else 0 and NULL. */
+    int layers;
+    const float *x_amax, *mid_amax;
     /* Called before each expert, or NULL. */
     void (*progress)(void *user, int64_t done, int64_t total);
     void *user;
@@ -148,7 +154,8 @@ typedef struct cmoe_quantize_report {
  *  weight format of a scheme, under the names of the format's own tools; everything else is copied.
  *  The work lies in OUT.partial, shard by shard, and is renamed to OUT when it is complete and
  *  flushed; run again, it continues with the first shard that is missing.
- *  @return CMOE_OK; CMOE_ERR_IO (OUT exists, a file cannot be written); CMOE_ERR_UNSUPPORTED (IN is
+ *  @return CMOE_OK; CMOE_ERR_INVALID (a scheme with static scales without x_amax and mid_amax, or the
+ *          reverse); CMOE_ERR_IO (OUT exists, a file cannot be written); CMOE_ERR_UNSUPPORTED (IN is
  *          quantised already, a GGUF file, or of a family whose experts have biases);
  *          CMOE_ERR_MISMATCH (OUT.partial is another run's); as cmoe_layer_open. */
 CMOE_API cmoe_status cmoe_checkpoint_quantize(const char *in, const char *out,

@@ -3,7 +3,9 @@
 #include "cli/accuracy.h"
 
 #include "cli/args.h"
+#include "cli/calibrate.h"
 #include "cli/report.h"
+#include "cli/router.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -79,8 +81,6 @@ static int add_scheme(struct cli_accuracy *out, const cmoe_problem *base, const 
     memcpy(copy, name, length);
     if (cmoe_problem_scheme(&p, copy) != CMOE_OK)
         return cli_fail(CLI_USAGE, "%s", cmoe_last_error());
-    if (p.x.fixed || p.mid.fixed)
-        return cli_fail(CLI_USAGE, "%s has static scales, which accuracy does not have", copy);
     return cli_problem_check(&p);
 }
 
@@ -171,8 +171,9 @@ struct input {
     float *x; /* [tokens, H], values that bf16 has */
     void *half;
     int64_t tokens;
-    float *router, *route_bias, *router_b;
-    float *want, *got; /* [tokens, H] */
+    struct cli_router router;
+    float *want, *got;        /* [tokens, H] */
+    float x_scale, mid_scale; /* of a scheme with static scales */
 };
 
 static cmoe_status run_layer(struct cli_session *session, const cmoe_problem *p,
@@ -184,9 +185,11 @@ static cmoe_status run_layer(struct cli_session *session, const cmoe_problem *p,
         .struct_size = sizeof t,
         .n_tokens = (int32_t)in->tokens,
         .x = p->in == CMOE_F32 ? (const void *)in->x : in->half,
-        .router_w = in->router,
-        .router_b = in->router_b,
-        .route_bias = in->route_bias,
+        .router_w = in->router.w,
+        .router_b = in->router.logit_bias,
+        .route_bias = in->router.route_bias,
+        .x_scale = p->x.fixed ? &in->x_scale : NULL,
+        .mid_scale = p->mid.fixed ? &in->mid_scale : NULL,
         .y = y,
         .expert_load = load,
     };
@@ -196,8 +199,28 @@ static cmoe_status run_layer(struct cli_session *session, const cmoe_problem *p,
     return status;
 }
 
+/* Static scales for a scheme: what the input itself needs. */
+static cmoe_status calibrate(struct cli_session *session, const cmoe_problem *base,
+                             const cmoe_weights_desc *own, const cmoe_problem *p, struct input *in)
+{
+    cmoe_observation seen = {.struct_size = sizeof seen};
+    const cmoe_tensors t = {
+        .struct_size = sizeof t,
+        .n_tokens = (int32_t)in->tokens,
+        .x = in->x,
+        .router_w = in->router.w,
+        .router_b = in->router.logit_bias,
+        .route_bias = in->router.route_bias,
+    };
+    if (!p->x.fixed && !p->mid.fixed) return CMOE_OK;
+    const cmoe_status status = cli_observe(session, base, own, &t, &seen);
+    in->x_scale = cmoe_static_scale(p->x, seen.x_amax);
+    in->mid_scale = cmoe_static_scale(p->mid, seen.mid_amax);
+    return status;
+}
+
 static cmoe_status compare_outputs(struct cli_session *session, const cmoe_layer *layer, int at,
-                                   const struct input *in, struct cli_accuracy *a)
+                                   struct input *in, struct cli_accuracy *a)
 {
     cmoe_problem base = layer->problem;
     base.max_tokens = (int32_t)in->tokens;
@@ -213,6 +236,7 @@ static cmoe_status compare_outputs(struct cli_session *session, const cmoe_layer
         cmoe_quantized *q = NULL;
         status = cmoe_problem_scheme(&p, a->names[s]);
         p.y = CMOE_F32;
+        if (status == CMOE_OK) status = calibrate(session, &base, &own, &p, in);
         if (status == CMOE_OK) status = cmoe_layer_quantize(layer, &p, &q);
         if (status == CMOE_OK)
             status = run_layer(session, &p, cmoe_quantized_desc(q), in, in->got, NULL);
@@ -221,23 +245,6 @@ static cmoe_status compare_outputs(struct cli_session *session, const cmoe_layer
                           in->tokens * base.hidden);
         cmoe_quantized_free(q);
     }
-    return status;
-}
-
-static cmoe_status read_router(const cmoe_layer *layer, struct input *in)
-{
-    const cmoe_problem *p = &layer->problem;
-    cmoe_status status = cmoe_convert(CMOE_F32, in->router, layer->router_dtype, layer->router_w,
-                                      (int64_t)p->experts * p->hidden);
-    float *const vectors = in->router + (int64_t)p->experts * p->hidden;
-    in->route_bias = layer->router_bias != NULL ? vectors : NULL;
-    in->router_b = layer->logit_bias != NULL ? vectors + p->experts : NULL;
-    if (status == CMOE_OK && in->route_bias != NULL)
-        status = cmoe_convert(CMOE_F32, in->route_bias, layer->router_bias_dtype,
-                              layer->router_bias, p->experts);
-    if (status == CMOE_OK && in->router_b != NULL)
-        status = cmoe_convert(CMOE_F32, in->router_b, layer->logit_bias_dtype, layer->logit_bias,
-                              p->experts);
     return status;
 }
 
@@ -251,9 +258,10 @@ static cmoe_status measure_layers(struct cli_session *session, const struct cli_
         cli_progress_show(&progress, l, a->layers);
         status = cmoe_layer_open(model->checkpoint, &model->config, a->index[l], &layer);
         if (status != CMOE_OK) break;
-        status = read_router(&layer, in);
+        status = cli_router_read(&layer, &in->router);
         if (status == CMOE_OK) status = compare_weights(&layer, l, b, a);
         if (status == CMOE_OK) status = compare_outputs(session, &layer, l, in, a);
+        cli_router_free(&in->router);
         cmoe_layer_free(&layer);
     }
     cli_progress_end(&progress);
@@ -276,14 +284,13 @@ int cli_accuracy_measure(struct cli_session *session, const struct cli_model *mo
         .x = malloc(t * sizeof(float)),
         .half = malloc(t * sizeof(uint16_t)),
         .tokens = tokens,
-        .router = malloc(((size_t)p->hidden + 2) * (size_t)p->experts * sizeof(float)),
         .want = malloc(t * sizeof(float)),
         .got = malloc(t * sizeof(float)),
     };
     int code = CLI_OK;
     out->tokens = tokens;
-    if (!b.want || !b.got || !b.codes || !b.scale || !b.zero || !in.x || !in.half || !in.router ||
-        !in.want || !in.got) {
+    if (!b.want || !b.got || !b.codes || !b.scale || !b.zero || !in.x || !in.half || !in.want ||
+        !in.got) {
         code = cli_fail(CLI_NO_MEMORY, "out of memory");
     } else {
         cmoe_status status = cmoe_convert(CMOE_BF16, in.half, CMOE_F32, x, (int64_t)t);
@@ -292,8 +299,7 @@ int cli_accuracy_measure(struct cli_session *session, const struct cli_model *mo
         if (status == CMOE_OK) status = measure_layers(session, model, &in, &b, out);
         if (status != CMOE_OK) code = cli_fail_status(status, NULL);
     }
-    void *const all[] = {b.want, b.got,   b.codes,   b.scale, b.zero,
-                         in.x,   in.half, in.router, in.want, in.got};
+    void *const all[] = {b.want, b.got, b.codes, b.scale, b.zero, in.x, in.half, in.want, in.got};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         free(all[i]);
     return code;

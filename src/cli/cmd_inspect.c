@@ -23,6 +23,8 @@ static const char *const known_parts[] = {
     "weight_zero_point",
     "weight_g_idx",
     "weight_global_scale",
+    "input_scale",
+    "input_global_scale",
     "qweight",
     "qzeros",
     "scales",

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * cmoe quantize: a quantised copy of a checkpoint. The library does the work; this shows it. */
+#include "cli/calibrate.h"
 #include "cli/commands.h"
 #include "cli/report.h"
 
@@ -28,12 +29,19 @@ static int run(const struct cli_args *args)
 {
     int code = cli_args_require(args, "scheme");
     if (code != CLI_OK) return code;
+    const char *const calib = cli_args_value(args, "calib");
+    struct cli_calibration seen = {.layers = 0};
+    if (calib != NULL) code = cli_calibrate(args->positional, calib, &seen);
+    if (code != CLI_OK) return code;
     struct cli_progress progress = {.what = "quantize: expert", .start = cli_now()};
     const bool dry = cli_args_given(args, "dry-run");
     const cmoe_quantize_options options = {
         .struct_size = sizeof options,
         .scheme = cli_args_value(args, "scheme"),
         .dry_run = dry,
+        .layers = seen.layers,
+        .x_amax = seen.x_amax,
+        .mid_amax = seen.mid_amax,
         .progress = show,
         .user = &progress,
     };
@@ -41,6 +49,7 @@ static int run(const struct cli_args *args)
     const cmoe_status status =
         cmoe_checkpoint_quantize(args->positional, args->second, &options, &report);
     cli_progress_end(&progress);
+    cli_calibration_free(&seen);
     if (status == CMOE_ERR_IO && strstr(cmoe_last_error(), args->second) != NULL)
         return cli_fail_output(status);
     if (status != CMOE_OK) return cli_fail_status(status, NULL);
@@ -50,6 +59,8 @@ static int run(const struct cli_args *args)
 
 static const struct cli_option options[] = {
     {"scheme", "S", "weight format of this scheme, such as mxfp4-w4a16 or int4-w4a16:g64,zp"},
+    {"calib", "FILE.npy",
+     "tokens for static activation scales: [tokens, hidden], or such rows for each MoE layer"},
     {"dry-run", NULL, "only say what would be written, and the memory it takes"},
     {NULL, NULL, NULL},
 };

@@ -2,6 +2,7 @@
  * Opening a checkpoint's layer. Failures say which file or tensor is at fault. */
 #include "cli/layer.h"
 
+#include "cli/calibrate.h"
 #include "cli/report.h"
 
 #include <stdlib.h>
@@ -124,26 +125,17 @@ static int make_weights(struct cli_layer *out)
 static int make_tensors(struct cli_layer *out)
 {
     const cmoe_problem *p = &out->problem;
-    const cmoe_layer *layer = &out->layer;
     const int64_t n = (int64_t)out->tensors.n_tokens * p->hidden;
     out->x = convert((cmoe_dtype)p->in, out->input.dtype, out->input.data, n);
     out->base_x = convert((cmoe_dtype)out->base.in, out->input.dtype, out->input.data, n);
-    out->router =
-        convert(CMOE_F32, layer->router_dtype, layer->router_w, (int64_t)p->experts * p->hidden);
-    if (layer->router_bias != NULL)
-        out->route_bias =
-            convert(CMOE_F32, layer->router_bias_dtype, layer->router_bias, p->experts);
-    if (layer->logit_bias != NULL)
-        out->router_b = convert(CMOE_F32, layer->logit_bias_dtype, layer->logit_bias, p->experts);
-    if (out->x == NULL || out->base_x == NULL || out->router == NULL ||
-        (layer->router_bias != NULL && out->route_bias == NULL) ||
-        (layer->logit_bias != NULL && out->router_b == NULL))
-        return CLI_NO_MEMORY;
+    if (out->x == NULL || out->base_x == NULL) return CLI_NO_MEMORY;
+    const cmoe_status status = cli_router_read(&out->layer, &out->router);
+    if (status != CMOE_OK) return cli_fail_status(status, NULL);
     out->tensors.struct_size = sizeof out->tensors;
     out->tensors.x = out->x;
-    out->tensors.router_w = out->router;
-    out->tensors.route_bias = out->route_bias;
-    out->tensors.router_b = out->router_b;
+    out->tensors.router_w = out->router.w;
+    out->tensors.route_bias = out->router.route_bias;
+    out->tensors.router_b = out->router.logit_bias;
     return CLI_OK;
 }
 
@@ -162,9 +154,7 @@ void cli_layer_close(struct cli_layer *layer)
 {
     free(layer->x);
     free(layer->base_x);
-    free(layer->router);
-    free(layer->route_bias);
-    free(layer->router_b);
+    cli_router_free(&layer->router);
     cmoe_array_free(&layer->input);
     cmoe_quantized_free(layer->quantized);
     cmoe_layer_free(&layer->layer);
@@ -176,15 +166,11 @@ void cli_layer_close(struct cli_layer *layer)
 
 static int observe(struct cli_session *session, struct cli_layer *layer)
 {
-    cmoe_weights *weights = NULL;
     cmoe_tensors tensors = layer->tensors;
     tensors.x = layer->base_x;
     cmoe_observation seen = {.struct_size = sizeof seen};
-    cmoe_status status =
-        cmoe_weights_create(session->dev, &layer->base, &layer->base_weights, &weights);
-    if (status == CMOE_OK)
-        status = cmoe_observe(session->dev, &layer->base, weights, &tensors, &seen);
-    cmoe_weights_destroy(weights);
+    const cmoe_status status =
+        cli_observe(session, &layer->base, &layer->base_weights, &tensors, &seen);
     if (status != CMOE_OK) return cli_fail_status(status, NULL);
     layer->x_scale = cmoe_static_scale(layer->problem.x, seen.x_amax);
     layer->mid_scale = cmoe_static_scale(layer->problem.mid, seen.mid_amax);
@@ -216,9 +202,13 @@ int cli_layer_scales(const struct cli_args *args, struct cli_session *session,
     const bool x_given = !p->x.fixed || cli_args_given(args, "x-scale");
     const bool mid_given = !p->mid.fixed || cli_args_given(args, "mid-scale");
     int code = CLI_OK;
+    layer->x_scale = layer->layer.x_scale;
+    layer->mid_scale = layer->layer.mid_scale;
+    const bool stored =
+        (!p->x.fixed || layer->x_scale > 0) && (!p->mid.fixed || layer->mid_scale > 0);
     if (file != NULL)
         code = read_scales(file, layer);
-    else if (wanted && !(x_given && mid_given))
+    else if (wanted && !stored && !(x_given && mid_given))
         code = observe(session, layer);
     double x = (double)layer->x_scale, mid = (double)layer->mid_scale;
     if (code == CLI_OK) code = cli_args_double(args, "x-scale", 0, &x);

@@ -4,6 +4,7 @@
 #define CMOE_CLI_LAYER_H
 
 #include "cli/args.h"
+#include "cli/router.h"
 #include "cli/session.h"
 
 /* Read an array; a failure names the file. @return an exit code. */
@@ -17,7 +18,7 @@ struct cli_layer {
     cmoe_quantized *quantized; /* NULL: the checkpoint's weights are used in place */
     cmoe_weights_desc weights, base_weights;
     double bytes_per_weight;
-    float *router, *route_bias, *router_b;
+    struct cli_router router;
     cmoe_array input; /* as the file has it */
     void *x, *base_x; /* [T, H] in the types of the two problems */
     float x_scale, mid_scale;
@@ -26,7 +27,7 @@ struct cli_layer {
 
 /* Open what --model, --layer, --input and --scheme say. @return an exit code. */
 int cli_layer_open(const struct cli_args *args, struct cli_layer *out);
-/* Static scales: --x-scale, --mid-scale, --scales, else observed on the input itself. */
+/* Static scales: --x-scale, --mid-scale, --scales, else the checkpoint's, else observed on the input. */
 int cli_layer_scales(const struct cli_args *args, struct cli_session *session,
                      struct cli_layer *layer);
 void cli_layer_close(struct cli_layer *layer);

@@ -149,6 +149,8 @@ static bool on_terminal(void)
     return isatty(STDERR_FILENO) && (term == NULL || strcmp(term, "dumb") != 0);
 }
 
+enum { BAR = 24 }; /* characters of a full bar */
+
 void cli_progress_show(struct cli_progress *progress, int64_t done, int64_t total)
 {
     const double now = cli_now();
@@ -157,8 +159,16 @@ void cli_progress_show(struct cli_progress *progress, int64_t done, int64_t tota
     const bool terminal = on_terminal();
     if (progress->shown > 0 && now - progress->shown < (terminal ? 0.1 : 5)) return;
     progress->shown = now;
-    fprintf(stderr, terminal ? "\r\033[Kcmoe: %s %lld of %lld" : "cmoe: %s %lld of %lld\n",
-            progress->what, (long long)done, (long long)total);
+    const double share = total > 0 ? (double)done / (double)total : 0;
+    char left[40] = "";
+    if (done > 0)
+        snprintf(left, sizeof left, ", %.0f s left", (now - progress->start) * (1 / share - 1));
+    fprintf(stderr, "%scmoe: %s %lld of %lld", terminal ? "\r\033[K" : "", progress->what,
+            (long long)done, (long long)total);
+    if (terminal)
+        fprintf(stderr, " [%-*.*s]%s", BAR, (int)(share * BAR), "########################", left);
+    else
+        fprintf(stderr, "%s\n", left);
     progress->open = terminal;
 }
 

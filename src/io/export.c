@@ -149,6 +149,12 @@ static cmoe_status export_plain(struct cmoe_shard *s, const char *module,
 cmoe_status cmoe__export_matrix(struct cmoe_shard *s, const char *module,
                                 const struct cmoe_export *m)
 {
+    if (m->input > 0) {
+        const bool nv = m->format.scaling == CMOE_SCALE_NV;
+        const float value = nv ? 1 / m->input : m->input;
+        CMOE_TRY(
+            put(s, module, nv ? ".input_global_scale" : ".input_scale", "F32", 1, -1, &value, 4));
+    }
     if (strcmp(cmoe__export_layout(m->format), "pack-quantized") == 0)
         return export_packed(s, module, m);
     return m->format.dtype == CMOE_E2M1 ? export_fp4(s, module, m) : export_plain(s, module, m);
@@ -173,7 +179,25 @@ static json_t *weight_config(cmoe_format f)
     return w;
 }
 
-json_t *cmoe__export_config(cmoe_format f)
+/* input_activations of a config group: scales of a tensor or of each token; NULL for others. */
+static json_t *input_config(cmoe_format x)
+{
+    const bool nv = x.scaling == CMOE_SCALE_NV;
+    if (x.scaling != CMOE_SCALE_TENSOR && x.scaling != CMOE_SCALE_TOKEN && !(nv && x.fixed))
+        return NULL;
+    json_t *const a =
+        json_pack("{s:i, s:s, s:s, s:b}", "num_bits", cmoe_dtype_bits((cmoe_dtype)x.dtype), "type",
+                  is_int(x) ? "int" : "float", "strategy",
+                  nv                               ? "tensor_group"
+                  : x.scaling == CMOE_SCALE_TENSOR ? "tensor"
+                                                   : "token",
+                  "symmetric", 1);
+    json_object_set_new(a, "dynamic", nv ? json_string("local") : json_boolean(!x.fixed));
+    if (nv) json_object_set_new(a, "group_size", json_integer(16));
+    return a;
+}
+
+json_t *cmoe__export_config(cmoe_format f, cmoe_format x)
 {
     const char *const layout = cmoe__export_layout(f);
     if (strcmp(layout, "plain") == 0) return NULL;
@@ -182,8 +206,9 @@ json_t *cmoe__export_config(cmoe_format f)
                          "e4m3", "weight_block_size", 128, 128, "activation_scheme", "dynamic",
                          "modules_to_not_convert", "lm_head", "self_attn");
     }
-    return json_pack("{s:s, s:s, s:s, s:[s], s:{s:{s:[s], s:o}}}", "quant_method",
+    return json_pack("{s:s, s:s, s:s, s:[s], s:{s:{s:[s], s:o, s:o*}}}", "quant_method",
                      "compressed-tensors", "format", layout, "quantization_status", "compressed",
                      "ignore", "lm_head", "config_groups", "group_0", "targets",
-                     "re:.*\\.experts\\..*", "weights", weight_config(f));
+                     "re:.*\\.experts\\..*", "weights", weight_config(f), "input_activations",
+                     input_config(x));
 }

@@ -32,6 +32,7 @@ struct cmoe_export {
     int64_t rows, cols;
     uint8_t *codes, *scale, *zero;
     float global;
+    float input;      /* static scale of the matrix's input; 0: none */
     uint8_t *scratch; /* of cmoe__export_scratch bytes */
 };
 
@@ -41,7 +42,8 @@ size_t cmoe__export_scratch(cmoe_format f, int64_t rows, int64_t cols);
 /* The tensors MODULE.weight... of one matrix. */
 cmoe_status cmoe__export_matrix(struct cmoe_shard *s, const char *module,
                                 const struct cmoe_export *m);
-/* quantization_config of a config.json; NULL when there is no memory, or for plain formats. */
-json_t *cmoe__export_config(cmoe_format f);
+/* quantization_config of a config.json for weights f and inputs x; NULL when there is no memory, or
+ * for plain formats. */
+json_t *cmoe__export_config(cmoe_format f, cmoe_format x);
 
 #endif

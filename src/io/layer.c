@@ -122,6 +122,7 @@ static cmoe_status open_layer(struct cmoe_reading *r, const struct cmoe_family *
             r->format = (cmoe_format){0};
             CMOE_TRY(read_experts(r, f, block));
         }
+        CMOE_TRY(cmoe__activation_scales(r, f, block));
     }
     if (out->problem.gate == CMOE_GATE_INTERLEAVED) {
         cmoe__io_free(out->up);

@@ -60,6 +60,10 @@ void cmoe__layer_block(const cmoe_checkpoint *c, const struct cmoe_family *f, in
                        char *block, size_t size);
 bool cmoe__layer_has_experts(const cmoe_model_config *config, int layer);
 
+/* Static activation scales of separate experts, where the first has one, into the layer. */
+cmoe_status cmoe__activation_scales(struct cmoe_reading *r, const struct cmoe_family *f,
+                                    const char *block);
+
 /* All experts' matrices of the module of a fused export: experts.gate_up_proj and down_proj. */
 bool cmoe__fused_exists(const struct cmoe_reading *r, const char *module);
 cmoe_status cmoe__fused_read(struct cmoe_reading *r, const struct cmoe_family *family,

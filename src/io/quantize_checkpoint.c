@@ -12,6 +12,7 @@
 #include "memory.h"
 
 #include <cmoe/convert.h>
+#include <cmoe/observe.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -30,12 +31,13 @@ struct job {
     cmoe_checkpoint *checkpoint;
     cmoe_model_config config;
     const struct cmoe_family *family;
-    cmoe_format format;
-    char work[PATH]; /* OUT.partial */
+    cmoe_format format, x, mid; /* of weights and of the inputs of matrices 1 and 2 */
+    char work[PATH];            /* OUT.partial */
     const char *files[FILES];
     int n_files, n_layers, n_shards;
     json_t *map; /* weight_map of the index */
     int64_t done;
+    float input[2]; /* static scales of x and mid in this layer; 0: none */
     float *source;
     struct cmoe_export matrix;
 };
@@ -71,12 +73,21 @@ static cmoe_status emit_rest(struct job *job, const char *file, struct cmoe_shar
     return CMOE_OK;
 }
 
+/* Static scales for layer `at` of those with experts. */
+static void set_input_scales(struct job *job, int at)
+{
+    const cmoe_quantize_options *const o = job->options;
+    job->input[0] = job->x.fixed ? cmoe_static_scale(job->x, o->x_amax[at]) : 0;
+    job->input[1] = job->mid.fixed ? cmoe_static_scale(job->mid, o->mid_amax[at]) : 0;
+}
+
 static cmoe_status emit_matrix(struct job *job, const cmoe_layer *layer, int expert, int which,
                                const char *module, struct cmoe_shard *s)
 {
     struct cmoe_export m = job->matrix;
     m.rows = which == 2 ? layer->problem.hidden : layer->problem.inter;
     m.cols = which == 2 ? layer->problem.inter : layer->problem.hidden;
+    m.input = job->input[which == 2];
     if (!s->file) {
         m.codes = NULL;
         return cmoe__export_matrix(s, module, &m);
@@ -155,9 +166,10 @@ static cmoe_status write_shard(struct job *job, const char *file, int index,
 
 static cmoe_status write_layers(struct job *job)
 {
-    for (int l = 0; l < job->config.layers; l++) {
+    for (int l = 0, at = 0; l < job->config.layers; l++) {
         cmoe_layer layer;
         if (!cmoe__layer_has_experts(&job->config, l)) continue;
+        set_input_scales(job, at++);
         CMOE_TRY(cmoe_layer_open(job->checkpoint, &job->config, l, &layer));
         const cmoe_status status = write_shard(job, NULL, l, &layer);
         cmoe_layer_free(&layer);
@@ -192,7 +204,7 @@ static cmoe_status write_config(const struct job *job)
     cmoe_status status = cmoe__file_load(path, CONFIG_LIMIT, &text, &size);
     if (status == CMOE_OK) status = cmoe__json_parse(text, size, 64, path, 0, &root);
     if (status == CMOE_OK) {
-        json_t *const quantization = cmoe__export_config(job->format);
+        json_t *const quantization = cmoe__export_config(job->format, job->x);
         if (quantization) json_object_set_new(root, "quantization_config", quantization);
         status = write_json(job, "config.json", root);
     }
@@ -259,6 +271,19 @@ static cmoe_status copy_others(const struct job *job)
 
 /* ---- beginning and end ---- */
 
+/* A number that differs where other magnitudes were observed (FNV-1a). */
+static uint32_t observed(const struct job *job)
+{
+    const cmoe_quantize_options *const o = job->options;
+    uint32_t sum = 2166136261u;
+    for (int i = 0; i < 2 * o->layers; i++) {
+        uint32_t bits;
+        memcpy(&bits, (i % 2 ? o->mid_amax : o->x_amax) + i / 2, sizeof bits);
+        sum = (sum ^ bits) * 16777619u;
+    }
+    return sum;
+}
+
 /* The run that OUT.partial belongs to: another one's shards must not be mixed in. */
 static cmoe_status claim(const struct job *job)
 {
@@ -266,8 +291,9 @@ static cmoe_status claim(const struct job *job)
     char *text = NULL, *const path = cmoe__path_join(job->work, "job.txt");
     size_t size = 0;
     if (!path) return cmoe__fail_memory(PATH, "a path");
-    snprintf(line, sizeof line, "%s %s %lld %lld\n", job->config.model_type, job->scheme,
-             (long long)cmoe_checkpoint_count(job->checkpoint), (long long)job->report->bytes_in);
+    snprintf(line, sizeof line, "%s %s %lld %lld %08x\n", job->config.model_type, job->scheme,
+             (long long)cmoe_checkpoint_count(job->checkpoint), (long long)job->report->bytes_in,
+             observed(job));
     cmoe_status status = CMOE_OK;
     if (mkdir(job->work, 0777) != 0 && errno != EEXIST) status = fail_path("create", job->work);
     if (status == CMOE_OK && cmoe__path_exists(path)) {
@@ -301,6 +327,28 @@ static cmoe_status publish(const struct job *job)
     return CMOE_OK;
 }
 
+/* Whether what was observed is what the scheme asks for. */
+static cmoe_status check_amax(const struct job *job)
+{
+    const cmoe_quantize_options *const o = job->options;
+    const bool wanted = job->x.fixed || job->mid.fixed;
+    int layers = 0;
+    for (int l = 0; l < job->config.layers; l++)
+        layers += cmoe__layer_has_experts(&job->config, l);
+    if (wanted && (!o->x_amax || !o->mid_amax || o->layers != layers)) {
+        return CMOE_FAIL(CMOE_ERR_INVALID,
+                         "%s has static activation scales: they need magnitudes observed in %d "
+                         "layers (--calib), %d are given",
+                         job->scheme, layers, o->x_amax && o->mid_amax ? o->layers : 0);
+    }
+    if (!wanted && o->layers != 0) {
+        return CMOE_FAIL(CMOE_ERR_INVALID,
+                         "%s has no static activation scales: there is nothing to calibrate",
+                         job->scheme);
+    }
+    return CMOE_OK;
+}
+
 static cmoe_status check(struct job *job)
 {
     cmoe_problem p = job->config.problem;
@@ -315,6 +363,9 @@ static cmoe_status check(struct job *job)
     CMOE_TRY(cmoe_problem_scheme(&p, job->scheme));
     CMOE_TRY(cmoe_problem_check(&p));
     job->format = p.w;
+    job->x = p.x;
+    job->mid = p.mid;
+    CMOE_TRY(check_amax(job));
     if (!cmoe__export_layout(p.w)) {
         return CMOE_FAIL(CMOE_ERR_UNSUPPORTED, "no checkpoint layout holds the weights of %s",
                          job->scheme);

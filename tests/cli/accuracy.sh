@@ -24,7 +24,10 @@ has "$work/out" '^worst experts$'
 has "$work/report.html" '</html>$'
 [ "$(grep -c '<svg' "$work/report.html")" -ge 8 ] || fail "plots are missing"
 if grep -q 'http\|<script' "$work/report.html"; then fail "the page is not self-contained"; fi
-run 64 accuracy "$model" --scheme fp8-tensor:static
+# Static scales are calibrated on the input itself.
+run 0 accuracy "$model" --layer 2 --input "$model/hidden.npy" --scheme mxfp4-w4a16+fp8-tensor:static+fp8-tensor --json
+[ "$(sqnr fp8-tensor:static)" -gt "$(sqnr mxfp4-w4a16)" ] || fail "static fp8 is not better than 4 bits"
+[ "$(sqnr fp8-tensor:static)" -le "$(sqnr fp8-tensor)" ] || fail "one scale for all beats one a call"
 run 64 accuracy "$model" --layer 99
 run 65 accuracy "$model" --input "$root/tests/vectors/checkpoints/olmoe/x.npy"
 run 73 accuracy "$model" --layer 0 --html "$work/no/report.html"

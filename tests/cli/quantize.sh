@@ -34,6 +34,33 @@ run 0 quantize "$model" "$work/mx8" --scheme mxfp8
 run 0 inspect "$work/mx8" --deep
 has "$work/out" 'w=e4m3/mx32'
 
+# Static activation scales are observed once and come back with the checkpoint.
+calibrated() {
+    name=$(echo "$1" | tr ':,' '__')
+    run 64 quantize "$model" "$work/$name" --scheme "$1"
+    has "$work/err" 'static activation scales'
+    run 0 quantize "$model" "$work/$name" --scheme "$1" --calib "$x"
+    grep -q '"dynamic": '"$2" "$work/$name/config.json" || fail "$1: the configuration is not static"
+    run 0 inspect "$work/$name"
+    has "$work/out" '^complete *4 of 4 checked$'
+    run 0 run --model "$model" --layer 2 --input "$x" --scheme "$1" --device ref --output "$work/a.npy"
+    has "$work/out" '^scales *x 0\.[0-9]*, mid 0\.[0-9]*$'
+    run 0 run --model "$work/$name" --layer 2 --input "$x" --scheme "$1" --device ref --output "$work/b.npy"
+    want=$(grep '^scales ' "$work/out")
+    cmp -s "$work/a.npy" "$work/b.npy" || fail "$1: the calibrated copy computes something else"
+    # other tokens, the same scales
+    run 0 run --model "$work/$name" --layer 2 --input "$model/hidden_layer2_mlp_out.npy" --scheme "$1"
+    [ "$(grep '^scales ' "$work/out")" = "$want" ] || fail "$1: the checkpoint's scales are not used"
+}
+calibrated fp8-tensor:static false
+calibrated mxfp4-w4a8 false
+run 64 quantize "$model" "$work/no-calib" --scheme int4-w4a16 --calib "$x"
+has "$work/err" 'nothing to calibrate'
+run 65 quantize "$model" "$work/no-calib" --scheme mxfp4-w4a8 --calib "$model/logits-0.npy"
+has "$work/err" 'rows of 128 columns'
+run 66 quantize "$model" "$work/no-calib" --scheme mxfp4-w4a8 --calib "$work/none.npy"
+if [ -e "$work/no-calib" ] || [ -e "$work/no-calib.partial" ]; then fail "a refused calibration writes"; fi
+
 # Every family that is written, from its own tensors and names.
 for family in mixtral olmoe deepseek_v3 glm4_moe llama4 llama4-whole qwen3_moe-fused; do
     from=$root/tests/vectors/checkpoints/$family
@@ -78,4 +105,35 @@ has "$work/err" 'another run'
 run 0 quantize "$model" "$work/full" --scheme fp8-w8a16:b128
 has "$work/out" '^shards *5, [1-4] of an earlier run$'
 diff -r "$work/full" "$work/fp8-w8a16_b128" >&2 || fail "a resumed run differs"
+
+# Interrupted wherever: OUT is whole or not there, IN is as it was, and the next run ends the work.
+before=$(cat "$model"/* 2>/dev/null | cksum)
+interrupted=0
+for delay in 0.005 0.01 0.02 0.04 0.08 0.16; do
+    "$CMOE" quantize "$model" "$work/int" --scheme fp8-w8a16:b128 >"$work/out" 2>&1 &
+    sleep $delay
+    if kill -INT $! 2>/dev/null; then interrupted=$((interrupted + 1)); fi
+    wait $! 2>/dev/null
+    if [ -e "$work/int" ]; then
+        diff -r "$work/int" "$work/fp8-w8a16_b128" >&2 || fail "an interrupted run leaves half of OUT"
+        rm -r "$work/int"
+    fi
+done
+[ $interrupted -gt 0 ] || fail "no run was interrupted"
+[ "$before" = "$(cat "$model"/* 2>/dev/null | cksum)" ] || fail "an interrupted run touches IN"
+run 0 quantize "$model" "$work/int" --scheme fp8-w8a16:b128
+diff -r "$work/int" "$work/fp8-w8a16_b128" >&2 || fail "a run after an interrupted one differs"
+
+# Memory: what --dry-run says, beside what the program takes before it begins. One file of the model
+# is 3.7 MB and one written shard 0.5 MB, so holding either whole input or whole output would show.
+memory=$("$CMOE" quantize "$model" "$work/mem" --scheme fp8-w8a16 --dry-run | sed -n 's/^memory *\([0-9]*\) .*/\1/p')
+fits() { (ulimit -d "$1" && "$CMOE" quantize "$model" "$work/mem" --scheme fp8-w8a16 ${2:-}) >/dev/null 2>&1; }
+if fits 65536 --dry-run; then # a sanitized program does not start under a limit
+    low=0 high=65536
+    while [ $((high - low)) -gt 16 ]; do
+        mid=$(((low + high) / 2))
+        if fits $mid --dry-run; then high=$mid; else low=$mid; fi
+    done
+    fits $((high + memory / 1024 + 256)) || fail "quantize takes more than the $memory bytes it says"
+fi
 finish
