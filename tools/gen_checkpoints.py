@@ -16,6 +16,7 @@ import sys
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -133,6 +134,31 @@ def quantised(name, kind, quantise, config, routed_only=False, **changes):
     save_arrays(folder, x, families.run(model, layer, x))
 
 
+def static_inputs(name, scheme):
+    """The same with static scales of each matrix's input: what compressed-tensors makes of the ranges
+    of random activations. scales.npy has the largest scale of x and of mid."""
+    fmt, quantise = schemes.COMPRESSED[scheme]
+    generator = torch.Generator().manual_seed(7)
+
+    def with_input(w):
+        tensors, decoded = quantise(w)
+        a = torch.randn(40, w.shape[1], generator=generator) * torch.rand(1, generator=generator) * 9
+        return {**tensors, **schemes.input_scale(scheme, a)}, decoded
+
+    quantised(name, "qwen3_moe", with_input,
+              {"quant_method": "compressed-tensors", "format": fmt, "quantization_status": "compressed"})
+    largest = [0.0, 0.0]
+    with safe_open(OUT / name / "model.safetensors", "pt") as f:
+        for key in f.keys():
+            if "layers.0.mlp.experts." not in key or ".input_" not in key:
+                continue
+            value = f.get_tensor(key)
+            scale = (1 / value if key.endswith("input_global_scale") else value).item()
+            part = int("down_proj" in key)
+            largest[part] = max(largest[part], scale)
+    np.save(OUT / name / "scales.npy", np.array(largest, np.float32))
+
+
 def jobs(args):
     for kind in families.MODELS:
         yield kind, family, (kind,)
@@ -146,6 +172,8 @@ def jobs(args):
         config = {"quant_method": "compressed-tensors", "format": fmt, "quantization_status": "compressed"}
         yield (f"qwen3_moe-{scheme}",
                lambda n, q=quantise, c=config, h=changes: quantised(n, "qwen3_moe", q, c, **h), ())
+    yield "qwen3_moe-fp8-static", static_inputs, ("fp8-tensor",)
+    yield "qwen3_moe-nvfp4-static", static_inputs, ("nvfp4",)
     yield "deepseek_v3-fp8", lambda n: quantised(
         n, "deepseek_v3", schemes.deepseek_fp8,
         {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"},

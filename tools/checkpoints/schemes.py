@@ -18,7 +18,7 @@ from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.lifecycle.forward import dequantize
-from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
 
 def ranges(w, args):
@@ -91,6 +91,15 @@ COMPRESSED = {
     "nvfp4": ("nvfp4-pack-quantized", compressed(NVFP4PackedCompressor, **fp8(
         num_bits=4, strategy="tensor_group", group_size=16))),
 }
+
+
+def input_scale(scheme, a):
+    """The static scale of activations `a` beside a weight in this scheme, by its tensor's suffix."""
+    if scheme == "nvfp4":
+        return {"input_global_scale": generate_gparam(a.amin().reshape(1), a.amax().reshape(1)).float()}
+    args = QuantizationArgs(**fp8(strategy="tensor", dynamic=False))
+    scale, _ = calculate_qparams(a.amin().reshape(1), a.amax().reshape(1), args)
+    return {"input_scale": scale.float().reshape(1)}
 
 
 def deepseek_fp8(w):
