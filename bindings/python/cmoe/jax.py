@@ -40,8 +40,8 @@ def _load():
     library.cmoe_xla_begin(_session)
     for platform, symbol in (("cpu", "cmoe_xla_cpu"), ("CUDA", "cmoe_xla_cuda")):
         jax.ffi.register_ffi_target(
-            "cmoe_layer_" + platform.lower(), jax.ffi.pycapsule(getattr(library, symbol)),
-            platform=platform, api_version=1,
+            "cmoe_layer", jax.ffi.pycapsule(getattr(library, symbol)), platform=platform,
+            api_version=1,
         )  # fmt: skip
     return library
 
@@ -61,7 +61,7 @@ class Layer:
 
     ``layer(x, router_logits)`` or ``layer(x, topk_ids=ids, topk_weights=weights)`` gives [T, H] of x's
     type. x, logits f32, f16 or bf16; ids int32 (others are converted). Weights lie where the layer was
-    made, and calls must be on the same kind of device.
+    made, and calls must be on the same kind of device; NumPy arrays are put there.
     """
 
     def __init__(self, w1, w2, **options):
@@ -69,11 +69,16 @@ class Layer:
         arrays = [_array(w) for w in (w1, w2)]
         self.expert_map = options.get("expert_map")
         self.layer = _Layer(*arrays, **options)
-        self.platform = "cpu" if self.layer.device.host else "cuda"
+        on_cpu = not isinstance(w1, jax.Array) or self.layer.device.host
+        self.device = jax.devices("cpu")[0] if on_cpu else w1.device
 
     def __call__(self, x, router_logits=None, *, topk_ids=None, topk_weights=None, route_bias=None,
                  x_scale=None, mid_scale=None):  # fmt: skip
         base = self.layer.problem.c
+        x, router_logits, topk_ids, topk_weights = (
+            jax.device_put(a, self.device) if isinstance(a, np.ndarray) else a
+            for a in (x, router_logits, topk_ids, topk_weights)
+        )
         if x.ndim != 2 or x.shape[1] != base.hidden:
             raise InvalidError(f"x has shape {list(x.shape)}; expected [tokens, {base.hidden}]")
         names = [tensors.NUMPY_NAMES.get(str(x.dtype))]
@@ -112,12 +117,12 @@ class Layer:
                 bits |= 1 << n
                 dtype = np.int32 if name == "expert_map" else np.float32
                 extras.append(jax.numpy.asarray(given[name], dtype))
-        words = np.array([_session, plan.handle, plan.workspace_size, self.platform == "cpu",
+        words = np.array([_session, plan.handle, plan.workspace_size, self.layer.device.host,
                           router_logits is not None, bits], np.int64)  # fmt: skip
         _traced.add(self.layer)
         results = (jax.ShapeDtypeStruct(x.shape, x.dtype),
                    jax.ShapeDtypeStruct((plan.workspace_size + 256,), np.uint8))  # fmt: skip
-        call = jax.ffi.ffi_call("cmoe_layer_" + self.platform, results, vmap_method="sequential")
+        call = jax.ffi.ffi_call("cmoe_layer", results, vmap_method="sequential")
         return call(x, *routing, *extras, call=words)[0]
 
     def __repr__(self):

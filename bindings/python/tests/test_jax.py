@@ -76,7 +76,13 @@ def test_padding_ids_and_expert_map(put):
     assert (np.asarray(got)[2] == 0).all()
 
 
-def test_schemes():
+@pytest.fixture
+def on_cpu():
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
+
+
+def test_schemes(on_cpu):
     x, w1, w2, _, weights, ids = make(6, h=128, i=128)
     want = oracles.experts(x, w1, w2, weights, ids)
     for scheme in ("fp8-block:f32", "int4-w4a16:f32", "mxfp4-w4a16:f32"):
@@ -85,7 +91,7 @@ def test_schemes():
         oracles.close(np.asarray(got), want, 0.25)
 
 
-def test_transformations():
+def test_transformations(on_cpu):
     x, w1, w2, _, weights, ids = make(4)
     layer = cmoe.jax.Layer(w1, w2)
 
@@ -106,13 +112,17 @@ def test_transformations():
         jax.grad(lambda x: call(x, weights).sum())(jnp.asarray(x))
 
 
-def test_errors(monkeypatch):
+def test_errors(monkeypatch, on_cpu):
     x, w1, w2, z, weights, ids = make(4)
     layer = cmoe.jax.Layer(w1, w2)
     with pytest.raises(cmoe.InvalidError, match=r"x has shape \[4, 63\]"):
         layer(x[:, :63], topk_ids=ids, topk_weights=weights)
     with pytest.raises(cmoe.InvalidError, match="made with topk="):
         layer(x, z)
+    for device in devices()[1:]:
+        with pytest.raises(Exception, match="another kind of device"):
+            layer(*(jax.device_put(a, device) for a in (x,)), topk_ids=jax.device_put(ids, device),
+                  topk_weights=jax.device_put(weights, device)).block_until_ready()  # fmt: skip
     monkeypatch.setattr(cmoe.jax, "_session", 12345)
     with pytest.raises(Exception, match="compiled in another process"):
         layer(x, topk_ids=ids, topk_weights=weights)[0].block_until_ready()
@@ -167,6 +177,7 @@ def test_a_layer_outlives_its_name():
     """A compiled program keeps the layers that it was traced with."""
     code = """if True:
         import gc, jax, numpy as np, cmoe.jax
+        jax.config.update("jax_default_device", jax.devices("cpu")[0])
         w1, w2 = np.ones((2, 8, 4), np.float32), np.ones((2, 4, 4), np.float32)
         x, w = np.ones((3, 4), np.float32), np.ones((3, 1), np.float32)
         ids = np.zeros((3, 1), np.int32)

@@ -37,9 +37,9 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def build(family, dtype=torch.float32):
+def build(family, dtype=torch.float32, **more):
     config_class = getattr(transformers, family + ("TextConfig" if family == "Llama4" else "Config"))
-    config = config_class(**(COMMON | FAMILIES[family]))
+    config = config_class(**(COMMON | FAMILIES[family] | more))
     config._attn_implementation = "eager"
     torch.manual_seed(7)
     model = getattr(transformers, family + "ForCausalLM")(config).eval().to(dtype)
