@@ -54,6 +54,8 @@ static const struct row {
     {"qwen3_moe-mxfp8", 0, "e=4 k=2 h=64 i=64 renorm w=e4m3/mx32", true},
     {"qwen3_moe-mxfp4", 0, "e=4 k=2 h=64 i=64 renorm w=e2m1/mx32", true},
     {"qwen3_moe-nvfp4", 0, "e=4 k=2 h=64 i=64 renorm w=e2m1/nv16", true},
+    {"qwen3_moe-fp8-static", 0, "e=4 k=2 h=64 i=64 renorm w=e4m3/tensor", true},
+    {"qwen3_moe-nvfp4-static", 0, "e=4 k=2 h=64 i=64 renorm w=e2m1/nv16", true},
     {"qwen3_moe-gptq-v1", 0, "e=4 k=2 h=64 i=64 renorm w=u4/g32:zp", false},
     {"qwen3_moe-gptq-v2", 0, "e=4 k=2 h=64 i=64 renorm w=u4/g32:zp", false},
     {"qwen3_moe-gptq-8bit", 0, "e=4 k=2 h=64 i=64 renorm w=u8/g32:zp", false},
@@ -178,6 +180,34 @@ static void test_outputs(void **state)
     }
     cmoe_device_close(dev);
     cmoe_context_destroy(ctx);
+}
+
+/* Static activation scales: the largest of the experts', as compressed-tensors wrote them. */
+static void test_activation_scales(void **state)
+{
+    (void)state;
+    int n = 0;
+    for (int i = 0; i < ROWS; i++) {
+        cmoe_checkpoint *c;
+        cmoe_layer layer;
+        open_row(&rows[i], &c, &layer);
+        if (strstr(rows[i].name, "-static")) {
+            cmoe_array want;
+            float scales[2];
+            read_array(&rows[i], "scales.npy", &want);
+            assert_int_equal(want.bytes, sizeof scales);
+            memcpy(scales, want.data, sizeof scales);
+            cmoe_array_free(&want);
+            assert_true(scales[0] > 0 && layer.x_scale == scales[0]);
+            assert_true(scales[1] > 0 && layer.mid_scale == scales[1]);
+            n++;
+        } else {
+            assert_true(layer.x_scale == 0 && layer.mid_scale == 0);
+        }
+        cmoe_layer_free(&layer);
+        cmoe_checkpoint_close(c);
+    }
+    assert_int_equal(n, 2);
 }
 
 /* Experts that are read in place lie inside a tensor of the checkpoint. */
@@ -335,9 +365,13 @@ static void test_quantize_without_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_outputs), cmocka_unit_test(test_mapped),
-        cmocka_unit_test(test_copies),  cmocka_unit_test(test_every_allocation_fails),
-        cmocka_unit_test(test_unknown), cmocka_unit_test(test_quantize_without_memory),
+        cmocka_unit_test(test_outputs),
+        cmocka_unit_test(test_activation_scales),
+        cmocka_unit_test(test_mapped),
+        cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_every_allocation_fails),
+        cmocka_unit_test(test_unknown),
+        cmocka_unit_test(test_quantize_without_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
