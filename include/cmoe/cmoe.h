@@ -12,6 +12,7 @@
 #include <cmoe/record.h>
 #include <cmoe/reference.h>
 #include <cmoe/status.h>
+#include <cmoe/stream.h>
 #include <cmoe/types.h>
 #include <cmoe/version.h>
 #include <cmoe/weights.h>

@@ -4,6 +4,21 @@
 #define CMOE_BACKENDS_BACKEND_H
 
 #include "plan/kernel.h"
+#include <cmoe/stream.h>
+
+/* cmoe/stream.h; every handle is the driver's own. */
+struct cmoe_stream_table {
+    cmoe_status (*create)(cmoe_device *dev, void **stream);
+    void (*destroy)(cmoe_device *dev, void *stream);
+    cmoe_status (*event_create)(cmoe_device *dev, void **event);
+    void (*event_destroy)(cmoe_device *dev, void *event);
+    cmoe_status (*event_record)(cmoe_device *dev, void *event, void *stream);
+    cmoe_status (*event_elapsed)(cmoe_device *dev, void *first, void *last, double *us);
+    cmoe_status (*graph_begin)(cmoe_device *dev, void *stream);
+    cmoe_status (*graph_end)(cmoe_device *dev, void *stream, void **graph);
+    cmoe_status (*graph_launch)(cmoe_device *dev, void *graph, void *stream);
+    void (*graph_destroy)(cmoe_device *dev, void *graph);
+};
 
 struct cmoe_backend {
     const char *name;
@@ -30,6 +45,7 @@ struct cmoe_backend {
                         cmoe_copy_kind kind, void *stream);
     cmoe_status (*fill)(cmoe_device *dev, void *dst, int byte, size_t bytes, void *stream);
     cmoe_status (*sync)(cmoe_device *dev, void *stream);
+    const struct cmoe_stream_table *streams; /* NULL: calls run at once */
 };
 
 /* Compiled-in backends in order of preference, NULL-terminated. */

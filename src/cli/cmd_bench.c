@@ -3,6 +3,7 @@
  *
  * One call with the largest token count is made for each scheme; smaller counts run its first
  * tokens with the same plan, as an engine would. */
+#include "cli/bench.h"
 #include "cli/commands.h"
 #include "cli/report.h"
 #include "cli/trial.h"
@@ -15,29 +16,31 @@
 
 enum { MAX_TOKEN_COUNTS = 64, SAMPLE_TOKENS = 16 };
 
-/* Multiply-adds that the reference may take: a few seconds. */
+/* Multiply-adds that the reference may take: about a second. */
 static const double reference_limit = 4e8;
 
 struct bench {
     const struct cli_args *args;
     struct cli_session session;
+    struct bench_routing routing;
     int64_t tokens[MAX_TOKEN_COUNTS];
     int n_tokens;
     int64_t most_tokens;
     double seconds;
     uint64_t seed;
-    FILE *json;  /* NULL: a table on standard output */
-    bool headed; /* its heading is printed */
+    FILE *out;   /* of JSON or CSV; NULL: a table on standard output */
+    bool headed; /* the heading of a table is printed */
+    bool outside;
     struct cli_progress progress;
 };
 
-struct point {
-    const char *scheme; /* NULL: the problem's formats */
-    int64_t tokens;
-    struct cli_times times;
-    double tflops, gbps;
-    double error; /* rel. L2 against the reference; NAN: not computed */
-    char path[CLI_PATH_TEXT];
+/* One scheme: its inputs, one or two plans, and what the reference says of the first tokens. */
+struct scheme {
+    const char *name; /* NULL: the problem's formats */
+    struct bench_inputs inputs;
+    struct bench_job job[BENCH_LANES];
+    int jobs;
+    struct cli_expected expected; /* y NULL: not computed yet */
 };
 
 /* ---- the command line ---- */
@@ -61,29 +64,178 @@ static int parse_tokens(struct bench *bench)
     return CLI_OK;
 }
 
+/* ---- one cell ---- */
+
+static int64_t clamp(double v, int64_t low, int64_t high)
+{
+    return v < (double)low ? low : v > (double)high ? high : (int64_t)v;
+}
+
+static double cache_bytes(const struct bench *bench)
+{
+    const cmoe_device_info *info = &bench->session.info;
+    return (double)(info->l3 > info->l2 ? info->l3 : info->l2);
+}
+
+/* Routings that a cell rotates through: enough that a weight is out of the caches when its turn
+ * comes again. */
+static int count_variants(const struct bench *bench, const cmoe_problem *p, int64_t tokens)
+{
+    const double all = bench_expert_bytes(p) * cmoe_problem_local_experts(p);
+    const double slots = bench_expert_bytes(p) * (double)tokens * cmoe_problem_slots(p);
+    const int least = tokens <= 128 ? 8 : tokens <= 512 ? 4 : 2;
+    const double hit = slots < all ? slots : all;
+    return (int)clamp(ceil(4 * cache_bytes(bench) / (hit + 1)), least,
+                      tokens <= 512 ? BENCH_VARIANTS : least);
+}
+
+/* Copies of the weights, for layers that fit in the caches as a whole. */
+static int count_sets(const struct bench *bench, const cmoe_problem *p)
+{
+    const double all = bench_expert_bytes(p) * cmoe_problem_local_experts(p);
+    return (int)clamp(ceil(4 * cache_bytes(bench) / (all + 1)), 1, BENCH_SETS);
+}
+
+/* Slots and experts of a forward, over all routings of the cell; the device counts them. */
+static cmoe_status count_load(struct bench *bench, const struct scheme *scheme,
+                              struct bench_cell *cell)
+{
+    const cmoe_problem *p = cell->problem;
+    const struct bench_inputs *in = &scheme->inputs;
+    cmoe_device *dev = bench->session.dev;
+    const size_t n = (size_t)cmoe_problem_local_experts(p), bytes = n * sizeof(int64_t);
+    int64_t *load = malloc(bytes + 1);
+    void *counter = NULL;
+    if (load == NULL) return CMOE_ERR_NO_MEMORY;
+    cmoe_status status = cmoe_device_alloc(dev, bytes, &counter);
+    for (int v = 0; v < in->variants && status == CMOE_OK; v++) {
+        cmoe_tensors tensors = in->tensors[v];
+        tensors.expert_load = counter;
+        status = cmoe_device_fill(dev, counter, 0, bytes, NULL);
+        if (status == CMOE_OK) status = bench_job_run_tensors(&scheme->job[0], in, &tensors);
+        if (status == CMOE_OK)
+            status = cmoe_device_copy(dev, load, counter, bytes, CMOE_COPY_FROM_DEVICE, NULL);
+        if (status == CMOE_OK) status = cmoe_device_sync(dev, NULL);
+        for (size_t e = 0; e < n && status == CMOE_OK; e++) {
+            cell->slots += (double)load[e] / in->variants;
+            cell->hit += (load[e] > 0) / (double)in->variants;
+        }
+    }
+    cmoe_device_free(dev, counter);
+    free(load);
+    const double bits = cmoe_dtype_bits((cmoe_dtype)p->in) + cmoe_dtype_bits((cmoe_dtype)p->y);
+    cell->flops = 2 * cell->slots * bench_slot_work(p);
+    cell->bytes = cell->hit * bench_expert_bytes(p) + (double)cell->tokens * p->hidden * bits / 8;
+    return status;
+}
+
+/* Tokens that the reference computes in about a second; 0: not one. */
+static int64_t sample_tokens(const cmoe_problem *p, int64_t tokens)
+{
+    const double share = cmoe_problem_local_experts(p) / (double)(p->experts + p->shared);
+    const double work = bench_slot_work(p) * cmoe_problem_slots(p) * (share < 1 ? share : 1);
+    int64_t n = tokens < SAMPLE_TOKENS ? tokens : SAMPLE_TOKENS;
+    while (n > 0 && (double)n * work > reference_limit)
+        n--;
+    return p->accumulate != 0 ? 0 : n;
+}
+
+/* The reference for as many tokens as any cell compares. */
+static cmoe_status expect_first(struct bench *bench, struct scheme *scheme)
+{
+    const struct bench_inputs *in = &scheme->inputs;
+    const int64_t n = sample_tokens(&in->call.problem, in->tensors[0].n_tokens);
+    cmoe_tensors host = in->call.tensors;
+    host.n_tokens = (int32_t)n;
+    bench_inputs_host_route(in, &host);
+    return cli_expect(bench->session.ctx, &in->call.problem, in->reference, &host,
+                      n * in->call.y_block * in->call.problem.hidden, false, &scheme->expected);
+}
+
+/* The first tokens of the first routing against the reference, at the cell's token count. */
+static cmoe_status measure_error(struct bench *bench, struct scheme *scheme, int lane,
+                                 cmoe_error *out)
+{
+    const struct bench_inputs *in = &scheme->inputs;
+    const cmoe_problem *p = &in->call.problem;
+    cmoe_device *dev = bench->session.dev;
+    const int64_t elements =
+        sample_tokens(p, in->tensors[0].n_tokens) * in->call.y_block * p->hidden;
+    const size_t bytes = cmoe_dtype_bytes((cmoe_dtype)p->y, elements);
+    if (elements == 0) return CMOE_OK;
+    cmoe_status status = CMOE_OK;
+    if (scheme->expected.n < elements) {
+        cli_expected_free(&scheme->expected);
+        status = expect_first(bench, scheme);
+    }
+    unsigned char *y = malloc(bytes + 1);
+    if (status == CMOE_OK && y == NULL) status = CMOE_ERR_NO_MEMORY;
+    if (status == CMOE_OK) status = bench_job_run_tensors(&scheme->job[lane], in, &in->tensors[0]);
+    if (status == CMOE_OK)
+        status = cmoe_device_copy(dev, y, in->tensors[0].y, bytes, CMOE_COPY_FROM_DEVICE, NULL);
+    if (status == CMOE_OK) status = cmoe_device_sync(dev, NULL);
+    if (status == CMOE_OK)
+        cmoe_compare((cmoe_dtype)p->y, y, scheme->expected.y, scheme->expected.bound, elements,
+                     out);
+    /* Nothing was computed where no expert of these tokens is local. */
+    if (status == CMOE_OK && out->zeros >= 1 && out->outside == 0) out->n = 0;
+    free(y);
+    return status;
+}
+
+static void print_cell(struct bench *bench, const struct bench_cell *cell)
+{
+    FILE *out = bench->out != NULL ? bench->out : stdout;
+    if (bench->out == NULL)
+        bench_print_text(cell, &bench->headed);
+    else if (cli_args_given(bench->args, "csv"))
+        bench_print_csv(out, cell, &bench->headed);
+    else
+        bench_print_json(out, cell);
+    fflush(out);
+}
+
+static cmoe_status bench_cell(struct bench *bench, struct scheme *scheme, int64_t tokens)
+{
+    struct bench_inputs *in = &scheme->inputs;
+    const cmoe_problem *p = &in->call.problem;
+    struct bench_cell cell = {
+        .model = cli_args_value(bench->args, "model"),
+        .scheme = scheme->name,
+        .routing = bench->routing.text,
+        .device = bench->session.label,
+        .problem = p,
+        .tokens = tokens,
+        .sets = scheme->job[0].sets,
+        .lanes = scheme->jobs,
+    };
+    cmoe_status status = bench_inputs_route(in, &bench->routing, bench->seed, tokens,
+                                            count_variants(bench, p, tokens));
+    cell.variants = in->variants;
+    for (int i = 0; i < cell.lanes; i++) {
+        cell.lane[i].job = &scheme->job[i];
+        cmoe_plan_path(scheme->job[i].plan, (int)tokens, cell.lane[i].path,
+                       sizeof cell.lane[i].path);
+    }
+    if (status == CMOE_OK) status = count_load(bench, scheme, &cell);
+    if (status == CMOE_OK) status = bench_time(in, cell.lane, cell.lanes, bench->seconds);
+    for (int i = 0; i < cell.lanes && status == CMOE_OK; i++) {
+        status = measure_error(bench, scheme, i, &cell.lane[i].error);
+        bench->outside = bench->outside || cell.lane[i].error.outside > 0;
+    }
+    cli_progress_end(&bench->progress);
+    if (status == CMOE_OK) print_cell(bench, &cell);
+    return status;
+}
+
 /* ---- one scheme ---- */
-
-/* Multiply-adds of one slot. */
-static double slot_work(const cmoe_problem *p)
-{
-    return (double)cmoe_problem_rows1(p) * p->hidden + (double)p->hidden * p->inter;
-}
-
-/* Bytes of one expert's weights. */
-static double expert_bytes(const cmoe_problem *p)
-{
-    size_t codes[2] = {0}, scales[2] = {0}, zeros[2] = {0};
-    if (cmoe_format_bytes(p->w, cmoe_problem_rows1(p), p->hidden, &codes[0], &scales[0],
-                          &zeros[0]) != CMOE_OK ||
-        cmoe_format_bytes(p->w, p->hidden, p->inter, &codes[1], &scales[1], &zeros[1]) != CMOE_OK)
-        return 0;
-    return (double)(codes[0] + scales[0] + zeros[0] + codes[1] + scales[1] + zeros[1]);
-}
 
 static int check_memory(const struct bench *bench, const cmoe_problem *p)
 {
     const double gib = 1024.0 * 1024 * 1024;
-    const double needed = 2 * expert_bytes(p) * cmoe_problem_local_experts(p); /* and packed */
+    const double plans = cli_args_given(bench->args, "vs") ? 2 : 1;
+    const double needed =
+        plans * count_sets(bench, p) * bench_expert_bytes(p) * cmoe_problem_local_experts(p);
     if (bench->session.info.memory <= 0 || needed < 0.8 * (double)bench->session.info.memory)
         return CLI_OK;
     return cli_fail(CLI_NO_MEMORY,
@@ -92,139 +244,53 @@ static int check_memory(const struct bench *bench, const cmoe_problem *p)
                     needed / gib, (double)bench->session.info.memory / gib);
 }
 
-static cmoe_status count_load(struct bench *bench, const struct cli_job *job, cmoe_tensors tensors,
-                              const cmoe_problem *p, struct point *point)
+static int check_problem(const struct bench *bench, const cmoe_problem *p)
 {
-    const int32_t experts = cmoe_problem_local_experts(p);
-    int64_t *load = calloc((size_t)experts, sizeof *load);
-    if (load == NULL) return CMOE_ERR_NO_MEMORY;
-    tensors.expert_load = load;
-    const cmoe_status status = cli_job_run(&bench->session, job, &tensors);
-    double slots = 0, hit = 0;
-    for (int32_t e = 0; e < experts; e++) {
-        slots += (double)load[e];
-        hit += load[e] > 0;
-    }
-    free(load);
-    const double bits = cmoe_dtype_bits((cmoe_dtype)p->in) + cmoe_dtype_bits((cmoe_dtype)p->y);
-    const double bytes = hit * expert_bytes(p) + (double)tensors.n_tokens * p->hidden * bits / 8;
-    point->tflops = 2e-6 * slots * slot_work(p) / point->times.median;
-    point->gbps = 1e-3 * bytes / point->times.median;
-    return status;
+    const int code = cli_problem_check(p);
+    if (code != CLI_OK) return code;
+    if (p->last != CMOE_STAGE_COMBINE || p->first > CMOE_STAGE_SORT || p->capacity > 0)
+        return cli_fail(
+            CLI_USAGE, "bench: the problem must start at route, quant or sort, and end at combine");
+    if (cli_args_given(bench->args, "routing") && !bench_routable(p))
+        return cli_fail(CLI_USAGE, "bench: --routing needs a problem that takes ids or logits, "
+                                   "such as --problem first=quant");
+    return check_memory(bench, p);
 }
 
-/* The error of the first tokens, as many as the reference computes in a few seconds. */
-static cmoe_status measure_error(struct bench *bench, const struct cli_job *job,
-                                 struct gen_call *call, int64_t tokens, double *error)
+static cmoe_status bench_opened(struct bench *bench, struct scheme *scheme)
 {
-    const cmoe_problem *p = &call->problem;
-    const double share = cmoe_problem_local_experts(p) / (double)(p->experts + p->shared);
-    const double work = slot_work(p) * cmoe_problem_slots(p) * (share < 1 ? share : 1);
-    int64_t n = tokens < SAMPLE_TOKENS ? tokens : SAMPLE_TOKENS;
-    while (n > 1 && (double)n * work > reference_limit)
-        n--;
-    *error = NAN;
-    if ((double)n * work > reference_limit || p->accumulate != 0) return CMOE_OK;
-    cmoe_tensors tensors = call->tensors;
-    tensors.n_tokens = (int32_t)n;
-    const int64_t elements = n * call->y_block * p->hidden;
-    struct cli_expected expected = {.y = NULL};
-    cmoe_status status = cli_job_run(&bench->session, job, &tensors);
-    if (status == CMOE_OK)
-        status =
-            cli_expect(bench->session.ctx, p, job->canonical, &tensors, elements, false, &expected);
-    if (status != CMOE_OK) return status;
-    cmoe_error result;
-    cmoe_compare((cmoe_dtype)p->y, tensors.y, expected.y, expected.bound, elements, &result);
-    /* Nothing was computed where no expert of these tokens is local. */
-    if (result.zeros < 1) *error = result.rel_l2;
-    cli_expected_free(&expected);
-    return CMOE_OK;
-}
-
-static void print_point(struct bench *bench, const cmoe_problem *p, const struct point *point)
-{
-    char problem[CLI_PROBLEM_TEXT];
-    cmoe_problem_print(p, problem, sizeof problem);
-    if (bench->json == NULL) {
-        if (!bench->headed)
-            printf("%-18s %7s %12s %12s %12s %9s %9s %8s  plan\n", "scheme", "tokens", "us median",
-                   "us min", "us p90", "tflops", "gbps", "error");
-        bench->headed = true;
-        printf("%-18s %7lld %12.1f %12.1f %12.1f %9.4f %9.2f ",
-               point->scheme != NULL ? point->scheme : "-", (long long)point->tokens,
-               point->times.median, point->times.min, point->times.p90, point->tflops, point->gbps);
-        printf(isnan(point->error) ? "       -" : "%8.1e", point->error);
-        printf("  %s\n", point->path);
-        return;
-    }
-    struct cli_json json = {.out = bench->json};
-    cli_json_open(&json, NULL, '{');
-    cli_json_string(&json, "model", cli_args_value(bench->args, "model"));
-    cli_json_string(&json, "problem", problem);
-    cli_json_int(&json, "tokens", point->tokens);
-    cli_json_string(&json, "scheme", point->scheme);
-    cli_json_string(&json, "device", bench->session.label);
-    cli_json_double(&json, "us_median", point->times.median);
-    cli_json_double(&json, "us_min", point->times.min);
-    cli_json_double(&json, "us_p90", point->times.p90);
-    cli_json_double(&json, "tflops", point->tflops);
-    cli_json_double(&json, "gbps", point->gbps);
-    cli_json_double(&json, "error", point->error);
-    cli_json_string(&json, "plan", point->path);
-    cli_json_close(&json, '}');
-    cli_json_end(&json);
-}
-
-static cmoe_status bench_call(struct bench *bench, const char *scheme, struct gen_call *call,
-                              const struct cli_job *job)
-{
+    const cmoe_problem *p = &scheme->inputs.call.problem;
+    const char *pins[BENCH_LANES] = {cli_args_value(bench->args, "pin"),
+                                     cli_args_value(bench->args, "vs")};
+    const int lanes = pins[1] != NULL ? 2 : 1;
     cmoe_status status = CMOE_OK;
-    double error = NAN;
+    for (int i = 0; i < lanes && status == CMOE_OK; i++) {
+        status = bench_job_open(&scheme->inputs, pins[i], count_sets(bench, p), &scheme->job[i]);
+        if (status == CMOE_OK) scheme->jobs++;
+    }
     for (int i = 0; i < bench->n_tokens && status == CMOE_OK; i++) {
         cli_progress_show(&bench->progress, i, bench->n_tokens);
-        struct point point = {.scheme = scheme, .tokens = bench->tokens[i]};
-        cmoe_tensors tensors = call->tensors;
-        tensors.n_tokens = (int32_t)point.tokens;
-        status = cli_job_time(&bench->session, job, &tensors, bench->seconds, &point.times);
-        if (status == CMOE_OK) status = count_load(bench, job, tensors, &call->problem, &point);
-        if (status == CMOE_OK) status = measure_error(bench, job, call, point.tokens, &error);
-        if (status != CMOE_OK) break;
-        point.error = error;
-        cmoe_plan_path(job->plan, tensors.n_tokens, point.path, sizeof point.path);
-        cli_progress_end(&bench->progress);
-        print_point(bench, &call->problem, &point);
-        fflush(bench->json != NULL ? bench->json : stdout);
+        status = bench_cell(bench, scheme, bench->tokens[i]);
     }
     cli_progress_end(&bench->progress);
+    for (int i = 0; i < scheme->jobs; i++)
+        bench_job_close(&scheme->job[i]);
     return status;
 }
 
-static int bench_scheme(struct bench *bench, cmoe_problem p, const char *scheme)
+static int bench_scheme(struct bench *bench, cmoe_problem p, const char *name)
 {
-    if (scheme != NULL && cmoe_problem_scheme(&p, scheme) != CMOE_OK)
+    if (name != NULL && cmoe_problem_scheme(&p, name) != CMOE_OK)
         return cli_fail(CLI_USAGE, "%s", cmoe_last_error());
     p.max_tokens = (int32_t)bench->most_tokens;
-    int code = cli_problem_check(&p);
-    if (code == CLI_OK &&
-        (p.last != CMOE_STAGE_COMBINE || p.first > CMOE_STAGE_SORT || p.capacity > 0))
-        code = cli_fail(
-            CLI_USAGE, "bench: the problem must start at route, quant or sort, and end at combine");
-    if (code == CLI_OK) code = check_memory(bench, &p);
+    const int code = check_problem(bench, &p);
     if (code != CLI_OK) return code;
-    const struct gen_options options = {
-        .kind = GEN_REAL, .seed = bench->seed, .clone_experts = true, .plain = true};
-    struct gen_call call;
-    cmoe_status status = gen_call_create(&p, &options, &call);
+    struct scheme scheme = {.name = name};
+    cmoe_status status = bench_inputs_open(&bench->session, &p, bench->seed, &scheme.inputs);
     if (status != CMOE_OK) return cli_fail_status(status, "bench: cannot make inputs");
-    struct cli_job job;
-    status =
-        cli_job_open(&bench->session, &p, &call.weights, cli_args_value(bench->args, "pin"), &job);
-    if (status == CMOE_OK) {
-        status = bench_call(bench, scheme, &call, &job);
-        cli_job_close(&job);
-    }
-    gen_call_free(&call);
+    status = bench_opened(bench, &scheme);
+    cli_expected_free(&scheme.expected);
+    bench_inputs_close(&scheme.inputs);
     return status == CMOE_OK ? CLI_OK : cli_fail_status(status, NULL);
 }
 
@@ -249,26 +315,35 @@ static int bench_schemes(struct bench *bench, const cmoe_problem *p)
     return code;
 }
 
-/* JSON lines go to FILE.partial, which becomes FILE when everything has been measured. */
-static int bench_to_json(struct bench *bench, const cmoe_problem *p, const char *file)
+/* Lines go to FILE.partial, which becomes FILE when everything has been measured. */
+static int bench_to_file(struct bench *bench, const cmoe_problem *p, const char *file)
 {
     if (strcmp(file, "-") == 0) {
-        bench->json = stdout;
+        bench->out = stdout;
         return bench_schemes(bench, p);
     }
     char partial[4096];
     if (snprintf(partial, sizeof partial, "%s.partial", file) >= (int)sizeof partial)
-        return cli_fail(CLI_USAGE, "bench: the name of the --json file is too long");
-    bench->json = fopen(partial, "w");
-    if (bench->json == NULL)
+        return cli_fail(CLI_USAGE, "bench: the name of the output file is too long");
+    bench->out = fopen(partial, "w");
+    if (bench->out == NULL)
         return cli_fail(CLI_NO_OUTPUT, "cannot create %s: %s", partial, strerror(errno));
     int code = bench_schemes(bench, p);
-    const bool written = ferror(bench->json) == 0;
-    if ((fclose(bench->json) != 0 || !written || (code == CLI_OK && rename(partial, file) != 0)) &&
+    const bool written = ferror(bench->out) == 0;
+    if ((fclose(bench->out) != 0 || !written || (code == CLI_OK && rename(partial, file) != 0)) &&
         code == CLI_OK)
         code = cli_fail(CLI_IO, "cannot write %s: %s", file, strerror(errno));
     if (code != CLI_OK) unlink(partial);
     return code;
+}
+
+static int bench_all(struct bench *bench, const cmoe_problem *p)
+{
+    const char *file = cli_args_value(bench->args, "json");
+    if (file == NULL) file = cli_args_value(bench->args, "csv");
+    const int code = file != NULL ? bench_to_file(bench, p, file) : bench_schemes(bench, p);
+    if (code != CLI_OK || !bench->outside) return code;
+    return cli_fail(CLI_OUTSIDE, "bench: a result is outside its bound");
 }
 
 static int run(const struct cli_args *args)
@@ -278,18 +353,18 @@ static int run(const struct cli_args *args)
     int64_t seed = 1;
     bench.seconds = 0.5;
     int code = cli_problem_from_args(args, false, &p);
+    if (code == CLI_OK && cli_args_given(args, "json") && cli_args_given(args, "csv"))
+        code = cli_fail(CLI_USAGE, "bench: --json and --csv cannot both be given");
     if (code == CLI_OK) code = parse_tokens(&bench);
     if (code == CLI_OK) code = cli_args_int(args, "seed", 0, INT64_MAX, &seed);
     if (code == CLI_OK) code = cli_args_double(args, "min-time", 0, &bench.seconds);
+    if (code == CLI_OK) code = bench_routing_parse(cli_args_value(args, "routing"), &bench.routing);
     if (code != CLI_OK) return code;
     bench.seed = (uint64_t)seed;
     code = cli_session_open(&bench.session);
-    if (code == CLI_OK)
-        code = cli_session_host_device(&bench.session, cli_args_value(args, "device"));
-    if (code == CLI_OK) {
-        const char *file = cli_args_value(args, "json");
-        code = file != NULL ? bench_to_json(&bench, &p, file) : bench_schemes(&bench, &p);
-    }
+    if (code == CLI_OK) code = cli_session_device(&bench.session, cli_args_value(args, "device"));
+    if (code == CLI_OK) code = bench_all(&bench, &p);
+    bench_routing_free(&bench.routing);
     return cli_session_close(&bench.session, code);
 }
 
@@ -298,11 +373,14 @@ static const struct cli_option options[] = {
     {"problem", "STRING", "a problem, or changes to the model's: 'local=8'"},
     {"scheme", "LIST", "schemes joined by '+', or 'all' (default: the problem's formats)"},
     {"tokens", "LIST", "token counts (default: 1,4,16,64,256)"},
-    {"device", "NAME", "ref or cpu"},
+    {"routing", "R", "uniform, zipf:S, hot, or ids from FILE.npy (default: uniform)"},
+    {"device", "NAME", "ref, cpu or cuda:N"},
     {"pin", "GLOBS", "kernels to use where they can be used, comma separated"},
+    {"vs", "GLOBS", "time a second plan with these kernels, in turn with the first"},
     {"min-time", "S", "seconds to measure each point for (default: 0.5)"},
     {"seed", "N", "seed of weights and inputs (default: 1)"},
     {"json", "FILE", "write JSON lines to FILE, '-' for standard output"},
+    {"csv", "FILE", "write CSV to FILE, '-' for standard output"},
     {NULL, NULL, NULL},
 };
 
@@ -310,11 +388,11 @@ const struct cli_command cli_bench = {
     .name = "bench",
     .summary = "Time a layer over token counts and schemes",
     .details =
-        "Weights are random, and every expert has its own copy of the same ones. `tflops` counts\n"
-        "two operations a multiply-add of the slots computed, `gbps` the weights of the experts\n"
-        "hit once, x and y. `error` is the relative L2 error of at most 16 tokens against the\n"
-        "reference; null where that would take more than a few seconds or nothing was routed "
-        "here.\n",
+        "Weights are random. Routings, and weights where they would stay in a cache, change from\n"
+        "call to call; on a GPU a sample is one replay of a graph of them. `tflops` counts two\n"
+        "operations a multiply-add of the slots computed, `gbps` the weights of the experts hit\n"
+        "once, x and y. `error` is the relative L2 error of at most 16 tokens against the\n"
+        "reference, `bound` its largest part of what is allowed; exit code 1: outside.\n",
     .options = options,
     .run = run,
 };

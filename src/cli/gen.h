@@ -18,8 +18,11 @@ enum gen_kind { GEN_REAL, GEN_EXACT };
 struct gen_options {
     enum gen_kind kind;
     uint64_t seed;
-    bool clone_experts; /* every expert holds the first one's values: fast for big weights */
-    bool plain;         /* tight strides, aligned buffers, valid ids only: for benchmarks */
+    bool plain; /* tight strides, aligned buffers, valid ids only: for benchmarks */
+
+    /* For big weights (REAL, plain): all experts are one expert in memory, and all rows of x and of
+     * a matrix repeat the first few hundred. */
+    bool one_expert;
 
     /* Where buffers come from; NULL: malloc, between guard bytes. The owner of `alloc` frees them,
      * checks them, and aligns them to what divides their size. */

@@ -56,6 +56,10 @@ static cmoe_status make_plain_x(struct gen_state *s, struct gen_rng *rng, float 
     memset(x, 0xff, (size_t)(x_rows(s) * stride));
     cmoe_status status = CMOE_OK;
     for (int64_t i = 0; i < x_rows(s) && status == CMOE_OK; i++) {
+        if (s->options.one_expert && i >= GEN_DRAWN_ROWS) {
+            memcpy(x + i * stride, x + i % GEN_DRAWN_ROWS * stride, (size_t)tight);
+            continue;
+        }
         fill_row(s, rng, s->options.plain ? 0 : NAN, v);
         status = cmoe_convert(in, x + i * stride, CMOE_F32, v, s->H);
     }

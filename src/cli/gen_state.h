@@ -29,6 +29,10 @@ struct gen_state {
     bool gated;
 };
 
+/* With one_expert: rows of x and of a matrix that are drawn. A multiple of 128, but of no
+ * intermediate size, so that gate and up rows differ. */
+enum { GEN_DRAWN_ROWS = 640 };
+
 enum gen_purpose {
     GEN_FOR_LAYOUT = 1,
     GEN_FOR_X,

@@ -174,11 +174,18 @@ static cmoe_status exact_matrix(const struct gen_state *s, const struct table *t
     return status;
 }
 
+/* Rows that are drawn; the rest repeat them. A multiple of every format's block of rows. */
+static int64_t drawn_rows(const struct gen_state *s, const struct table *t)
+{
+    const int64_t rows = t->rows / (t->halves ? 2 : 1);
+    return s->options.one_expert && rows > GEN_DRAWN_ROWS ? GEN_DRAWN_ROWS : rows;
+}
+
 static cmoe_status quantize(const struct gen_state *s, const struct table *t, const float *v,
                             int64_t expert, unsigned char *codes)
 {
     const int parts = t->halves ? 2 : 1;
-    const int64_t rows = t->rows / parts;
+    const int64_t rows = drawn_rows(s, t);
     cmoe_status status = CMOE_OK;
     for (int part = 0; part < parts && status == CMOE_OK; part++)
         status = cmoe_quantize_weight(s->p->w, v + part * rows * t->cols, rows, t->cols,
@@ -187,6 +194,44 @@ static cmoe_status quantize(const struct gen_state *s, const struct table *t, co
                                           (size_t)part * t->scales / (size_t)parts,
                                       t->zeros > 0 ? t->zero + expert * (int64_t)t->zeros : NULL,
                                       s->p->w.scaling == CMOE_SCALE_NV ? t->global + expert : NULL);
+    return status;
+}
+
+/* Fill data[bytes] from its own beginning of `period` bytes. */
+static void repeat(unsigned char *data, size_t bytes, size_t period)
+{
+    for (size_t done = period; period > 0 && done < bytes; done *= 2)
+        memcpy(data + done, data, done < bytes - done ? done : bytes - done);
+}
+
+/* Fill the rows behind the first `drawn` ones of each part of a table's only matrix. */
+static cmoe_status repeat_rows(const struct gen_state *s, const struct table *t)
+{
+    const size_t parts = t->halves ? 2 : 1;
+    size_t codes = 0, scales = 0, zeros = 0;
+    const cmoe_status status =
+        cmoe_format_bytes(s->p->w, drawn_rows(s, t), t->cols, &codes, &scales, &zeros);
+    if (status != CMOE_OK) return status;
+    for (size_t part = 0; part < parts; part++) {
+        repeat(t->code + part * t->codes / parts, t->codes / parts, codes);
+        repeat(t->scale + part * t->scales / parts, t->scales / parts, scales);
+        if (t->zeros > 0) repeat(t->zero + part * t->zeros / parts, t->zeros / parts, zeros);
+    }
+    return CMOE_OK;
+}
+
+/* A matrix of few different rows: fast, and as good as any other for its time. */
+static cmoe_status repeated_matrix(const struct gen_state *s, const struct table *t,
+                                   struct gen_rng *rng)
+{
+    const int64_t rows = drawn_rows(s, t) * (t->halves ? 2 : 1);
+    float *v = malloc((size_t)(rows * t->cols) * sizeof *v);
+    if (v == NULL) return CMOE_ERR_NO_MEMORY;
+    for (int64_t n = 0; n < rows; n++)
+        fill_row(s, t, rng, n, v + n * t->cols);
+    cmoe_status status = quantize(s, t, v, 0, t->code);
+    if (status == CMOE_OK) status = repeat_rows(s, t);
+    free(v);
     return status;
 }
 
@@ -232,14 +277,6 @@ static void fill_vectors(const struct gen_state *s, const struct table *t, struc
     }
 }
 
-static void clone_first(const struct table *t, int64_t expert)
-{
-    memcpy(t->code + expert * (int64_t)t->strided, t->code, t->strided);
-    memcpy(t->scale + expert * (int64_t)t->scales, t->scale, t->scales);
-    memcpy(t->zero + expert * (int64_t)t->zeros, t->zero, t->zeros);
-    t->global[expert] = t->global[0];
-}
-
 static cmoe_status measure_table(struct gen_state *s, struct table *t)
 {
     const cmoe_format w = s->p->w;
@@ -261,9 +298,15 @@ static cmoe_status measure_table(struct gen_state *s, struct table *t)
     return CMOE_OK;
 }
 
+/* Experts in memory. */
+static int64_t stored(const struct gen_state *s)
+{
+    return s->options.one_expert && s->local > 0 ? 1 : s->local;
+}
+
 static bool allocate_table(struct gen_state *s, struct table *t)
 {
-    const int64_t n = s->local;
+    const int64_t n = stored(s);
     t->code = gen_input(s, n * (int64_t)t->strided);
     t->scale = gen_input(s, n * (int64_t)t->scales);
     t->zero = gen_input(s, n * (int64_t)t->zeros);
@@ -277,8 +320,9 @@ static bool allocate_table(struct gen_state *s, struct table *t)
 static void point_at(const struct gen_state *s, const struct table *t, cmoe_matrix *out)
 {
     const cmoe_format w = s->p->w;
-    for (int64_t e = 0; e < s->local; e++)
-        out[e] = (cmoe_matrix){
+    for (int64_t i = 0; i < s->local; i++) {
+        const int64_t e = i < stored(s) ? i : 0;
+        out[i] = (cmoe_matrix){
             .data = t->code + e * (int64_t)t->strided,
             .row_stride = t->stride,
             .scale = gen_is_quantized(w) ? t->scale + e * (int64_t)t->scales : NULL,
@@ -287,6 +331,7 @@ static void point_at(const struct gen_state *s, const struct table *t, cmoe_matr
             .bias = t->bias ? t->bias_values + e * t->rows : NULL,
             .smooth = t->smooth ? t->smooth_values + e * t->cols : NULL,
         };
+    }
 }
 
 static cmoe_status make_table(struct gen_state *s, struct table t, const cmoe_matrix **out)
@@ -296,12 +341,12 @@ static cmoe_status make_table(struct gen_state *s, struct table t, const cmoe_ma
     cmoe_matrix *matrices = calloc((size_t)s->local, sizeof *matrices);
     *out = matrices;
     if (matrices == NULL || !allocate_table(s, &t)) return CMOE_ERR_NO_MEMORY;
-    for (int64_t e = 0; e < s->local && status == CMOE_OK; e++) {
+    for (int64_t e = 0; e < stored(s) && status == CMOE_OK; e++) {
         struct gen_rng rng =
             gen_rng_make(s->options.seed, (uint64_t)(1000 * (e + 1)) + (uint64_t)t.purpose);
         fill_vectors(s, &t, &rng, e);
-        if (s->options.clone_experts && e > 0)
-            clone_first(&t, e);
+        if (s->options.one_expert)
+            status = repeated_matrix(s, &t, &rng);
         else if (s->options.kind == GEN_EXACT)
             status = exact_matrix(s, &t, &rng, e);
         else

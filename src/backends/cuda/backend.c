@@ -176,4 +176,5 @@ const struct cmoe_backend cmoe__backend_cuda = {
     .copy = copy,
     .fill = fill,
     .sync = sync,
+    .streams = &cmoe__cuda_streams,
 };

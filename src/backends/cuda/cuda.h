@@ -90,6 +90,9 @@ cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_e
 cmoe_status cmoe__cuda_prologue(const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_epilogue(const struct cmoe_exec *x);
 
+/* Streams, events and graphs. */
+extern const struct cmoe_stream_table cmoe__cuda_streams;
+
 /* Device tables of a weights object. */
 cmoe_status cmoe__cuda_weights_open(cmoe_device *dev, cmoe_weights *w);
 void cmoe__cuda_weights_close(cmoe_weights *w);
