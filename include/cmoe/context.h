@@ -34,7 +34,7 @@ typedef struct cmoe_context_options {
 
     void *user;        /* handed to every callback */
     int n_threads;     /* 0: CMOE_THREADS, else the CPUs this process may use (affinity, cgroup) */
-    const char *cpu;   /* ISA cap "generic", "avx2", "avx512"; NULL: CMOE_CPU, else no cap */
+    const char *cpu;   /* ISA cap as in CMOE_CPU ("avx2", ...); NULL: CMOE_CPU, else none */
     const char *tuned; /* file of tuned choices to load; NULL: CMOE_TUNED, else none */
 
     /* Record callback, called on the caller's thread at the start of every cmoe_execute; see

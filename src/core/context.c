@@ -128,8 +128,9 @@ static cmoe_status choose_cpu(cmoe_context *ctx)
     }
     if (!known) {
         return CMOE_FAIL(CMOE_ERR_INVALID,
-                         "%s is \"%.60s\"; it must be \"generic\", \"avx2\" or \"avx512\".", source,
-                         text);
+                         "%s is \"%.60s\"; it must be \"generic\", \"avx2\", \"avx512\" or "
+                         "\"avx512vnni\".",
+                         source, text);
     }
     ctx->cpu = cmoe__strdup(ctx, text);
     if (!ctx->cpu) return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "No memory for the context.");

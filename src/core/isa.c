@@ -8,6 +8,7 @@ const char *cmoe__isa_name(enum cmoe_isa isa)
         [CMOE_ISA_LEVEL_GENERIC] = "generic",
         [CMOE_ISA_LEVEL_AVX2] = "avx2",
         [CMOE_ISA_LEVEL_AVX512] = "avx512",
+        [CMOE_ISA_LEVEL_AVX512VNNI] = "avx512vnni",
     };
     return (unsigned)isa < CMOE_ISA_LEVELS ? names[isa] : "?";
 }

@@ -17,6 +17,14 @@ static bool add(const char **list, int *n, const char *format)
     return true;
 }
 
+/* Whether weights of the problem can take a form. */
+static bool holds(const struct cmoe_plan *plan, int matrix, const char *format)
+{
+    char why[160];
+    const struct cmoe_packing_format *const packing = cmoe__packing_find(plan->dev, format);
+    return !packing || packing->holds(&plan->p, matrix, why, sizeof why);
+}
+
 /* Formats that usable rows read for matrix 1 or 2; `only` restricts them. */
 static int candidates(const struct cmoe_plan *plan, int matrix, const char *only, const char **list)
 {
@@ -32,6 +40,7 @@ static int candidates(const struct cmoe_plan *plan, int matrix, const char *only
         if (!format || !cmoe__backend_visible(backend, plan->dev) || k->first < plan->p.first ||
             k->last > plan->p.last || (plan->props.host && k->target > plan->props.isa))
             continue;
+        if (!holds(plan, matrix, format)) continue;
         (void)add(list, &n, format);
     }
     if (n == 0) list[n++] = "";

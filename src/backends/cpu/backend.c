@@ -31,6 +31,7 @@ static double flops_per_cycle(enum cmoe_isa isa)
 {
     switch (isa) {
     case CMOE_ISA_LEVEL_AVX512:
+    case CMOE_ISA_LEVEL_AVX512VNNI:
         return 64;
     case CMOE_ISA_LEVEL_AVX2:
         return 32;
@@ -62,7 +63,10 @@ static void close_device(struct cmoe_device *dev)
     (void)dev;
 }
 
-static const struct cmoe_packing_format *const formats[] = {&cmoe__cpu_p32, NULL};
+static const struct cmoe_packing_format *const formats[] = {
+    &cmoe__cpu_p32,    &cmoe__cpu_p32_i8,  &cmoe__cpu_p32_f8,
+    &cmoe__cpu_p32_u4, &cmoe__cpu_p32_mx4, NULL,
+};
 
 const struct cmoe_backend cmoe__backend_cpu = {
     .name = "cpu",

@@ -121,9 +121,11 @@ enum cmoe_isa cmoe__cpuid_isa(void)
 {
     static const char *const avx2[] = {"avx2", "fma", "f16c", NULL};
     static const char *const avx512[] = {"avx512f", "avx512dq", "avx512bw", "avx512vl", NULL};
+    static const char *const vnni[] = {"avx512vnni", NULL};
     const struct cpu c = ask();
     if (!has_all(&c, avx2)) return CMOE_ISA_LEVEL_GENERIC;
-    return has_all(&c, avx512) ? CMOE_ISA_LEVEL_AVX512 : CMOE_ISA_LEVEL_AVX2;
+    if (!has_all(&c, avx512)) return CMOE_ISA_LEVEL_AVX2;
+    return has_all(&c, vnni) ? CMOE_ISA_LEVEL_AVX512VNNI : CMOE_ISA_LEVEL_AVX512;
 }
 
 static void describe_name(struct cmoe_props *props)

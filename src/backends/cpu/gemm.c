@@ -4,7 +4,8 @@
  *
  * Items are numbered expert by expert, runs outside, row blocks inside, so that neighbours read the
  * same weights. */
-#include "backends/cpu/run.h"
+#include "backends/cpu/gemm_item.h"
+#include "backends/cpu/ops_quant.h"
 
 #include "core/numeric.h"
 #include "core/size.h"
@@ -15,19 +16,25 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
                          const struct cmoe_kernel *k, struct cmoe_cpu_gemm *out)
 {
     const bool first = matrix == 1, p32 = cmoe__cpu_reads_p32(k);
-    const bool decodes = ((const struct cmoe_cpu_config *)k->config)->decodes;
+    const struct cmoe_cpu_config *const config = k->config;
     struct cmoe_cpu_gemm g = {
         .matrix = matrix,
         .p32 = p32,
-        .decodes = decodes,
+        .decodes = config->decodes,
+        .how = config->how,
+        .quant = cmoe__cpu_quant_ops((enum cmoe_isa)k->target),
         .a_dtype = (cmoe_dtype)(first ? p->x.dtype : p->mid.dtype),
         .w_dtype = (cmoe_dtype)p->w.dtype,
         .k = first ? s->h_used : s->i_used,
         .n = first ? s->rows1 : s->h_used,
         .n_stride = first ? s->rows1 : s->H,
         /* A decoded weight row costs like many dots: share it widely. */
-        .row_block = p32 || decodes ? CMOE_CPU_ROW_BLOCK : CMOE_CPU_DOT_BLOCK,
+        .row_block = p32 || config->decodes ? CMOE_CPU_ROW_BLOCK : CMOE_CPU_DOT_BLOCK,
     };
+    if (config->how != CMOE_CPU_MULTIPLY_FLOATS) {
+        g.row_block = CMOE_CPU_QUANT_ROWS;
+        cmoe__cpu_panel_layout(p, matrix, &g.panel);
+    }
     g.cols = g.n;
     if (p32 && first) g.cols = cmoe__cpu_p32_panels(p, 1) * CMOE_CPU_PANEL;
     if (p32 && !first) g.cols = cmoe__round_up(g.n, CMOE_CPU_PANEL);
@@ -39,9 +46,13 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
 }
 
 /* A worker holds the rows of an item in f32, its results, and where rows must be gathered or decoded
- * first, a few of them. */
+ * first, a few of them, or a decoded panel. */
 static int64_t block_k(const struct cmoe_cpu_gemm *g)
 {
+    if (g->how == CMOE_CPU_MULTIPLY_CODES)
+        return cmoe__round_up(cmoe__min64(g->k, CMOE_CPU_CODE_BLOCK), CMOE_CPU_CHUNK);
+    if (g->how == CMOE_CPU_MULTIPLY_DOTS) /* floats that hold a row of quads */
+        return cmoe__round_up(cmoe__ceil_div(g->k, 4) * g->quant->quad_bytes / 4, CMOE_CPU_CHUNK);
     return cmoe__round_up(g->p32 ? cmoe__min64(g->k, CMOE_CPU_K_BLOCK) : g->k, CMOE_CPU_CHUNK);
 }
 
@@ -53,28 +64,12 @@ enum {
 size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g)
 {
     const size_t k = (size_t)block_k(g);
-    const size_t gathered = g->p32 ? 0 : GATHER_ROWS * k;
+    size_t gathered = g->p32 ? 0 : GATHER_ROWS * k;
+    if (g->how == CMOE_CPU_MULTIPLY_CODES) gathered = k * CMOE_CPU_PANEL;
     return ((size_t)g->row_block * (k + (size_t)g->run) + gathered) * sizeof(float);
 }
 
-struct item {
-    const struct cmoe_cpu_run *run;
-    const struct cmoe_cpu_gemm *g;
-    int expert;
-    const int32_t *rows; /* slot rows of the block */
-    int m;
-    int64_t col, cols; /* columns [col, col + cols) */
-    float *a, *c, *gathered;
-};
-
-/* Rows are cut into tiles of nearly equal size, at most `tile`: 17 is 9 + 8, not 12 + 5. */
-static int next_tile(int left, int tile)
-{
-    const int tiles = (left + tile - 1) / tile;
-    return (left + tiles - 1) / tiles;
-}
-
-static const void *a_row(const struct item *it, int r)
+static const void *a_row(const struct cmoe_cpu_item *it, int r)
 {
     const struct cmoe_exec *const x = &it->run->x;
     const int64_t row = it->rows[r];
@@ -83,7 +78,7 @@ static const void *a_row(const struct item *it, int r)
 }
 
 /* A row of x or of the intermediate in any format, decoded to f32 in gathered row `slot`. */
-static const void *decoded_row(const struct item *it, int r, int slot)
+static const void *decoded_row(const struct cmoe_cpu_item *it, int r, int slot)
 {
     const struct cmoe_exec *const x = &it->run->x;
     const bool first = it->g->matrix == 1;
@@ -110,14 +105,14 @@ static const void *decoded_row(const struct item *it, int r, int slot)
 }
 
 /* Pack k's [first, first + k) of all rows, tile by tile. */
-static void pack_block(const struct item *it, int tile, int64_t first, int64_t k)
+static void pack_block(const struct cmoe_cpu_item *it, int tile, int64_t first, int64_t k)
 {
     const cmoe_dtype dtype = it->g->decodes ? CMOE_F32 : it->g->a_dtype;
     const int64_t size = dtype == CMOE_F32 ? 4 : 2;
     const int64_t k_padded = cmoe__round_up(k, CMOE_CPU_CHUNK);
     const void *rows[CMOE_CPU_ROW_BLOCK];
     for (int r = 0, m; r < it->m; r += m) {
-        m = next_tile(it->m - r, tile);
+        m = cmoe__cpu_next_tile(it->m - r, tile);
         for (int i = 0; i < m; i++)
             rows[i] = it->g->decodes ? decoded_row(it, r + i, i)
                                      : (const char *)a_row(it, r + i) + first * size;
@@ -125,7 +120,7 @@ static void pack_block(const struct item *it, int tile, int64_t first, int64_t k
     }
 }
 
-static void multiply_p32(const struct item *it)
+static void multiply_p32(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const struct cmoe_cpu_ops *const ops = it->run->ops;
@@ -141,7 +136,7 @@ static void multiply_p32(const struct item *it)
         for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
             const char *const b = panels + j / CMOE_CPU_PANEL * panel_bytes + first * k_bytes;
             for (int r = 0, m; r < it->m; r += m) {
-                m = next_tile(it->m - r, ops->tile_rows);
+                m = cmoe__cpu_next_tile(it->m - r, ops->tile_rows);
                 ops->gemm_p32(g->w_dtype, m, k, it->a + r * k_padded, b, it->c + r * g->run + j,
                               g->run, first > 0);
             }
@@ -151,7 +146,7 @@ static void multiply_p32(const struct item *it)
 
 /* Pointers to n weight rows from column j on, and the type they are in; rows whose columns are
  * strided and those of quantised formats are copied out as f32. */
-static cmoe_dtype weight_rows(const struct item *it, int64_t j, int n, const void **rows)
+static cmoe_dtype weight_rows(const struct cmoe_cpu_item *it, int64_t j, int n, const void **rows)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     struct cmoe_row row;
@@ -171,7 +166,7 @@ static cmoe_dtype weight_rows(const struct item *it, int64_t j, int n, const voi
     return CMOE_F32;
 }
 
-static void multiply_rows(const struct item *it)
+static void multiply_rows(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const struct cmoe_cpu_ops *const ops = it->run->ops;
@@ -182,7 +177,7 @@ static void multiply_rows(const struct item *it)
         const int n = (int)cmoe__min64(ops->dot_cols, it->cols - j);
         const cmoe_dtype dtype = weight_rows(it, it->col + j, n, rows);
         for (int r = 0, m; r < it->m; r += m) {
-            m = next_tile(it->m - r, ops->dot_rows);
+            m = cmoe__cpu_next_tile(it->m - r, ops->dot_rows);
             ops->gemm_rows(dtype, m, n, g->k, it->a + r * k_padded, rows, it->c + r * g->run + j,
                            g->run);
         }
@@ -191,7 +186,7 @@ static void multiply_rows(const struct item *it)
 
 /* n results of every row to logical columns [to, to + n) of the output: times the routing weight
  * where it belongs here, plus bias. */
-static void store_columns(const struct item *it, int64_t from, int64_t to, int64_t n)
+static void store_columns(const struct cmoe_cpu_item *it, int64_t from, int64_t to, int64_t n)
 {
     const struct cmoe_exec *const x = &it->run->x;
     const bool first = it->g->matrix == 1;
@@ -212,7 +207,7 @@ static void store_columns(const struct item *it, int64_t from, int64_t to, int64
     }
 }
 
-static void store_results(const struct item *it)
+static void store_results(const struct cmoe_cpu_item *it)
 {
     const cmoe_problem *const p = it->run->x.p;
     const bool paired = it->g->p32 && it->g->matrix == 1 && p->gate != CMOE_GATE_NONE;
@@ -274,7 +269,7 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
     const int64_t col = local / blocks * g->run;
     float *const scratch = cmoe__cpu_worker(run, worker);
     const int64_t k = block_k(g);
-    const struct item it = {
+    const struct cmoe_cpu_item it = {
         .run = run,
         .g = g,
         .expert = e,
@@ -286,7 +281,11 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
         .c = scratch + g->row_block * k,
         .gathered = scratch + g->row_block * (k + g->run),
     };
-    if (g->p32)
+    if (g->how == CMOE_CPU_MULTIPLY_DOTS)
+        cmoe__cpu_multiply_dots(&it);
+    else if (g->how == CMOE_CPU_MULTIPLY_CODES)
+        cmoe__cpu_multiply_codes(&it);
+    else if (g->p32)
         multiply_p32(&it);
     else
         multiply_rows(&it);

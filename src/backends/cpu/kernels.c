@@ -3,8 +3,10 @@
  * one family; a row takes what each of its stages takes. */
 #include "backends/cpu/kernels.h"
 
+#include "backends/cpu/ops_quant.h"
 #include "backends/cpu/run.h"
 #include "core/size.h"
+#include <string.h>
 
 /* --- what a row takes ----------------------------------------------------------------------- */
 
@@ -15,12 +17,43 @@ static bool float_operand(cmoe_format f, const char *name, struct cmoe_why *why)
                         cmoe_dtype_name((cmoe_dtype)f.dtype));
 }
 
+/* Weights that the row's packed format holds. */
+static bool takes_panels(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                         struct cmoe_why *why)
+{
+    const char *const format = k->format1 ? k->format1 : k->format2;
+    const struct cmoe_packing_format *const held = cmoe__cpu_panel_format(q->p->w);
+    if (held && strcmp(held->name, format) == 0) return true;
+    return cmoe__refuse(why, "%s does not hold w=%s", format,
+                        cmoe_dtype_name((cmoe_dtype)q->p->w.dtype));
+}
+
+/* Whole rows and columns of int8 with one scale each. */
+static bool takes_dots(const struct cmoe_query *q, cmoe_format a, const char *name,
+                       struct cmoe_why *why)
+{
+    const cmoe_format w = q->p->w;
+    const int64_t k = cmoe__max64(q->shape->H, q->shape->I);
+    if (a.dtype != CMOE_I8 || (a.scaling != CMOE_SCALE_TOKEN && a.scaling != CMOE_SCALE_SMOOTH &&
+                               a.scaling != CMOE_SCALE_TENSOR))
+        return cmoe__refuse(why, "%s=%s is not int8 with one scale a row", name,
+                            cmoe_dtype_name((cmoe_dtype)a.dtype));
+    if (w.zero || (w.scaling != CMOE_SCALE_CHANNEL && w.scaling != CMOE_SCALE_TENSOR))
+        return cmoe__refuse(why, "w has zero points, or other scales than one a channel");
+    if (k > CMOE_CPU_DOT_K)
+        return cmoe__refuse(why, "K=%lld is more than %d", (long long)k, CMOE_CPU_DOT_K);
+    return true;
+}
+
 /* A GEMM: floats as they are, or anything else decoded. */
 static bool takes_operands(const struct cmoe_kernel *k, const struct cmoe_query *q, cmoe_format a,
                            const char *name, struct cmoe_why *why)
 {
     const struct cmoe_cpu_config *const config = k->config;
     const cmoe_format w = q->p->w;
+    if (config->how != CMOE_CPU_MULTIPLY_FLOATS && !takes_panels(k, q, why)) return false;
+    if (config->how == CMOE_CPU_MULTIPLY_CODES) return true;
+    if (config->how == CMOE_CPU_MULTIPLY_DOTS) return takes_dots(q, a, name, why);
     if (!config->decodes) return float_operand(a, name, why) && float_operand(w, "w", why);
     if (!float_operand(a, name, NULL) || !float_operand(w, "w", NULL)) return true;
     return cmoe__refuse(why, "nothing has to be decoded");
@@ -84,13 +117,15 @@ static bool supports(const struct cmoe_kernel *k, const struct cmoe_query *q, st
 
 /* --- what it costs -------------------------------------------------------------------------- */
 
-/* Of one core with each instruction set: flops a cycle, and weights it can stream, GB/s. */
+/* Of one core with each instruction set: flops a cycle, of them by int8 dots, weights it can stream
+ * in GB/s, and the time to decode a packed weight in ns. */
 static const struct speed {
-    double flops, gbps;
+    double flops, dots, gbps, decode_ns;
 } speeds[CMOE_ISA_LEVELS] = {
-    [CMOE_ISA_LEVEL_GENERIC] = {4, 6},
-    [CMOE_ISA_LEVEL_AVX2] = {32, 18},
-    [CMOE_ISA_LEVEL_AVX512] = {64, 30},
+    [CMOE_ISA_LEVEL_GENERIC] = {4, 4, 6, 2},
+    [CMOE_ISA_LEVEL_AVX2] = {32, 48, 18, 0.3},
+    [CMOE_ISA_LEVEL_AVX512] = {64, 96, 30, 0.15},
+    [CMOE_ISA_LEVEL_AVX512VNNI] = {64, 256, 30, 0.15},
 };
 
 /* Waking the workers, a barrier between loops, a loop of one item, and a step of a plan: us. */
@@ -101,16 +136,19 @@ static double larger(double a, double b)
     return a > b ? a : b;
 }
 
-/* Decoding every weight once for each block of rows: about 2 ns. */
+/* Decoding every weight once for each block of rows; from canonical rows about 2 ns. */
 static double decode_us(const struct cmoe_kernel *k, const struct cmoe_query *q, int stage)
 {
     const struct cmoe_cpu_config *const config = k->config;
     const struct cmoe_shape *const s = q->shape;
-    if (!config->decodes) return 0;
+    const bool packed = config->how == CMOE_CPU_MULTIPLY_CODES;
+    const double ns = packed ? speeds[k->target].decode_ns : 2;
+    const int block = packed ? CMOE_CPU_QUANT_ROWS : CMOE_CPU_ROW_BLOCK;
+    if (!config->decodes && !packed) return 0;
     const double weights = (double)(stage == CMOE_STAGE_GEMM1 ? s->rows1 * s->H : s->H * s->I);
     const double hit = cmoe__experts_hit(q->p, q->tokens);
     const double rows = cmoe__stage_flops(q->p, stage, q->tokens) / (2 * weights);
-    return larger(hit, rows / CMOE_CPU_ROW_BLOCK) * weights * 2e-3 / CMOE_COST_THREADS;
+    return larger(hit, rows / block) * weights * ns * 1e-3 / CMOE_COST_THREADS;
 }
 
 /* Roofline of one stage: arithmetic at the share of the peak that its loop reaches, or memory. */
@@ -120,12 +158,14 @@ static double stage_us(const struct cmoe_kernel *k, const struct cmoe_query *q, 
     const struct speed own = speeds[k->target], top = speeds[props->isa];
     const double flops = cmoe__stage_flops(q->p, stage, q->tokens);
     const double bytes = cmoe__stage_bytes(q->p, stage, q->tokens);
-    const double peak = props->gflops * own.flops / top.flops * 1e3; /* flops a us */
+    const struct cmoe_cpu_config *const config = k->config;
+    const bool gemm = stage == CMOE_STAGE_GEMM1 || stage == CMOE_STAGE_GEMM2;
+    const bool dots = gemm && config->how == CMOE_CPU_MULTIPLY_DOTS;
+    const double peak = props->gflops * (dots ? own.dots : own.flops) / top.flops * 1e3; /* a us */
     const double limit = own.gbps * CMOE_COST_THREADS;
     const double gbps = props->gbps < limit ? props->gbps : limit;
     double share = 0.1; /* of the peak: everything that is not a GEMM */
-    if (stage == CMOE_STAGE_GEMM1 || stage == CMOE_STAGE_GEMM2)
-        share = cmoe__cpu_reads_p32(k) ? 0.75 : 0.4;
+    if (gemm) share = cmoe__cpu_reads_p32(k) ? 0.75 : 0.4;
     if (stage == CMOE_STAGE_ROUTE && !(q->p->flags & CMOE_ROUTE_FROM_X))
         return flops * 0.5e-3 / CMOE_COST_THREADS; /* the C library's functions: 10 ns an expert */
     if (stage == CMOE_STAGE_SORT) return flops * 0.25e-3;
@@ -150,7 +190,7 @@ static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
         sum += loop_us + stage_us(k, q, stage);
     }
     if (k->last > k->first) sum += fork_us;
-    return sum * (1 + 0.02 * (CMOE_ISA_LEVEL_AVX512 - k->target));
+    return sum * (1 + 0.02 * (CMOE_ISA_LEVELS - 1 - k->target));
 }
 
 static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
@@ -161,7 +201,9 @@ static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
 
 /* --- the table ------------------------------------------------------------------------------ */
 
-static const struct cmoe_cpu_config floats = {.decodes = false}, decoded = {.decodes = true};
+static const struct cmoe_cpu_config floats = {.decodes = false}, decoded = {.decodes = true},
+                                    codes = {.how = CMOE_CPU_MULTIPLY_CODES},
+                                    dots = {.how = CMOE_CPU_MULTIPLY_DOTS};
 
 static const struct cmoe_family family = {
     .supports = supports, .cost_us = cost_us, .scratch = scratch, .run = cmoe__cpu_run};

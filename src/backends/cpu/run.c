@@ -2,6 +2,7 @@
  * Scratch of a row's loops, and the two ways of running them. */
 #include "backends/cpu/run.h"
 
+#include "backends/cpu/ops_quant.h"
 #include "core/size.h"
 #include <math.h>
 #include <stdatomic.h>
@@ -14,10 +15,12 @@ const struct cmoe_cpu_ops *cmoe__cpu_ops(enum cmoe_isa isa)
     case CMOE_ISA_LEVEL_AVX2:
         return &cmoe__cpu_ops_avx2;
     case CMOE_ISA_LEVEL_AVX512:
+    case CMOE_ISA_LEVEL_AVX512VNNI:
         return &cmoe__cpu_ops_avx512;
 #else
     case CMOE_ISA_LEVEL_AVX2:
     case CMOE_ISA_LEVEL_AVX512:
+    case CMOE_ISA_LEVEL_AVX512VNNI:
         return NULL;
 #endif
     case CMOE_ISA_LEVEL_GENERIC:
@@ -25,6 +28,29 @@ const struct cmoe_cpu_ops *cmoe__cpu_ops(enum cmoe_isa isa)
         break;
     }
     return &cmoe__cpu_ops_generic;
+}
+
+const struct cmoe_cpu_quant_ops *cmoe__cpu_quant_ops(enum cmoe_isa isa)
+{
+    switch (isa) {
+#if defined __x86_64__
+    case CMOE_ISA_LEVEL_AVX2:
+        return &cmoe__cpu_quant_ops_avx2;
+    case CMOE_ISA_LEVEL_AVX512:
+        return &cmoe__cpu_quant_ops_avx512;
+    case CMOE_ISA_LEVEL_AVX512VNNI:
+        return &cmoe__cpu_quant_ops_avx512vnni;
+#else
+    case CMOE_ISA_LEVEL_AVX2:
+    case CMOE_ISA_LEVEL_AVX512:
+    case CMOE_ISA_LEVEL_AVX512VNNI:
+        return NULL;
+#endif
+    case CMOE_ISA_LEVEL_GENERIC:
+    case CMOE_ISA_LEVELS:
+        break;
+    }
+    return &cmoe__cpu_quant_ops_generic;
 }
 
 bool cmoe__cpu_is_float(int dtype)
@@ -74,7 +100,7 @@ static void lay_out_edges(struct layout *l, const struct cmoe_kernel *k, const c
 bool cmoe__cpu_reads_p32(const struct cmoe_kernel *k)
 {
     const char *const format = k->format1 ? k->format1 : k->format2;
-    return format && strcmp(format, cmoe__cpu_p32.name) == 0;
+    return format && strncmp(format, cmoe__cpu_p32.name, strlen(cmoe__cpu_p32.name)) == 0;
 }
 
 size_t cmoe__cpu_lay_out(const struct cmoe_kernel *k, const cmoe_problem *p,

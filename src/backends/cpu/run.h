@@ -9,6 +9,7 @@
 #define CMOE_BACKENDS_CPU_RUN_H
 
 #include "backends/cpu/ops.h"
+#include "backends/cpu/panel.h"
 #include "plan/kernel.h"
 
 enum {
@@ -17,19 +18,34 @@ enum {
     CMOE_CPU_K_BLOCK = 2048, /* k's packed at a time for p32 panels; even, whole chunks */
     CMOE_CPU_RUN_BYTES = 1 << 20, /* weights an item reads, about: half of a core's L2 and more */
     CMOE_CPU_RUN_COLS = 512,      /* most columns of an item */
+    CMOE_CPU_QUANT_ROWS = 96,     /* rows that share a pass over packed quantised weights */
+    CMOE_CPU_CODE_BLOCK = 1024,   /* k's decoded at a time; whole groups and chunks */
     CMOE_CPU_DOT_BLOCK = 16,      /* rows that share a pass over canonical weights */
     CMOE_CPU_SMALL_TOKENS = 16,   /* most tokens of a whole-layer row */
+};
+
+/* What the GEMMs of a row multiply. */
+enum cmoe_cpu_multiply {
+    CMOE_CPU_MULTIPLY_FLOATS, /* f32 by weights in place or p32 */
+    CMOE_CPU_MULTIPLY_CODES,  /* f32 by packed quantised weights, decoded */
+    CMOE_CPU_MULTIPLY_DOTS,   /* int8 by packed int8 */
 };
 
 /* The family's config. */
 struct cmoe_cpu_config {
     bool decodes; /* GEMM rows: operands of any format, decoded to f32; else f32, f16 and bf16 */
+    enum cmoe_cpu_multiply how;
 };
+
+struct cmoe_cpu_quant_ops;
 
 /* One GEMM of a run: geometry and how it is cut into items. */
 struct cmoe_cpu_gemm {
-    int matrix; /* 1 or 2 */
-    bool p32, decodes;
+    int matrix;        /* 1 or 2 */
+    bool p32, decodes; /* p32: columns in the order of panels */
+    enum cmoe_cpu_multiply how;
+    const struct cmoe_cpu_quant_ops *quant; /* codes, dots */
+    struct cmoe_cpu_panel panel;
     cmoe_dtype a_dtype, w_dtype;
     int64_t k;        /* inputs that count */
     int64_t n;        /* outputs that count */
@@ -80,7 +96,7 @@ size_t cmoe__cpu_lay_out(const struct cmoe_kernel *k, const cmoe_problem *p,
                          const struct cmoe_shape *s, int64_t tokens, int workers,
                          struct cmoe_cpu_run *run, char *base);
 
-/* Whether the row's GEMMs read p32 weights; else canonical ones. */
+/* Whether the row's GEMMs read weights in panels of 32 columns; else canonical ones. */
 bool cmoe__cpu_reads_p32(const struct cmoe_kernel *k);
 
 /* cmoe_family.run of every row. */

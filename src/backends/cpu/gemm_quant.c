@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: MIT
+ * An item over packed panels of quantised weights.
+ *
+ * Integer dots read rows of int8 as they are. Everything else decodes: a panel's k's to an f32
+ * scratch that all rows of the item share, or, for the few rows of a small batch, in registers while
+ * the panel streams by. Both give the same bits. */
+#include "backends/cpu/gemm_item.h"
+
+#include "backends/cpu/ops_quant.h"
+#include "core/format.h"
+#include "core/numeric.h"
+#include "core/size.h"
+
+enum {
+    GROUPS = CMOE_CPU_CODE_BLOCK / 16, /* most scales of a row in a block of k's */
+    PIECE = 128, /* k's decoded at a time for one tile of rows: 16 KiB stay in the first cache */
+};
+
+/* A row of x or of the intermediate, with its scales. */
+struct input {
+    cmoe_format f;
+    const char *codes;
+    const void *scales;  /* of this row, or of the tensor */
+    const float *global; /* NV */
+};
+
+static struct input input_row(const struct cmoe_cpu_item *it, int r)
+{
+    const struct cmoe_exec *const x = &it->run->x;
+    const bool first = it->g->matrix == 1;
+    const cmoe_format f = first ? x->p->x : x->p->mid;
+    const int64_t n = first ? x->shape->H : x->shape->I;
+    const int64_t row = first ? cmoe__exec_x_row(x, it->rows[r]) : it->rows[r];
+    const int64_t stride = first ? x->xq_stride : (int64_t)cmoe__row_code_bytes(f, n);
+    const char *const scales = first ? x->xs : x->hs;
+    const float *const globals = first ? x->xg : x->hg;
+    struct input in = {.f = f, .codes = (const char *)(first ? x->xq : x->hq) + row * stride};
+    if (scales) in.scales = scales + (size_t)row * cmoe__row_scale_bytes(f, n);
+    if (f.scaling == CMOE_SCALE_NV && f.fixed)
+        in.global = first ? cmoe__exec_x_static_global(x) : x->t->mid_scale;
+    else if (f.scaling == CMOE_SCALE_NV)
+        in.global = globals + row;
+    return in;
+}
+
+static float one_scale(const struct input *in)
+{
+    return in->f.scaling == CMOE_SCALE_NONE ? 1.0f : *(const float *)in->scales;
+}
+
+/* Scales of k's [first, first + k); groups: storage for those that are not f32. */
+static struct cmoe_cpu_x_scale x_scale(const struct input *in, int64_t first, int64_t k,
+                                       float groups[GROUPS])
+{
+    const int64_t span = cmoe__format_span(in->f, INT64_MAX);
+    struct cmoe_cpu_x_scale s = {.global = in->global ? *in->global : 1.0f};
+    if (span == INT64_MAX) {
+        s.one = one_scale(in);
+        return s;
+    }
+    const cmoe_dtype dtype = cmoe__format_scale_dtype(in->f);
+    s.span = span;
+    s.of_group = groups;
+    for (int64_t g = 0; g * span < k; g++)
+        groups[g] = cmoe__load(dtype, in->scales, first / span + g);
+    return s;
+}
+
+/* k's [first, first + k) of all rows as gemm_p32 wants them. */
+static void pack_values(const struct cmoe_cpu_item *it, int tile, int64_t first, int64_t k)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const int64_t k_padded = cmoe__round_up(k, CMOE_CPU_CHUNK);
+    const int64_t size = g->a_dtype == CMOE_F32 ? 4 : 2;
+    const void *rows[CMOE_CPU_QUANT_ROWS];
+    for (int r = 0, m; r < it->m; r += m) {
+        m = cmoe__cpu_next_tile(it->m - r, tile);
+        float *const a = it->a + r * k_padded;
+        for (int i = 0; i < m; i++) {
+            const struct input in = input_row(it, r + i);
+            float groups[GROUPS];
+            if (cmoe__cpu_is_float(in.f.dtype)) {
+                rows[i] = in.codes + first * size;
+                continue;
+            }
+            const struct cmoe_cpu_x_scale s = x_scale(&in, first, k, groups);
+            const int64_t skip = first * cmoe_dtype_bits((cmoe_dtype)in.f.dtype) / 8;
+            g->quant->decode_x((cmoe_dtype)in.f.dtype, &s, in.codes + skip, k,
+                               a + i * CMOE_CPU_CHUNK, (int64_t)m * CMOE_CPU_CHUNK);
+        }
+        if (cmoe__cpu_is_float(g->a_dtype)) it->run->ops->pack_rows(g->a_dtype, rows, m, k, a);
+    }
+}
+
+/* The item's first panel. */
+static const char *first_panel(const struct cmoe_cpu_item *it)
+{
+    const char *const slab = cmoe__weights_slab(it->run->x.w, it->g->matrix, it->expert);
+    return slab + it->col / CMOE_CPU_PANEL * it->g->panel.bytes;
+}
+
+/* k's [first, first + k) of one panel times all rows, to column j of c. */
+static void multiply_block(const struct cmoe_cpu_item *it, const char *panel, int64_t first,
+                           int64_t k, int64_t j)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const struct cmoe_cpu_ops *const ops = it->run->ops;
+    const int64_t k_padded = cmoe__round_up(k, CMOE_CPU_CHUNK);
+    const int64_t piece = it->m <= ops->tile_rows ? PIECE : k;
+    if (it->m <= g->quant->stream_rows) {
+        g->quant->stream(&g->panel, panel, it->m, first, k, it->a, it->c + j, g->run, first > 0);
+        return;
+    }
+    for (int64_t at = 0; at < k; at += piece) {
+        const int64_t n = cmoe__min64(piece, k - at);
+        g->quant->decode(&g->panel, panel, first + at, n, it->gathered);
+        for (int r = 0, m; r < it->m; r += m) {
+            m = cmoe__cpu_next_tile(it->m - r, ops->tile_rows);
+            ops->gemm_p32(CMOE_F32, m, n, it->a + r * k_padded + at * m, it->gathered,
+                          it->c + r * g->run + j, g->run, first + at > 0);
+        }
+    }
+}
+
+void cmoe__cpu_multiply_codes(const struct cmoe_cpu_item *it)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const int tile = it->m <= g->quant->stream_rows ? it->m : it->run->ops->tile_rows;
+    const char *const panels = first_panel(it);
+    for (int64_t first = 0; first < g->k; first += CMOE_CPU_CODE_BLOCK) {
+        const int64_t k = cmoe__min64(CMOE_CPU_CODE_BLOCK, g->k - first);
+        pack_values(it, tile, first, k);
+        for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL)
+            multiply_block(it, panels + j / CMOE_CPU_PANEL * g->panel.bytes, first, k, j);
+    }
+}
+
+void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const int64_t row_bytes = cmoe__ceil_div(g->k, 4) * g->quant->quad_bytes;
+    const char *const panels = first_panel(it);
+    char *const a = (char *)it->a;
+    float scale[CMOE_CPU_QUANT_ROWS];
+    for (int r = 0, m; r < it->m; r += m) {
+        const void *rows[CMOE_CPU_QUANT_ROWS];
+        m = cmoe__cpu_next_tile(it->m - r, g->quant->dot_rows);
+        for (int i = 0; i < m; i++) {
+            const struct input in = input_row(it, r + i);
+            rows[i] = in.codes;
+            scale[r + i] = one_scale(&in);
+        }
+        g->quant->pack_i8(rows, m, g->k, a + r * row_bytes);
+    }
+    for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
+        const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
+        for (int r = 0, m; r < it->m; r += m) {
+            m = cmoe__cpu_next_tile(it->m - r, g->quant->dot_rows);
+            g->quant->dot_i8(&g->panel, panel, m, a + r * row_bytes, scale + r,
+                             it->c + r * g->run + j, g->run);
+        }
+    }
+}

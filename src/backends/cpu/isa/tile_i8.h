@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: MIT
+ * The integer tile over a p32_i8 panel: rows x 32 columns, int32 accumulators in registers.
+ *
+ * VNNI multiplies unsigned by signed bytes: rows are stored plus 128 and the accumulators begin at
+ * -128 times the column's sum. Without it, bytes are widened to 16 bits and multiplied in pairs,
+ * which is exact for every code. */
+#ifndef CMOE_BACKENDS_CPU_ISA_TILE_I8_H
+#define CMOE_BACKENDS_CPU_ISA_TILE_I8_H
+
+#include "backends/cpu/isa/vec.h"
+#include "backends/cpu/ops_quant.h"
+
+/* PARTS: operands that a word of four codes is split into. */
+#if defined CMOE_ISA_AVX512VNNI
+enum { QUAD_BYTES = 4, DOT8_ROWS = 12, PARTS = 1 };
+#elif defined CMOE_ISA_AVX512
+enum { QUAD_BYTES = 8, DOT8_ROWS = 8, PARTS = 2 };
+#elif defined CMOE_ISA_AVX2
+enum { QUAD_BYTES = 8, DOT8_ROWS = 4, PARTS = 2 };
+#else
+enum { QUAD_BYTES = 4, DOT8_ROWS = 4, PARTS = 4 };
+#endif
+enum { DOT8_VECS = 2 };
+
+CMOE_INLINE vi vi_load(const void *p)
+{
+    vi v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+CMOE_INLINE vi vi_set(int32_t s)
+{
+    return (vi){0} + s;
+}
+
+CMOE_INLINE vf vi_to_float(vi v)
+{
+    return __builtin_convertvector(v, vf);
+}
+
+/* Four codes a word to operands of the dot. */
+CMOE_INLINE void split_codes(vi b, vi part[PARTS])
+{
+#if defined CMOE_ISA_AVX512VNNI
+    part[0] = b;
+#elif defined CMOE_ISA_AVX512
+    part[0] = (vi)_mm512_srai_epi16(_mm512_slli_epi16((__m512i)b, 8), 8);
+    part[1] = (vi)_mm512_srai_epi16((__m512i)b, 8);
+#elif defined CMOE_ISA_AVX2
+    part[0] = (vi)_mm256_srai_epi16(_mm256_slli_epi16((__m256i)b, 8), 8);
+    part[1] = (vi)_mm256_srai_epi16((__m256i)b, 8);
+#else
+    for (int i = 0; i < PARTS; i++)
+        part[i] = (vi)((vu)b << (24 - 8 * i)) >> 24;
+#endif
+}
+
+/* A quad of a row beside every column. */
+CMOE_INLINE void load_quad(const char *p, vi a[PARTS])
+{
+#if defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2
+    for (int i = 0; i < PARTS; i++) {
+        int32_t word;
+        memcpy(&word, p + 4 * i, sizeof word);
+        a[i] = vi_set(word);
+    }
+#else
+    for (int i = 0; i < PARTS; i++)
+        a[i] = vi_set((int8_t)p[i]);
+#endif
+}
+
+CMOE_INLINE vi dot_quad(vi acc, const vi a[PARTS], const vi b[PARTS])
+{
+#if defined CMOE_ISA_AVX512VNNI
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a[0], (__m512i)b[0]);
+#elif defined CMOE_ISA_AVX512
+    acc += (vi)_mm512_madd_epi16((__m512i)a[0], (__m512i)b[0]);
+    return acc + (vi)_mm512_madd_epi16((__m512i)a[1], (__m512i)b[1]);
+#elif defined CMOE_ISA_AVX2
+    acc += (vi)_mm256_madd_epi16((__m256i)a[0], (__m256i)b[0]);
+    return acc + (vi)_mm256_madd_epi16((__m256i)a[1], (__m256i)b[1]);
+#else
+    for (int i = 0; i < PARTS; i++)
+        acc += a[i] * b[i];
+    return acc;
+#endif
+}
+
+/* One quad of codes as dot_quad wants it. */
+CMOE_INLINE void store_quad(const int8_t code[4], char *a)
+{
+#if defined CMOE_ISA_AVX512VNNI
+    uint32_t word;
+    memcpy(&word, code, sizeof word);
+    word ^= 0x80808080u;
+    memcpy(a, &word, sizeof word);
+#elif defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2
+    const int16_t wide[4] = {code[0], code[2], code[1], code[3]};
+    memcpy(a, wide, sizeof wide);
+#else
+    memcpy(a, code, 4);
+#endif
+}
+
+static void pack_i8(const void *const *rows, int m, int64_t k, void *a)
+{
+    for (int r = 0; r < m; r++) {
+        const int8_t *const row = rows[r];
+        char *to = (char *)a + r * QUAD_BYTES;
+        int64_t i = 0;
+        for (; i + 4 <= k; i += 4, to += m * QUAD_BYTES)
+            store_quad(row + i, to);
+        int8_t tail[4] = {0};
+        for (int64_t j = i; j < k; j++)
+            tail[j - i] = row[j];
+        if (i < k) store_quad(tail, to);
+    }
+}
+
+/* DOT8_VECS vectors of columns from `col` on. m is a constant after inlining. */
+CMOE_INLINE void dot_i8_tile(const struct cmoe_cpu_panel *l, const char *panel, int col, int m,
+                             const char *a, const float *row_scale, float *c, int64_t ldc)
+{
+    const char *b = panel + l->head + l->scales + 4 * col;
+    const float *const scale = (const float *)(const void *)(panel + l->head) + col;
+    vi acc[DOT8_ROWS][DOT8_VECS];
+#pragma GCC unroll 12
+    for (int r = 0; r < m; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < DOT8_VECS; v++)
+#if defined CMOE_ISA_AVX512VNNI
+            acc[r][v] = vi_load(panel + 4 * (col + v * VEC));
+#else
+            acc[r][v] = vi_set(0);
+#endif
+    const uintptr_t next = (uintptr_t)l->bytes;
+    for (int64_t quads = (l->k + 3) / 4; quads > 0; quads--) {
+        vi part[DOT8_VECS][PARTS];
+        if (m >= 6)
+            for (uintptr_t line = 0; line < 128; line += 64)
+                __builtin_prefetch((const void *)((uintptr_t)b + next + line), 0, 2);
+#pragma GCC unroll 2
+        for (int v = 0; v < DOT8_VECS; v++)
+            split_codes(vi_load(b + 4 * v * VEC), part[v]);
+#pragma GCC unroll 12
+        for (int r = 0; r < m; r++) {
+            vi quad[PARTS];
+            load_quad(a + r * QUAD_BYTES, quad);
+#pragma GCC unroll 2
+            for (int v = 0; v < DOT8_VECS; v++)
+                acc[r][v] = dot_quad(acc[r][v], quad, part[v]);
+        }
+        a += m * QUAD_BYTES;
+        b += l->unit;
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < m; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < DOT8_VECS; v++)
+            v_store(c + r * ldc + col + v * VEC,
+                    vi_to_float(acc[r][v]) * (v_load(scale + v * VEC) * v_set(row_scale[r])));
+}
+
+CMOE_INLINE void dot_i8_rows(const struct cmoe_cpu_panel *l, const char *panel, int m,
+                             const char *a, const float *row_scale, float *c, int64_t ldc)
+{
+    for (int col = 0; col < CMOE_CPU_PANEL; col += DOT8_VECS * VEC)
+        dot_i8_tile(l, panel, col, m, a, row_scale, c, ldc);
+}
+
+/* One body for each number of rows, so that accumulators are registers. */
+static void dot_i8(const struct cmoe_cpu_panel *l, const void *panel, int m, const void *a,
+                   const float *row_scale, float *c, int64_t ldc)
+{
+    switch (m) {
+    case 1:
+        dot_i8_rows(l, panel, 1, a, row_scale, c, ldc);
+        break;
+    case 2:
+        dot_i8_rows(l, panel, 2, a, row_scale, c, ldc);
+        break;
+    case 3:
+        dot_i8_rows(l, panel, 3, a, row_scale, c, ldc);
+        break;
+    case 4:
+        dot_i8_rows(l, panel, 4, a, row_scale, c, ldc);
+        break;
+#if defined CMOE_ISA_AVX512
+    case 5:
+        dot_i8_rows(l, panel, 5, a, row_scale, c, ldc);
+        break;
+    case 6:
+        dot_i8_rows(l, panel, 6, a, row_scale, c, ldc);
+        break;
+    case 7:
+        dot_i8_rows(l, panel, 7, a, row_scale, c, ldc);
+        break;
+    case 8:
+        dot_i8_rows(l, panel, 8, a, row_scale, c, ldc);
+        break;
+#endif
+#if defined CMOE_ISA_AVX512VNNI
+    case 9:
+        dot_i8_rows(l, panel, 9, a, row_scale, c, ldc);
+        break;
+    case 10:
+        dot_i8_rows(l, panel, 10, a, row_scale, c, ldc);
+        break;
+    case 11:
+        dot_i8_rows(l, panel, 11, a, row_scale, c, ldc);
+        break;
+    case 12:
+        dot_i8_rows(l, panel, 12, a, row_scale, c, ldc);
+        break;
+#endif
+    }
+}
+
+#endif

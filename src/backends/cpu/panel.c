@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: MIT
+ * Layout of packed panels of quantised weights, and filling them. What lies where: panel.h.
+ *
+ * Scales are stored in their own type where groups have their own; those of a whole channel, tensor
+ * or block become f32. */
+#include "backends/cpu/panel.h"
+
+#include "backends/cpu/run.h"
+#include "core/format.h"
+#include "core/numeric.h"
+#include "core/size.h"
+#include <stdio.h>
+#include <string.h>
+
+static bool code_of(int dtype, enum cmoe_cpu_code *out)
+{
+    switch ((cmoe_dtype)dtype) {
+    case CMOE_I8:
+    case CMOE_U8:
+        *out = CMOE_CPU_CODE_I8;
+        return true;
+    case CMOE_E4M3:
+        *out = CMOE_CPU_CODE_E4M3;
+        return true;
+    case CMOE_E4M3FNUZ:
+        *out = CMOE_CPU_CODE_E4M3FNUZ;
+        return true;
+    case CMOE_E5M2:
+        *out = CMOE_CPU_CODE_E5M2;
+        return true;
+    case CMOE_I4:
+    case CMOE_U4:
+        *out = CMOE_CPU_CODE_U4;
+        return true;
+    case CMOE_E2M1:
+        *out = CMOE_CPU_CODE_E2M1;
+        return true;
+    case CMOE_NONE:
+    case CMOE_F32:
+    case CMOE_F16:
+    case CMOE_BF16:
+    case CMOE_E8M0:
+    case CMOE_I32:
+    case CMOE_I64:
+    case CMOE_DTYPE_COUNT:
+        break;
+    }
+    return false;
+}
+
+const struct cmoe_packing_format *cmoe__cpu_panel_format(cmoe_format w)
+{
+    enum cmoe_cpu_code code;
+    if (!code_of(w.dtype, &code)) return NULL;
+    switch (code) {
+    case CMOE_CPU_CODE_I8:
+        return &cmoe__cpu_p32_i8;
+    case CMOE_CPU_CODE_E4M3:
+    case CMOE_CPU_CODE_E4M3FNUZ:
+    case CMOE_CPU_CODE_E5M2:
+        return &cmoe__cpu_p32_f8;
+    case CMOE_CPU_CODE_U4:
+        return &cmoe__cpu_p32_u4;
+    case CMOE_CPU_CODE_E2M1:
+        break;
+    }
+    return &cmoe__cpu_p32_mx4;
+}
+
+static cmoe_dtype scale_type(cmoe_format w)
+{
+    const bool grouped =
+        w.scaling == CMOE_SCALE_GROUP || w.scaling == CMOE_SCALE_MX || w.scaling == CMOE_SCALE_NV;
+    return grouped ? cmoe__format_scale_dtype(w) : CMOE_F32;
+}
+
+void cmoe__cpu_panel_layout(const cmoe_problem *p, int matrix, struct cmoe_cpu_panel *out)
+{
+    const int64_t k =
+        matrix == 1 ? (int64_t)p->hidden - p->hidden_pad : (int64_t)p->inter - p->inter_pad;
+    struct cmoe_cpu_panel l = {.scale = scale_type(p->w),
+                               .zero = p->w.zero != 0,
+                               .global = p->w.scaling == CMOE_SCALE_NV,
+                               .step = 1,
+                               .unit = CMOE_CPU_PANEL,
+                               .k = k};
+    (void)code_of(p->w.dtype, &l.code);
+    if (l.code == CMOE_CPU_CODE_I8) l.step = 4;
+    if (l.code == CMOE_CPU_CODE_U4 || l.code == CMOE_CPU_CODE_E2M1) l.step = 8;
+    if (l.step > 1) l.unit = 4 * CMOE_CPU_PANEL;
+    l.sums = l.code == CMOE_CPU_CODE_I8;
+    l.span = cmoe__min64(cmoe__format_span(p->w, k), cmoe__round_up(k, l.step));
+    l.span = cmoe__round_up(l.span, l.step);
+    l.head = l.global || l.sums ? 4 * CMOE_CPU_PANEL : 0;
+    l.scales = CMOE_CPU_PANEL * (cmoe_dtype_bits(l.scale) / 8 + (l.zero ? 1 : 0));
+    l.group = l.scales + l.span / l.step * l.unit;
+    const int64_t tail = k % l.span;
+    l.bytes = l.head + k / l.span * l.group;
+    if (tail) l.bytes += l.scales + cmoe__ceil_div(tail, l.step) * l.unit;
+    *out = l;
+}
+
+/* --- filling -------------------------------------------------------------------------------- */
+
+struct column {
+    const struct cmoe_cpu_panel *l;
+    cmoe_format f;
+    struct cmoe_row row;
+    int at; /* column of the panel */
+};
+
+/* Code i of a row as it is stored. */
+static uint8_t stored_code(const struct column *c, int64_t i)
+{
+    const uint8_t *const codes = c->row.codes;
+    switch (c->l->code) {
+    case CMOE_CPU_CODE_U4:
+    case CMOE_CPU_CODE_E2M1:
+        return (uint8_t)((codes[i / 2] >> i % 2 * 4 & 15) ^ (c->f.dtype == CMOE_I4 ? 8 : 0));
+    case CMOE_CPU_CODE_I8:
+    case CMOE_CPU_CODE_E4M3:
+    case CMOE_CPU_CODE_E4M3FNUZ:
+    case CMOE_CPU_CODE_E5M2:
+        break;
+    }
+    const uint8_t code = codes[c->row.col_stride ? i * c->row.col_stride : i];
+    return (uint8_t)(code ^ (c->f.dtype == CMOE_U8 ? 0x80 : 0));
+}
+
+/* Scale and zero point of group g. */
+static void put_scale(const struct column *c, int64_t g, uint8_t *group)
+{
+    const size_t size = (size_t)cmoe_dtype_bits(c->l->scale) / 8;
+    uint8_t *const scale = group + (size_t)c->at * size;
+    if (c->row.scale) {
+        memcpy(scale, (const uint8_t *)c->row.scale + (size_t)g * size, size);
+    } else {
+        const float one = 1.0f;
+        memcpy(scale, &one, size);
+    }
+    if (c->l->zero)
+        group[CMOE_CPU_PANEL * size + (size_t)c->at] =
+            (uint8_t)(c->row.zero[g] ^ (c->f.dtype == CMOE_U8 ? 0x80 : 0));
+}
+
+/* k's [first, first + n) of a column, one group, to units at dst. @return the sum of the codes */
+static int64_t put_codes(const struct column *c, int64_t first, int64_t n, uint8_t *dst)
+{
+    int64_t sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const uint8_t code = stored_code(c, first + i);
+        uint8_t *const unit = dst + i / c->l->step * c->l->unit;
+        if (c->l->step == 1)
+            unit[c->at] = code;
+        else if (c->l->step == 4)
+            unit[4 * c->at + i % 4] = code;
+        else
+            unit[4 * c->at + i % 4] |= (uint8_t)(code << i % 8 / 4 * 4);
+        sum += (int8_t)code;
+    }
+    return sum;
+}
+
+static void put_column(const struct column *c, uint8_t *panel)
+{
+    const struct cmoe_cpu_panel *const l = c->l;
+    uint8_t *group = panel + l->head;
+    int64_t sum = 0;
+    for (int64_t first = 0, g = 0; first < l->k; first += l->span, g++, group += l->group) {
+        put_scale(c, g, group);
+        sum += put_codes(c, first, cmoe__min64(l->span, l->k - first), group + l->scales);
+    }
+    const int32_t offset = (int32_t)(-128 * sum); /* read only where K is small enough */
+    if (l->sums) memcpy(panel + 4 * c->at, &offset, sizeof offset);
+    if (l->global) memcpy(panel + 4 * c->at, &c->row.global, sizeof c->row.global);
+}
+
+static void pack(const cmoe_weights *w, int matrix, int expert, void *dst)
+{
+    struct cmoe_cpu_panel l;
+    cmoe__cpu_panel_layout(&w->p, matrix, &l);
+    const int64_t panels = cmoe__cpu_p32_panels(&w->p, matrix);
+    memset(dst, 0, (size_t)(panels * l.bytes));
+    for (int64_t panel = 0; panel < panels; panel++)
+        for (int j = 0; j < CMOE_CPU_PANEL; j++) {
+            struct column c = {.l = &l, .f = w->p.w, .at = j};
+            const int64_t n = cmoe__cpu_p32_row(&w->p, matrix, panel, j);
+            if (n < 0) continue;
+            cmoe__weights_row(w, matrix, expert, n, &c.row);
+            put_column(&c, (uint8_t *)dst + panel * l.bytes);
+        }
+}
+
+static size_t bytes(const cmoe_problem *p, int matrix)
+{
+    struct cmoe_cpu_panel l;
+    size_t out;
+    cmoe__cpu_panel_layout(p, matrix, &l);
+    const size_t panels = (size_t)cmoe__cpu_p32_panels(p, matrix);
+    return cmoe__mul_size(panels, (size_t)l.bytes, &out) ? out : SIZE_MAX;
+}
+
+static bool is_held(const cmoe_problem *p, const struct cmoe_packing_format *format,
+                    const char *types, char *why, size_t len)
+{
+    if (cmoe__cpu_panel_format(p->w) == format) return true;
+    snprintf(why, len, "%s holds %s weights, not %s", format->name, types,
+             cmoe_dtype_name((cmoe_dtype)p->w.dtype));
+    return false;
+}
+
+static bool holds_i8(const cmoe_problem *p, int matrix, char *why, size_t len)
+{
+    (void)matrix;
+    return is_held(p, &cmoe__cpu_p32_i8, "i8 and u8", why, len);
+}
+
+static bool holds_f8(const cmoe_problem *p, int matrix, char *why, size_t len)
+{
+    (void)matrix;
+    return is_held(p, &cmoe__cpu_p32_f8, "e4m3, e4m3fnuz and e5m2", why, len);
+}
+
+static bool holds_u4(const cmoe_problem *p, int matrix, char *why, size_t len)
+{
+    (void)matrix;
+    return is_held(p, &cmoe__cpu_p32_u4, "i4 and u4", why, len);
+}
+
+static bool holds_mx4(const cmoe_problem *p, int matrix, char *why, size_t len)
+{
+    (void)matrix;
+    return is_held(p, &cmoe__cpu_p32_mx4, "e2m1", why, len);
+}
+
+const struct cmoe_packing_format cmoe__cpu_p32_i8 = {
+    .name = "p32_i8", .holds = holds_i8, .bytes = bytes, .pack = pack};
+const struct cmoe_packing_format cmoe__cpu_p32_f8 = {
+    .name = "p32_f8", .holds = holds_f8, .bytes = bytes, .pack = pack};
+const struct cmoe_packing_format cmoe__cpu_p32_u4 = {
+    .name = "p32_u4", .holds = holds_u4, .bytes = bytes, .pack = pack};
+const struct cmoe_packing_format cmoe__cpu_p32_mx4 = {
+    .name = "p32_mx4", .holds = holds_mx4, .bytes = bytes, .pack = pack};
