@@ -327,39 +327,75 @@ static void test_unknown(void **state)
 }
 
 /* Whatever allocation fails, OUT does not appear, and the next run completes it. */
-static void test_quantize_without_memory(void **state)
+/* Quantise `in` with every allocation failing in turn; @return how many shards a later run found. */
+static int64_t quantize_without_memory(const char *in, const struct folder *f, char *out,
+                                       size_t size, cmoe_quantize_report *report)
 {
-    (void)state;
-    struct folder f;
-    char out[320];
     const cmoe_quantize_options options = {.struct_size = sizeof options,
                                            .scheme = "int4-w4a16:zp"};
-    cmoe_quantize_report report;
-    folder_make(&f);
     /* Some allocations may fail without harm: the run is then complete, and the next one new. */
     int failures = 0, runs = 0;
     int64_t reused = 0;
-    snprintf(out, sizeof out, "%s/out-0", f.path);
-    for (int n = 1; n <= 100; n++) {
-        if (file_exists(out)) snprintf(out, sizeof out, "%s/out-%d", f.path, ++runs);
+    snprintf(out, size, "%s/out-0", f->path);
+    for (int n = 1; n <= 100 || (n <= 2000 && !file_exists(out)); n++) {
+        if (file_exists(out)) snprintf(out, size, "%s/out-%d", f->path, ++runs);
         cmoe__io_alloc_fail(n);
-        const cmoe_status status =
-            cmoe_checkpoint_quantize(CHECKPOINTS "qwen3_moe", out, &options, &report);
+        const cmoe_status status = cmoe_checkpoint_quantize(in, out, &options, report);
         cmoe__io_alloc_fail(0);
         if (status != CMOE_OK) assert_int_equal(status, CMOE_ERR_NO_MEMORY);
         assert_int_equal(file_exists(out), status == CMOE_OK);
         failures += status != CMOE_OK;
-        reused += report.reused;
+        reused += report->reused;
     }
-    assert_true(failures > 20 && reused > 2);
+    assert_true(failures > 20);
     assert_true(file_exists(out));
-    assert_string_equal(report.format, "pack-quantized");
+    assert_string_equal(report->format, "pack-quantized");
+    cmoe_quantize_report none;
+    expect_error(cmoe_checkpoint_quantize(in, out, &options, &none), CMOE_ERR_IO, "exists already");
+    return reused;
+}
+
+static void test_quantize_without_memory(void **state)
+{
+    (void)state;
+    struct folder f;
+    char out[320], again[512];
+    const cmoe_quantize_options options = {.struct_size = sizeof options, .scheme = "fp8-w8a16"};
+    cmoe_quantize_report report;
+    folder_make(&f);
+    assert_true(quantize_without_memory(CHECKPOINTS "qwen3_moe", &f, out, sizeof out, &report) > 2);
     assert_int_equal(report.shards, 2);
-    expect_error(cmoe_checkpoint_quantize(CHECKPOINTS "qwen3_moe", out, &options, &report),
-                 CMOE_ERR_IO, "exists already");
-    expect_error(cmoe_checkpoint_quantize(out, "x", &options, &report), CMOE_ERR_UNSUPPORTED,
-                 "compressed-tensors/pack-quantized");
+    /* What was written is quantised a second time, and says what it was. */
+    snprintf(again, sizeof again, "%s/again", f.path);
+    expect_ok(cmoe_checkpoint_quantize(out, again, &options, &report));
+    assert_string_equal(report.source, "compressed-tensors/pack-quantized");
+    assert_string_equal(report.format, "float-quantized");
     folder_remove(&f);
+}
+
+static void test_decode_without_memory(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *in, *source;
+        int64_t shards;
+    } inputs[] = {
+        {CHECKPOINTS "gpt_oss-mxfp4", "mxfp4", 2},
+        {CHECKPOINTS "gguf-gpt-oss/model.gguf", "gguf", 1},
+        {CHECKPOINTS "qwen3_moe-gptq-order", "gptq/gptq", 2},
+    };
+    const cmoe_quantize_options dry = {.struct_size = sizeof dry, .scheme = "bf16", .dry_run = 1};
+    for (size_t i = 0; i < sizeof inputs / sizeof inputs[0]; i++) {
+        struct folder f;
+        char out[320];
+        cmoe_quantize_report report;
+        folder_make(&f);
+        (void)quantize_without_memory(inputs[i].in, &f, out, sizeof out, &report);
+        assert_int_equal(report.shards, inputs[i].shards);
+        expect_ok(cmoe_checkpoint_quantize(inputs[i].in, "x", &dry, &report));
+        assert_string_equal(report.source, inputs[i].source);
+        folder_remove(&f);
+    }
 }
 
 int main(void)
@@ -372,6 +408,7 @@ int main(void)
         cmocka_unit_test(test_every_allocation_fails),
         cmocka_unit_test(test_unknown),
         cmocka_unit_test(test_quantize_without_memory),
+        cmocka_unit_test(test_decode_without_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -145,6 +145,7 @@ typedef struct cmoe_quantize_options {
 
 typedef struct cmoe_quantize_report {
     char format[48];        /* what the tensors are called: "fp8", "mxfp4-pack-quantized", ... */
+    char source[64];        /* how IN was quantised, as in cmoe_model_config; "" if it was not */
     int64_t shards, reused; /* reused: finished by a run before this one */
     int64_t bytes_in, bytes_out;
     int64_t memory; /* the most that is allocated at once */
@@ -152,11 +153,13 @@ typedef struct cmoe_quantize_report {
 
 /** Write folder `out`: the checkpoint in folder `in` with the routed experts of every layer in the
  *  weight format of a scheme, under the names of the format's own tools; everything else is copied.
+ *  What is quantised already is decoded to f32 and quantised again, other matrices of fp8 or int8
+ *  become bf16. Of a GGUF file only routers and experts are written, with a config.json.
  *  The work lies in OUT.partial, shard by shard, and is renamed to OUT when it is complete and
  *  flushed; run again, it continues with the first shard that is missing.
  *  @return CMOE_OK; CMOE_ERR_INVALID (a scheme with static scales without x_amax and mid_amax, or the
- *          reverse); CMOE_ERR_IO (OUT exists, a file cannot be written); CMOE_ERR_UNSUPPORTED (IN is
- *          quantised already, a GGUF file, or of a family whose experts have biases);
+ *          reverse); CMOE_ERR_IO (OUT exists, a file cannot be written); CMOE_ERR_UNSUPPORTED (no
+ *          layout holds the scheme; a packed matrix that is no expert's);
  *          CMOE_ERR_MISMATCH (OUT.partial is another run's); as cmoe_layer_open. */
 CMOE_API cmoe_status cmoe_checkpoint_quantize(const char *in, const char *out,
                                               const cmoe_quantize_options *options,

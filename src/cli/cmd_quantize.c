@@ -14,6 +14,11 @@ static void show(void *user, int64_t done, int64_t total)
 
 static void print_report(const struct cli_args *args, const cmoe_quantize_report *r, bool dry)
 {
+    const bool gguf = strcmp(r->source, "gguf") == 0;
+    if (r->source[0] != '\0')
+        printf("%-10s %s, decoded to f32 and then quantised%s\n", "source", r->source,
+               gguf ? "; only routers and experts are written"
+                    : " again, on top of its own errors");
     printf("%-10s %s\n", "layout", r->format);
     printf("%-10s %lld", "shards", (long long)r->shards);
     if (r->reused > 0) printf(", %lld of an earlier run", (long long)r->reused);

@@ -59,31 +59,54 @@ static cmoe_status read_router(const struct cmoe_reading *r, const struct cmoe_f
     return read_vector(r, module, ".bias", 1, shape, &out->logit_bias, &out->logit_bias_dtype);
 }
 
-static cmoe_status read_experts(struct cmoe_reading *r, const struct cmoe_family *f,
-                                const char *block)
+static cmoe_status read_matrix(struct cmoe_reading *r, const char *module, bool bias, int64_t rows,
+                               int64_t cols, cmoe_matrix *out)
+{
+    const cmoe_tensor_info *t = NULL;
+    CMOE_TRY(cmoe__linear_read(r, module, rows, cols, out));
+    if (!bias) return CMOE_OK;
+    CMOE_TRY(cmoe__tensor_need(r, module, ".bias", &t));
+    CMOE_TRY(cmoe__tensor_shape(t, 1, &rows));
+    return cmoe__tensor_f32(r, t, rows, &out->bias);
+}
+
+/* Experts one by one. */
+static cmoe_status read_separate(struct cmoe_reading *r, const struct cmoe_family *f,
+                                 const char *block)
 {
     char module[224];
     cmoe_layer *const out = r->layer;
+    const bool bias = f->traits & CMOE_FAMILY_BIASES;
     const int64_t hidden = out->problem.hidden, inter = out->problem.inter;
-    snprintf(module, sizeof module, "%s.experts", block);
-    if (cmoe__fused_exists(r, module)) return cmoe__fused_read(r, f, module);
-    if (f->traits & CMOE_FAMILY_BIASES) {
-        return CMOE_FAIL(CMOE_ERR_CORRUPT, "tensor %s.gate_up_proj is missing", module);
-    }
     snprintf(module, sizeof module, "%s.experts.0.%s", block, f->gate);
     r->group = cmoe__linear_group(r, module, hidden);
     snprintf(module, sizeof module, "%s.experts.0.%s", block, f->down);
     if (r->group == 0) r->group = cmoe__linear_group(r, module, inter);
     for (int32_t e = 0; e < out->problem.experts; e++) {
         snprintf(module, sizeof module, "%s.experts.%d.%s", block, e, f->gate);
-        CMOE_TRY(cmoe__linear_read(r, module, inter, hidden, &out->gate[e]));
+        CMOE_TRY(read_matrix(r, module, bias, inter, hidden, &out->gate[e]));
         snprintf(module, sizeof module, "%s.experts.%d.%s", block, e, f->up);
-        CMOE_TRY(cmoe__linear_read(r, module, inter, hidden, &out->up[e]));
+        CMOE_TRY(read_matrix(r, module, bias, inter, hidden, &out->up[e]));
         snprintf(module, sizeof module, "%s.experts.%d.%s", block, e, f->down);
-        CMOE_TRY(cmoe__linear_read(r, module, hidden, inter, &out->down[e]));
+        CMOE_TRY(read_matrix(r, module, bias, hidden, inter, &out->down[e]));
         if (r->wants_dense && !r->dense) return CMOE_OK;
     }
     return CMOE_OK;
+}
+
+static cmoe_status read_experts(struct cmoe_reading *r, const struct cmoe_family *f,
+                                const char *block)
+{
+    char module[224];
+    snprintf(module, sizeof module, "%s.experts", block);
+    if (cmoe__fused_exists(r, module)) return cmoe__fused_read(r, f, module);
+    if (!(f->traits & CMOE_FAMILY_BIASES)) return read_separate(r, f, block);
+    snprintf(module, sizeof module, "%s.experts.0.%s", block, f->gate);
+    if (!cmoe__tensor_find(r, module, ".bias")) {
+        return CMOE_FAIL(CMOE_ERR_CORRUPT, "tensor %s.experts.gate_up_proj is missing", block);
+    }
+    r->layer->problem.gate = CMOE_GATE_SPLIT;
+    return read_separate(r, f, block);
 }
 
 /* The type in and out: the weights' own where they are not scaled, else bf16. */
