@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# gpu_check.sh [check|sanitize] [build folder]: the CUDA rows on a machine with an NVIDIA GPU, which CI
+# gpu_check.sh [check|sanitize|bench] [build folder]: the CUDA rows on a machine with an NVIDIA GPU, which CI
 # does not have. Only the built programs are needed there: cmoe, libcmoe.so.0, libcmoe-io.so.0.
 #
 # check     every row against the reference on the built-in and on random problems
+# bench     times of twelve models' layers in bf16 and fp8 into $RESULT (default: h100.json)
 # sanitize  memcheck, initcheck, racecheck and synccheck of compute-sanitizer on a few problems
 set -eu
 what=${1:-check}
@@ -20,8 +21,14 @@ sanitize)
         compute-sanitizer --tool $tool --error-exitcode 1 "$cmoe" check --device cuda:0 --count "${COUNT:-5}"
     done
     ;;
+bench)
+    MODELS=${MODELS:-qwen3-30b-a3b deepseek-v3-tp8 qwen3-235b-a22b gpt-oss-120b gpt-oss-20b mixtral-8x7b deepseek-v3 \
+deepseek-v3-ep8 llama4-scout kimi-k2 mixtral-8x22b deepseek-v2} SCHEMES=${SCHEMES:-bf16+fp8-token+fp8-block} \
+        TOKENS=${TOKENS:-1,8,32,128,512,2048,8192} \
+        "$(dirname "$0")/bench_grid.sh" cuda:0 "${RESULT:-h100.json}" "$build"
+    ;;
 *)
-    echo "usage: gpu_check.sh [check|sanitize] [build folder]" >&2
+    echo "usage: gpu_check.sh [check|sanitize|bench] [build folder]" >&2
     exit 64
     ;;
 esac

@@ -8,6 +8,7 @@
 #include <cmoe/convert.h>
 #include <cmoe/observe.h>
 #include <cmoe/plan.h>
+#include <cmoe/probe.h>
 #include <cmoe/problem.h>
 #include <cmoe/record.h>
 #include <cmoe/reference.h>

@@ -4,6 +4,7 @@
 #define CMOE_BACKENDS_BACKEND_H
 
 #include "plan/kernel.h"
+#include <cmoe/probe.h>
 #include <cmoe/stream.h>
 
 /* cmoe/stream.h; every handle is the driver's own. */
@@ -30,6 +31,10 @@ struct cmoe_backend {
     const struct cmoe_kernel *kernels;
     int n_kernels;
     const struct cmoe_packing_format *const *formats; /* NULL-terminated, or NULL */
+
+    /* cmoe_device_probe; NULL: nothing to measure. */
+    cmoe_status (*measure)(cmoe_device *dev, cmoe_probe what, cmoe_dtype dtype, const void *memory,
+                           size_t bytes, double *rate);
 
     /* Backends whose memory the host cannot read; all NULL for host backends. */
     cmoe_status (*enter)(cmoe_device *dev); /* before any of the others, on the calling thread */

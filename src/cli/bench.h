@@ -91,6 +91,19 @@ struct bench_lane {
 cmoe_status bench_time(struct bench_inputs *in, struct bench_lane *lanes, int n_lanes,
                        double seconds);
 
+/* ---- ceilings, measured beside every cell ---- */
+
+struct bench_roof {
+    struct cli_session *session;
+    void *memory;
+    size_t bytes;
+};
+
+cmoe_status bench_roof_open(struct cli_session *session, struct bench_roof *out);
+/* Best of a few readings; NAN where the device has no such probe. */
+double bench_roof_measure(const struct bench_roof *roof, cmoe_probe what, cmoe_dtype dtype);
+void bench_roof_close(struct bench_roof *roof);
+
 struct bench_cell {
     const char *model, *scheme, *routing; /* NULL: not said */
     const char *device;
@@ -101,11 +114,15 @@ struct bench_cell {
     int lanes;
     double slots, hit;   /* a forward: slots computed, experts hit */
     double flops, bytes; /* a forward: operations, and bytes that must be read or written */
+    double read[2], dot; /* ceilings a second: reading before and after, products; NAN: unknown */
 };
 
 void bench_print_text(const struct bench_cell *cell, bool *headed);
 void bench_print_json(FILE *out, const struct bench_cell *cell);
 void bench_print_csv(FILE *out, const struct bench_cell *cell, bool *headed);
+
+/* Microseconds that the cell must take at its ceilings; NAN: unknown. */
+double bench_floor(const struct bench_cell *cell);
 
 /* Bytes of one expert's weights, and multiply-adds of one slot. */
 double bench_expert_bytes(const cmoe_problem *p);

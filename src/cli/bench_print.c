@@ -15,6 +15,18 @@ static double gbps(const struct bench_cell *cell, const struct bench_lane *lane)
     return 1e-3 * cell->bytes / lane->times.median;
 }
 
+double bench_floor(const struct bench_cell *cell)
+{
+    const double read = fmax(cell->read[0], cell->read[1]);
+    return 1e6 * fmax(cell->bytes / read, cell->flops / cell->dot);
+}
+
+/* Per cent of the nearer ceiling that a lane reaches. */
+static double roof(const struct bench_cell *cell, const struct bench_lane *lane)
+{
+    return 100 * bench_floor(cell) / lane->times.median;
+}
+
 static void print_lane(const struct bench_cell *cell, int i)
 {
     const struct bench_lane *lane = &cell->lane[i];
@@ -22,6 +34,10 @@ static void print_lane(const struct bench_cell *cell, int i)
            i > 0 ? "  against" : (cell->scheme != NULL ? cell->scheme : "-"),
            (long long)cell->tokens, lane->times.median, lane->times.min, lane->times.p90,
            tflops(cell, lane), gbps(cell, lane));
+    if (isnan(bench_floor(cell)))
+        printf("%10s %5s ", "-", "-");
+    else
+        printf("%10.1f %5.1f ", bench_floor(cell), roof(cell, lane));
     if (lane->error.n > 0)
         printf("%8.1e %6.3f", lane->error.rel_l2, lane->error.max_ratio);
     else
@@ -32,8 +48,9 @@ static void print_lane(const struct bench_cell *cell, int i)
 void bench_print_text(const struct bench_cell *cell, bool *headed)
 {
     if (!*headed)
-        printf("%-18s %7s %12s %12s %12s %9s %9s %8s %6s  plan\n", "scheme", "tokens", "us median",
-               "us min", "us p90", "tflops", "gbps", "error", "bound");
+        printf("%-18s %7s %12s %12s %12s %9s %9s %10s %5s %8s %6s  plan\n", "scheme", "tokens",
+               "us median", "us min", "us p90", "tflops", "gbps", "us floor", "%roof", "error",
+               "bound");
     *headed = true;
     for (int i = 0; i < cell->lanes; i++)
         print_lane(cell, i);
@@ -49,6 +66,7 @@ static void json_lane(struct cli_json *json, const struct bench_cell *cell, int 
     cli_json_int(json, "runs", lane->times.runs);
     cli_json_double(json, "tflops", tflops(cell, lane));
     cli_json_double(json, "gbps", gbps(cell, lane));
+    cli_json_double(json, "roof_percent", roof(cell, lane));
     cli_json_double(json, "error", lane->error.n > 0 ? lane->error.rel_l2 : none);
     cli_json_double(json, "error_of_bound", lane->error.n > 0 ? lane->error.max_ratio : none);
     cli_json_string(json, "plan", lane->path);
@@ -72,6 +90,10 @@ void bench_print_json(FILE *out, const struct bench_cell *cell)
     cli_json_double(&json, "experts_hit", cell->hit);
     cli_json_double(&json, "flop", cell->flops);
     cli_json_double(&json, "bytes", cell->bytes);
+    cli_json_double(&json, "read_gbps_before", 1e-9 * cell->read[0]);
+    cli_json_double(&json, "read_gbps_after", 1e-9 * cell->read[1]);
+    cli_json_double(&json, "dot_tflops", 1e-12 * cell->dot);
+    cli_json_double(&json, "us_floor", bench_floor(cell));
     json_lane(&json, cell, 0);
     if (cell->lanes > 1) {
         cli_json_open(&json, "against", '{');

@@ -23,6 +23,7 @@ struct bench {
     const struct cli_args *args;
     struct cli_session session;
     struct bench_routing routing;
+    struct bench_roof roof;
     int64_t tokens[MAX_TOKEN_COUNTS];
     int n_tokens;
     int64_t most_tokens;
@@ -218,7 +219,10 @@ static cmoe_status bench_cell(struct bench *bench, struct scheme *scheme, int64_
                        sizeof cell.lane[i].path);
     }
     if (status == CMOE_OK) status = count_load(bench, scheme, &cell);
+    cell.dot = bench_roof_measure(&bench->roof, CMOE_PROBE_DOT, (cmoe_dtype)p->x.dtype);
+    cell.read[0] = bench_roof_measure(&bench->roof, CMOE_PROBE_READ, CMOE_NONE);
     if (status == CMOE_OK) status = bench_time(in, cell.lane, cell.lanes, bench->seconds);
+    cell.read[1] = bench_roof_measure(&bench->roof, CMOE_PROBE_READ, CMOE_NONE);
     for (int i = 0; i < cell.lanes && status == CMOE_OK; i++) {
         status = measure_error(bench, scheme, i, &cell.lane[i].error);
         bench->outside = bench->outside || cell.lane[i].error.outside > 0;
@@ -339,6 +343,8 @@ static int bench_to_file(struct bench *bench, const cmoe_problem *p, const char 
 
 static int bench_all(struct bench *bench, const cmoe_problem *p)
 {
+    const cmoe_status status = bench_roof_open(&bench->session, &bench->roof);
+    if (status != CMOE_OK) return cli_fail_status(status, "bench: cannot measure ceilings");
     const char *file = cli_args_value(bench->args, "json");
     if (file == NULL) file = cli_args_value(bench->args, "csv");
     const int code = file != NULL ? bench_to_file(bench, p, file) : bench_schemes(bench, p);
@@ -364,6 +370,7 @@ static int run(const struct cli_args *args)
     code = cli_session_open(&bench.session);
     if (code == CLI_OK) code = cli_session_device(&bench.session, cli_args_value(args, "device"));
     if (code == CLI_OK) code = bench_all(&bench, &p);
+    bench_roof_close(&bench.roof);
     bench_routing_free(&bench.routing);
     return cli_session_close(&bench.session, code);
 }
@@ -391,7 +398,9 @@ const struct cli_command cli_bench = {
         "Weights are random. Routings, and weights where they would stay in a cache, change from\n"
         "call to call; on a GPU a sample is one replay of a graph of them. `tflops` counts two\n"
         "operations a multiply-add of the slots computed, `gbps` the weights of the experts hit\n"
-        "once, x and y. `error` is the relative L2 error of at most 16 tokens against the\n"
+        "once, x and y. The floor is the time that these take at the ceilings, which are measured\n"
+        "beside each point: reading memory, and the device's dot products of x's type. `error` is "
+        "the relative L2 error of at most 16 tokens against the\n"
         "reference, `bound` its largest part of what is allowed; exit code 1: outside.\n",
     .options = options,
     .run = run,

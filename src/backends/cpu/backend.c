@@ -4,6 +4,7 @@
 
 #include "backends/cpu/cpuid.h"
 #include "backends/cpu/kernels.h"
+#include "backends/cpu/probe.h"
 #include "backends/cpu/run.h"
 #include <string.h>
 #include <unistd.h>
@@ -76,4 +77,5 @@ const struct cmoe_backend cmoe__backend_cpu = {
     .kernels = cmoe__cpu_kernels,
     .n_kernels = CMOE_CPU_KERNELS,
     .formats = formats,
+    .measure = cmoe__cpu_measure,
 };

@@ -177,4 +177,5 @@ const struct cmoe_backend cmoe__backend_cuda = {
     .fill = fill,
     .sync = sync,
     .streams = &cmoe__cuda_streams,
+    .measure = cmoe__cuda_measure,
 };

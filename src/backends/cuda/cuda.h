@@ -90,6 +90,10 @@ cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_e
 cmoe_status cmoe__cuda_prologue(const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_epilogue(const struct cmoe_exec *x);
 
+/* Ceilings. */
+cmoe_status cmoe__cuda_measure(cmoe_device *dev, cmoe_probe what, cmoe_dtype dtype,
+                               const void *memory, size_t bytes, double *rate);
+
 /* Streams, events and graphs. */
 extern const struct cmoe_stream_table cmoe__cuda_streams;
 

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: MIT
+ * Ceilings of a CPU: the probes of its instruction set on all threads of the context. */
+#include "backends/cpu/probe.h"
+
+#include "core/fail.h"
+#include "core/threads.h"
+#include <string.h>
+#include <time.h>
+
+enum { PIECE = 1 << 20, MOST_THREADS = 1024, ROUNDS = 4000 };
+
+struct job {
+    const struct cmoe_cpu_probe *probe;
+    enum cmoe_cpu_dot dot;
+    const unsigned char *memory;
+    size_t bytes;
+    float sink[MOST_THREADS];
+};
+
+static const struct cmoe_cpu_probe *find(enum cmoe_isa isa)
+{
+    switch (isa) {
+#if defined __x86_64__
+    case CMOE_ISA_LEVEL_AVX512:
+        return &cmoe__cpu_probe_avx512;
+    case CMOE_ISA_LEVEL_AVX2:
+        return &cmoe__cpu_probe_avx2;
+#else
+    case CMOE_ISA_LEVEL_AVX512:
+    case CMOE_ISA_LEVEL_AVX2:
+#endif
+    case CMOE_ISA_LEVEL_GENERIC:
+    case CMOE_ISA_LEVELS:
+        break;
+    }
+    return &cmoe__cpu_probe_generic;
+}
+
+/* Pieces are handed out as threads come, so a slow thread delays nobody. */
+static void read_piece(void *arg, int i, int n)
+{
+    struct job *job = arg;
+    (void)n;
+    job->sink[i % MOST_THREADS] = job->probe->read(job->memory + (size_t)i * PIECE, PIECE);
+}
+
+static void run_dots(void *arg, int i, int n)
+{
+    struct job *job = arg;
+    (void)n;
+    job->probe->dot[job->dot](ROUNDS, job->memory, &job->sink[i % MOST_THREADS]);
+}
+
+/* The instruction for activations of a type; what this CPU lacks is f32's work. */
+static enum cmoe_cpu_dot choose(const struct cmoe_props *props, const struct cmoe_cpu_probe *probe,
+                                cmoe_dtype dtype)
+{
+    const bool vnni = strstr(props->features, "avx512vnni") != NULL;
+    const bool bf16 = strstr(props->features, "avx512bf16") != NULL;
+    if (dtype == CMOE_I8 && vnni && probe->dot[CMOE_CPU_DOT_I8]) return CMOE_CPU_DOT_I8;
+    if (dtype == CMOE_BF16 && bf16 && probe->dot[CMOE_CPU_DOT_BF16]) return CMOE_CPU_DOT_BF16;
+    return CMOE_CPU_DOT_F32;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+cmoe_status cmoe__cpu_measure(cmoe_device *dev, cmoe_probe what, cmoe_dtype dtype,
+                              const void *memory, size_t bytes, double *rate)
+{
+    struct job job = {.probe = find(dev->props.isa), .memory = memory, .bytes = bytes};
+    const bool reads = what == CMOE_PROBE_READ;
+    const int items = reads ? (int)(bytes / PIECE < 1 ? 1 : bytes / PIECE) : dev->props.threads;
+    if (reads && bytes < PIECE)
+        return CMOE_FAIL(CMOE_ERR_INVALID, "cmoe_device_probe: %zu bytes are less than %d", bytes,
+                         PIECE);
+    job.dot = choose(&dev->props, job.probe, dtype);
+    const double start = now();
+    cmoe__parallel(dev->ctx->threads, 0, items, reads ? read_piece : run_dots, &job);
+    const double seconds = now() - start;
+    *rate = items * (reads ? PIECE : ROUNDS * job.probe->operations[job.dot]) / seconds;
+    return CMOE_OK;
+}

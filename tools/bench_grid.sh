@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# bench_grid.sh <device> <result.json> [build folder]: cmoe bench over models, schemes and token counts, as
+# one JSON object with the date, the machine and the command. MODELS, SCHEMES, TOKENS, MIN_TIME and
+# PROBLEM say what; LIMIT ends it after so many seconds with the models that are done.
+set -eu
+device=${1:?usage: bench_grid.sh DEVICE RESULT [BUILD]} result=${2:?no result file}
+build=$(cd "${3:-build/release}" && pwd)
+export LD_LIBRARY_PATH=$build${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+problem=${PROBLEM:-stages=quant..combine}
+end=$((SECONDS + ${LIMIT:-540}))
+: >"$work/cells"
+for model in $MODELS; do
+    left=$((end - SECONDS))
+    if [ "$left" -le 0 ]; then echo "bench_grid: no time for $model" >&2; continue; fi
+    timeout "$left" "$build/cmoe" bench --device "$device" --model "$model" --problem "$problem" \
+        --scheme "$SCHEMES" --tokens "$TOKENS" --min-time "${MIN_TIME:-0.1}" --json - >>"$work/cells" ||
+        echo "bench_grid: $model ended with $?" >&2
+done
+# A command that was stopped may leave half a line.
+grep '}$' "$work/cells" | paste -sd, | sed 's/}, *{/},\n{/g' >"$work/list"
+driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1 || true)
+{
+    printf '{"date": "%s", "kernel": "%s", "driver": "%s", "version": "%s",\n' "$(date -u +%F)" "$(uname -r)" \
+        "${driver:-none}" "$("$build/cmoe" --version 2>/dev/null | head -1)"
+    printf '"command": "cmoe bench --device %s --model MODEL --problem %s --scheme %s --tokens %s --min-time %s",\n' \
+        "$device" "$problem" "$SCHEMES" "$TOKENS" "${MIN_TIME:-0.1}"
+    printf '"cells": [\n'
+    cat "$work/list"
+    printf ']}\n'
+} >"$result"
+echo "bench_grid: $(grep -c us_median "$result") cells in $result"
