@@ -22,7 +22,7 @@ done
 grep '}$' "$work/cells" | paste -sd, | sed 's/}, *{/},\n{/g' >"$work/list"
 driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1 || true)
 {
-    printf '{"date": "%s", "kernel": "%s", "driver": "%s", "version": "%s",\n' "$(date -u +%F)" "$(uname -r)" \
+    printf '{"date": "%s", "driver": "%s", "version": "%s",\n' "$(date -u +%F)" \
         "${driver:-none}" "$("$build/cmoe" --version 2>/dev/null | head -1)"
     printf '"command": "cmoe bench --device %s --model MODEL --problem %s --scheme %s --tokens %s --min-time %s",\n' \
         "$device" "$problem" "$SCHEMES" "$TOKENS" "${MIN_TIME:-0.1}"

@@ -22,11 +22,13 @@ static const struct cmoe_cpu_probe *find(enum cmoe_isa isa)
     switch (isa) {
 #if defined __x86_64__
     case CMOE_ISA_LEVEL_AVX512:
+    case CMOE_ISA_LEVEL_AVX512VNNI:
         return &cmoe__cpu_probe_avx512;
     case CMOE_ISA_LEVEL_AVX2:
         return &cmoe__cpu_probe_avx2;
 #else
     case CMOE_ISA_LEVEL_AVX512:
+    case CMOE_ISA_LEVEL_AVX512VNNI:
     case CMOE_ISA_LEVEL_AVX2:
 #endif
     case CMOE_ISA_LEVEL_GENERIC:
