@@ -5,6 +5,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from hypothesis import given, strategies as st  # noqa: E402
+
 from test_compat_aiter import F, close, fp8, layer, make  # noqa: E402  (installs the modules)
 
 from aiter import ActivationType, QuantType  # noqa: E402
@@ -21,7 +23,7 @@ def sort(weights, ids, e, h, dtype=torch.bfloat16, block=32):
 
 
 def channel(w, kind):
-    top = 448 if kind == torch.float8_e4m3fn else 127
+    top = 127 if kind == torch.int8 else 448
     scale = w.float().abs().amax(-1, keepdim=True) / top
     codes = w.float() / scale
     return (codes if kind != torch.int8 else codes.round()).to(kind), scale
@@ -36,6 +38,22 @@ def test_fmoe():
     once = out.clone()
     moe_op.fmoe(out, x, w1, w2, *order, 2)  # it adds
     close(out, 2 * once.double())
+
+
+@given(m=st.integers(1, 30), e=st.integers(1, 9), k=st.integers(1, 4), block=st.sampled_from((1, 4, 32)),
+       seed=st.integers(0, 999))  # fmt: skip
+def test_the_order_is_undone(m, e, k, block, seed):
+    """unsort() finds every slot of moe_sorting's order again, and nothing in the padding."""
+    from cmoe.compat.aiter.direct import unsort
+
+    k = min(k, e)
+    g = torch.Generator().manual_seed(seed)
+    weights, ids = fused_topk(None, torch.randn(m, e, generator=g), k, True)
+    order, _ = sort(weights, ids, e, 8, block=block)
+    live, flat, experts = unsort(order[0], order[2], order[3], block, m, k)
+    assert torch.equal(flat.sort().values, torch.arange(m * k))
+    assert torch.equal(experts.int(), ids.reshape(-1)[flat])
+    assert torch.equal(order[1][live], weights.reshape(-1)[flat])
 
 
 KINDS = [torch.int8, pytest.param(getattr(torch, "float8_e4m3fn", None), marks=fp8)]

@@ -5,6 +5,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from hypothesis import given, strategies as st  # noqa: E402
+
 from test_compat_aiter import F, close, fp8  # noqa: E402  (installs the modules)
 
 from aiter.ops.triton.moe import quant_moe  # noqa: E402
@@ -53,6 +55,23 @@ def test_routing(mode):
     blocks = [(b << 16) | e for e in range(E) for b in range(-(-int(hist[e]) // 16))]
     assert data.expt_data.block_pid_map.tolist()[: len(blocks)] == blocks
     assert (data.expt_data.block_pid_map[len(blocks) :] == -1).all()
+
+
+@given(m=st.integers(1, 40), e=st.integers(1, 20), k=st.integers(1, 6), spread=st.integers(0, 4),
+       seed=st.integers(0, 999))  # fmt: skip
+def test_routing_of_any_size(m, e, k, spread, seed):
+    k = min(k, e)
+    z = torch.randint(-spread, spread + 1, (m, e), generator=torch.Generator().manual_seed(seed)).float()
+    data, gather, scatter = routing(z, k)
+    ids = select(z, k)
+    order = torch.argsort(ids.reshape(-1), stable=True)
+    assert torch.equal(gather.long(), order)
+    assert torch.equal(gather.long()[scatter.long()], torch.arange(m * k))
+    want = z.gather(1, ids).softmax(-1).reshape(-1)[order]
+    torch.testing.assert_close(data.gate_scal, want)
+    pad = data.expt_data.token_offs_pad
+    assert int(pad[-1]) == sum(-(-int(n) // data.block_m) for n in data.expt_hist)
+    assert int((data.expt_data.block_pid_map >= 0).sum()) == int(pad[-1])
 
 
 def test_routing_grouped_and_hash():

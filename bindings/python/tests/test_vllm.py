@@ -9,6 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from hypothesis import given, strategies as st  # noqa: E402
+
 import cmoe  # noqa: E402
 from cmoe.integrations import vllm as plugin  # noqa: E402
 from cmoe.integrations.vllm import experts, keys  # noqa: E402
@@ -125,6 +127,23 @@ def test_expert_map():
     none = torch.full((8,), -1, dtype=torch.int32)
     assert (standard(Standard(moe_config(), quant_config()), x, w1[:3], w2[:3], weights, ids,
                      expert_map=none, total=8) == 0).all()  # fmt: skip
+
+
+@given(t=st.integers(1, 20), e=st.integers(1, 9), k=st.integers(1, 4), local=st.integers(1, 5),
+       seed=st.integers(0, 999), data=st.data())  # fmt: skip
+def test_any_map_and_any_ids(t, e, k, local, seed, data):
+    """Ids that are negative, too large or twice in a row, and arbitrary maps."""
+    x, w1, w2, *_ = make(t, local, 1, 16, 8, torch.float32, seed)
+    numbers = st.lists(st.integers(-2, e + 1), min_size=t * k, max_size=t * k)
+    ids = torch.tensor(data.draw(numbers)).view(t, k)
+    table = torch.tensor(data.draw(st.lists(st.integers(-1, local - 1), min_size=max(e, k),
+                                            max_size=max(e, k))), dtype=torch.int32)  # fmt: skip
+    weights = torch.rand(t, k, generator=torch.Generator().manual_seed(seed))
+    kernel = Standard(moe_config(in_dtype=torch.float32), quant_config())
+    out = standard(kernel, x, w1, w2, weights, ids, expert_map=table, total=table.numel())
+    known = torch.where((ids >= 0) & (ids < table.numel()), ids, -1)
+    want = formula(x, w1, w2, weights, known, local=table)
+    torch.testing.assert_close(out.double(), want, rtol=1e-4, atol=1e-5)
 
 
 def test_router_weight_on_input():
