@@ -54,6 +54,7 @@ static const struct row {
     {"qwen3_moe-mxfp8", 0, "e=4 k=2 h=64 i=64 renorm w=e4m3/mx32", true},
     {"qwen3_moe-mxfp4", 0, "e=4 k=2 h=64 i=64 renorm w=e2m1/mx32", true},
     {"qwen3_moe-nvfp4", 0, "e=4 k=2 h=64 i=64 renorm w=e2m1/nv16", true},
+    {"qwen3_moe-fp8-attention", 0, "e=4 k=2 h=64 i=64 renorm w=e4m3/channel", true},
     {"qwen3_moe-fp8-static", 0, "e=4 k=2 h=64 i=64 renorm w=e4m3/tensor", true},
     {"qwen3_moe-nvfp4-static", 0, "e=4 k=2 h=64 i=64 renorm w=e2m1/nv16", true},
     {"qwen3_moe-gptq-v1", 0, "e=4 k=2 h=64 i=64 renorm w=u4/g32:zp", false},
@@ -398,6 +399,41 @@ static void test_decode_without_memory(void **state)
     }
 }
 
+/* Quantised matrices beside experts become what their own tool decodes, rounded to bf16. */
+static void test_attention_is_decoded(void **state)
+{
+    (void)state;
+    static const char in[] = CHECKPOINTS "qwen3_moe-fp8-attention";
+    static const char name[] = "model.layers.0.self_attn.q_proj.weight";
+    const cmoe_quantize_options options = {.struct_size = sizeof options, .scheme = "int4-w4a16"};
+    struct folder f;
+    char out[320];
+    uint16_t want[32 * 64];
+    cmoe_quantize_report report;
+    cmoe_checkpoint *before, *after;
+    cmoe_array decoded;
+    folder_make(&f);
+    snprintf(out, sizeof out, "%s/out", f.path);
+    expect_ok(cmoe_checkpoint_quantize(in, out, &options, &report));
+    expect_ok(cmoe_checkpoint_open(in, &before));
+    expect_ok(cmoe_checkpoint_open(out, &after));
+    expect_ok(cmoe_npy_read(CHECKPOINTS "qwen3_moe-fp8-attention/q_proj.npy", &decoded));
+    expect_ok(cmoe_convert(CMOE_BF16, want, decoded.dtype, decoded.data, 32 * 64));
+    assert_string_equal(cmoe_checkpoint_find(before, name)->dtype, "F8_E4M3");
+    const cmoe_tensor_info *const t = cmoe_checkpoint_find(after, name);
+    assert_string_equal(t->dtype, "BF16");
+    assert_int_equal(t->bytes, sizeof want);
+    assert_memory_equal(t->data, want, sizeof want);
+    assert_non_null(cmoe_checkpoint_find(before, "model.layers.0.self_attn.q_proj.weight_scale"));
+    assert_null(cmoe_checkpoint_find(after, "model.layers.0.self_attn.q_proj.weight_scale"));
+    const cmoe_tensor_info *const norm = cmoe_checkpoint_find(after, "model.norm.weight");
+    assert_memory_equal(norm->data, cmoe_checkpoint_find(before, norm->name)->data, norm->bytes);
+    cmoe_array_free(&decoded);
+    cmoe_checkpoint_close(before);
+    cmoe_checkpoint_close(after);
+    folder_remove(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -409,6 +445,7 @@ int main(void)
         cmocka_unit_test(test_unknown),
         cmocka_unit_test(test_quantize_without_memory),
         cmocka_unit_test(test_decode_without_memory),
+        cmocka_unit_test(test_attention_is_decoded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

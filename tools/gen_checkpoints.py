@@ -101,9 +101,10 @@ def gpt_oss_mxfp4(name):
     save_arrays(folder, x, families.run(model, layer, x))
 
 
-def quantised(name, kind, quantise, config, routed_only=False, **changes):
+def quantised(name, kind, quantise, config, routed_only=False, attention=False, **changes):
     """The model's own checkpoint with every expert matrix replaced by what `quantise` makes of it;
-    routed_only leaves out what is not in the layer's routed part, to keep the file small."""
+    routed_only leaves out what is not in the layer's routed part, to keep the file small; attention
+    quantises its projections, too, and q_proj.npy has the first layer's decoded."""
     folder = start(name)
     model, layer, _ = families.build(kind, **changes)
     from transformers.core_model_loading import revert_weight_conversion
@@ -112,7 +113,7 @@ def quantised(name, kind, quantise, config, routed_only=False, **changes):
     for key, value in saved.items():
         if routed_only and ".mlp.gate." not in key and ".mlp.experts." not in key:
             continue
-        if ".experts." not in key:
+        if ".experts." not in key and not (attention and ".self_attn." in key and "_proj." in key):
             state[key] = value.contiguous()
             continue
         module = key.removesuffix(".weight")
@@ -124,6 +125,8 @@ def quantised(name, kind, quantise, config, routed_only=False, **changes):
     text = json.loads(path.read_text())
     text["quantization_config"] = config
     path.write_text(json.dumps(text, indent=2, sort_keys=True) + "\n")
+    if attention:
+        np.save(folder / "q_proj.npy", decoded["model.layers.0.self_attn.q_proj"].float().numpy())
     experts = families.block_of(model.float(), layer).experts
     prefix = f"model.layers.{layer}.mlp.experts"
     for e in range(experts.num_experts):
@@ -179,6 +182,10 @@ def jobs(args):
         {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"},
         hidden_size=128, moe_intermediate_size=128, n_routed_experts=3, num_experts_per_tok=2, n_group=1,
         topk_group=1, n_shared_experts=1, intermediate_size=32, routed_only=True), ()
+    yield "qwen3_moe-fp8-attention", lambda n: quantised(
+        n, "qwen3_moe", schemes.COMPRESSED["fp8-channel"][1],
+        {"quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed"},
+        attention=True), ()
     if args.gptq:
         for scheme, options, fmt in (("gptq-v1", {"offset": 1}, "gptq"), ("gptq-v2", {}, "gptq_v2"),
                                      ("gptq-order", {"offset": 1, "order": True}, "gptq"),

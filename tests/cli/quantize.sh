@@ -85,6 +85,11 @@ run 0 quantize "$model" "$work/dry" --scheme int4-w4a16 --dry-run
 has "$work/out" '^memory *[0-9]* bytes at most$'
 if [ -e "$work/dry" ] || [ -e "$work/dry.partial" ]; then fail "a dry run writes"; fi
 run 73 quantize "$model" "$work/nv" --scheme int4-w4a16
+cp -r "$root/tests/vectors/checkpoints/qwen3_moe-gptq-v1" "$work/packed"
+chmod -R u+w "$work/packed"
+sed -i 's/"mlp_only_layers": \[\]/"mlp_only_layers": [0]/' "$work/packed/config.json"
+run 69 quantize "$work/packed" "$work/again" --scheme int4-w4a16
+has "$work/err" 'is packed and no routed expert'
 run 64 quantize "$model" "$work/again" --scheme nothing
 run 64 quantize "$model" "$work/again"
 run 64 quantize "$model" --scheme int4-w4a16
