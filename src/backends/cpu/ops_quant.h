@@ -43,6 +43,11 @@ struct cmoe_cpu_quant_ops {
      * in gemm_p32. */
     void (*stream)(const struct cmoe_cpu_panel *l, const void *panel, int m, int64_t first,
                    int64_t k, const float *a, float *c, int64_t ldc, bool more);
+
+    /* max |v|, NaN if any is NaN. */
+    float (*amax)(const float *v, int64_t n);
+    /* Codes of v / scale, i8 or e4m3, nearest even, all finite; false: not done here. */
+    bool (*quantize)(cmoe_dtype dtype, const float *v, int64_t n, float scale, void *codes);
 };
 
 enum { CMOE_CPU_DOT_K = 1 << 16 }; /* 255 * 128 * k still fits int32 */

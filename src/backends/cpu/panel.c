@@ -109,24 +109,6 @@ struct column {
     int at; /* column of the panel */
 };
 
-/* Code i of a row as it is stored. */
-static uint8_t stored_code(const struct column *c, int64_t i)
-{
-    const uint8_t *const codes = c->row.codes;
-    switch (c->l->code) {
-    case CMOE_CPU_CODE_U4:
-    case CMOE_CPU_CODE_E2M1:
-        return (uint8_t)((codes[i / 2] >> i % 2 * 4 & 15) ^ (c->f.dtype == CMOE_I4 ? 8 : 0));
-    case CMOE_CPU_CODE_I8:
-    case CMOE_CPU_CODE_E4M3:
-    case CMOE_CPU_CODE_E4M3FNUZ:
-    case CMOE_CPU_CODE_E5M2:
-        break;
-    }
-    const uint8_t code = codes[c->row.col_stride ? i * c->row.col_stride : i];
-    return (uint8_t)(code ^ (c->f.dtype == CMOE_U8 ? 0x80 : 0));
-}
-
 /* Scale and zero point of group g. */
 static void put_scale(const struct column *c, int64_t g, uint8_t *group)
 {
@@ -143,22 +125,35 @@ static void put_scale(const struct column *c, int64_t g, uint8_t *group)
             (uint8_t)(c->row.zero[g] ^ (c->f.dtype == CMOE_U8 ? 0x80 : 0));
 }
 
-/* k's [first, first + n) of a column, one group, to units at dst. @return the sum of the codes */
-static int64_t put_codes(const struct column *c, int64_t first, int64_t n, uint8_t *dst)
+/* k's [first, first + n) of a column, one group, to units at dst: bytes, then 4-bit codes. Signs of u8
+ * and i4 codes are flipped. @return the sum of the codes */
+static int64_t put_bytes(const struct column *c, int64_t first, int64_t n, uint8_t *dst)
 {
+    const int64_t stride = c->row.col_stride ? c->row.col_stride : 1;
+    const int64_t unit = c->l->unit, step = c->l->step;
+    const uint8_t *from = (const uint8_t *)c->row.codes + first * stride;
+    const uint8_t flip = c->f.dtype == CMOE_U8 ? 0x80 : 0;
     int64_t sum = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const uint8_t code = stored_code(c, first + i);
-        uint8_t *const unit = dst + i / c->l->step * c->l->unit;
-        if (c->l->step == 1)
-            unit[c->at] = code;
-        else if (c->l->step == 4)
-            unit[4 * c->at + i % 4] = code;
-        else
-            unit[4 * c->at + i % 4] |= (uint8_t)(code << i % 8 / 4 * 4);
-        sum += (int8_t)code;
-    }
+    dst += step * c->at;
+    for (int64_t i = 0; i < n; i += step, dst += unit)
+        for (int64_t j = 0; j < step && i + j < n; j++, from += stride) {
+            dst[j] = *from ^ flip;
+            sum += (int8_t)dst[j];
+        }
     return sum;
+}
+
+static void put_nibbles(const struct column *c, int64_t first, int64_t n, uint8_t *dst)
+{
+    const uint8_t *const from = (const uint8_t *)c->row.codes;
+    const int flip = c->f.dtype == CMOE_I4 ? 8 : 0;
+    dst += 4 * c->at;
+    for (int64_t i = 0; i < n; i += 8, dst += c->l->unit)
+        for (int64_t j = 0; j < 8 && i + j < n; j++) {
+            const int64_t at = first + i + j;
+            const int code = (from[at / 2] >> at % 2 * 4 & 15) ^ flip;
+            dst[j % 4] |= (uint8_t)(code << j / 4 * 4);
+        }
 }
 
 static void put_column(const struct column *c, uint8_t *panel)
@@ -167,8 +162,12 @@ static void put_column(const struct column *c, uint8_t *panel)
     uint8_t *group = panel + l->head;
     int64_t sum = 0;
     for (int64_t first = 0, g = 0; first < l->k; first += l->span, g++, group += l->group) {
+        const int64_t n = cmoe__min64(l->span, l->k - first);
         put_scale(c, g, group);
-        sum += put_codes(c, first, cmoe__min64(l->span, l->k - first), group + l->scales);
+        if (l->step == 8)
+            put_nibbles(c, first, n, group + l->scales);
+        else
+            sum += put_bytes(c, first, n, group + l->scales);
     }
     const int32_t offset = (int32_t)(-128 * sum); /* read only where K is small enough */
     if (l->sums) memcpy(panel + 4 * c->at, &offset, sizeof offset);

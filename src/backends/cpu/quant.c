@@ -4,6 +4,7 @@
  * the largest of them, whose order does not matter. */
 #include "backends/cpu/run.h"
 
+#include "backends/cpu/ops_quant.h"
 #include "core/numeric.h"
 #include "core/size.h"
 #include "core/weights.h"
@@ -60,9 +61,38 @@ static bool is_dynamic_tensor(cmoe_format f)
     return f.scaling == CMOE_SCALE_TENSOR && !f.fixed;
 }
 
-/* Write the codes and scales of one row. */
-static void store_codes(const struct quant *q, int64_t row, const float *v)
+/* int8 and e4m3 under f32 scales by vectors; false: something is not finite, or another format. */
+static bool store_plain(const struct cmoe_cpu_run *run, const struct quant *q, int64_t row,
+                        const float *v)
 {
+    const cmoe_dtype dtype = (cmoe_dtype)q->f.dtype;
+    const bool tensor = q->f.scaling == CMOE_SCALE_TENSOR;
+    const bool group = q->f.scaling == CMOE_SCALE_GROUP;
+    if (!tensor && !group && q->f.scaling != CMOE_SCALE_TOKEN && q->f.scaling != CMOE_SCALE_SMOOTH)
+        return false;
+    if ((dtype != CMOE_I8 && dtype != CMOE_E4M3) || q->f.rounding != CMOE_ROUND_NEAREST_EVEN)
+        return false;
+    const int64_t span = group ? q->f.group : q->n;
+    char *const codes = (char *)q->codes + row * q->stride;
+    float *const scales =
+        (float *)(void *)((char *)q->scales + (size_t)row * cmoe__row_scale_bytes(q->f, q->n));
+    for (int64_t first = 0; first < q->n; first += span) {
+        const int64_t n = cmoe__min64(span, q->n - first);
+        const float most = run->quant->amax(v + first, n);
+        float scale = cmoe__scale_f32(dtype, most);
+        if (tensor) scale = q->f.fixed ? *q->fixed_scale : *(const float *)q->scales;
+        if (!isfinite(most) || !isfinite(scale) || !isnormal(scale) || scale < 0) return false;
+        if (!tensor) scales[first / span] = scale;
+        if (!run->quant->quantize(dtype, v + first, n, scale, codes + first)) return false;
+    }
+    return true;
+}
+
+/* Write the codes and scales of one row. */
+static void store_codes(const struct cmoe_cpu_run *run, const struct quant *q, int64_t row,
+                        const float *v)
+{
+    if (store_plain(run, q, row, v)) return;
     const bool tensor = q->f.scaling == CMOE_SCALE_TENSOR;
     const bool nv_fixed = q->f.scaling == CMOE_SCALE_NV && q->f.fixed;
     const size_t scale_bytes = cmoe__row_scale_bytes(q->f, q->n);
@@ -185,7 +215,7 @@ static void x_codes(struct cmoe_cpu_run *run, int item, int worker)
         if (!from.valid) continue;
         load_x(run, &from, v);
         if (cmoe__format_is_quantized(q.f))
-            store_codes(&q, row, v);
+            store_codes(run, &q, row, v);
         else
             run->ops->store_row((cmoe_dtype)q.f.dtype, (char *)q.codes + row * q.stride, q.n, v);
     }
@@ -267,7 +297,7 @@ static void h_codes(struct cmoe_cpu_run *run, int item, int worker)
     const int64_t first = (int64_t)item * ITEM_ROWS;
     for (int64_t i = first; i < first + ITEM_ROWS && i < q.rows; i++) {
         const int64_t row = load_h(run, i, v);
-        store_codes(&q, row, v);
+        store_codes(run, &q, row, v);
     }
 }
 

@@ -246,8 +246,10 @@ static struct cmoe_cpu_act activation(const cmoe_problem *p)
 cmoe_status cmoe__cpu_run(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     const struct cmoe_kernel *const k = step->kernel;
-    struct cmoe_cpu_run run = {
-        .x = *x, .ops = cmoe__cpu_ops((enum cmoe_isa)k->target), .act = activation(x->p)};
+    struct cmoe_cpu_run run = {.x = *x,
+                               .ops = cmoe__cpu_ops((enum cmoe_isa)k->target),
+                               .quant = cmoe__cpu_quant_ops((enum cmoe_isa)k->target),
+                               .act = activation(x->p)};
     struct chain chain = {.run = &run};
     (void)cmoe__cpu_lay_out(k, x->p, x->shape, x->tokens, x->n_threads, &run, x->scratch);
     for (int stage = k->first; stage <= k->last; stage++)

@@ -60,6 +60,7 @@ struct cmoe_cpu_gemm {
 struct cmoe_cpu_run {
     struct cmoe_exec x; /* as given, with this row's own buffers where stages meet inside it */
     const struct cmoe_cpu_ops *ops;
+    const struct cmoe_cpu_quant_ops *quant;
     struct cmoe_cpu_act act;
     struct cmoe_cpu_gemm gemm[2];
     float *logits;   /* [T, columns]: ROUTE from x */

@@ -3,6 +3,7 @@
 #include "backends/cpu/ops_quant.h"
 
 #include "backends/cpu/isa/panel_decode.h"
+#include "backends/cpu/isa/quantize.h"
 #include "backends/cpu/isa/tile_i8.h"
 
 #if defined CMOE_ISA_AVX512VNNI
@@ -22,4 +23,6 @@ const struct cmoe_cpu_quant_ops cmoe__cpu_quant_ops_generic = {
     .decode_x = decode_x,
     .decode = decode,
     .stream = stream,
+    .amax = amax,
+    .quantize = quantize,
 };

@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: MIT
+ * ctest: labels=kernels,portable
+ * Packed panels of quantised weights, every instruction set that runs here: decoding against
+ * core/weights.h for random codes under every kind of scale, rows that stream against decode and
+ * gemm_p32, integer dots against plain sums, vector quantisers against core/quantize.h. All buffers
+ * end at an inaccessible page. */
+#include "harness.h"
+
+#include "backends/cpu/cpuid.h"
+#include "backends/cpu/ops_quant.h"
+#include "core/format.h"
+#include "core/numeric.h"
+#include "core/quantize.h"
+#include "core/size.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ROWS = 40, PANELS = 2, MOST_K = 300, MOST_M = 4 };
+
+static bool runs(int level)
+{
+    return level <= (int)cmoe__cpuid_isa() && cmoe__cpu_quant_ops((enum cmoe_isa)level);
+}
+
+static bool same_value(float a, float b)
+{
+    return isnan(a) ? isnan(b) : memcmp(&a, &b, sizeof a) == 0;
+}
+
+static const cmoe_format formats[] = {
+    {.dtype = CMOE_I8, .scaling = CMOE_SCALE_CHANNEL},
+    {.dtype = CMOE_I8, .scaling = CMOE_SCALE_GROUP, .group = 64, .scale_dtype = CMOE_BF16},
+    {.dtype = CMOE_U8, .scaling = CMOE_SCALE_CHANNEL},
+    {.dtype = CMOE_U8, .scaling = CMOE_SCALE_GROUP, .group = 32, .zero = 1},
+    {.dtype = CMOE_E4M3, .scaling = CMOE_SCALE_BLOCK},
+    {.dtype = CMOE_E4M3, .scaling = CMOE_SCALE_MX},
+    {.dtype = CMOE_E4M3FNUZ, .scaling = CMOE_SCALE_TENSOR},
+    {.dtype = CMOE_E5M2, .scaling = CMOE_SCALE_CHANNEL},
+    {.dtype = CMOE_I4, .scaling = CMOE_SCALE_GROUP, .group = 32, .scale_dtype = CMOE_F16},
+    {.dtype = CMOE_I4, .scaling = CMOE_SCALE_NONE},
+    {.dtype = CMOE_U4, .scaling = CMOE_SCALE_GROUP, .group = 128, .zero = 1},
+    {.dtype = CMOE_U4, .scaling = CMOE_SCALE_CHANNEL},
+    {.dtype = CMOE_E2M1, .scaling = CMOE_SCALE_MX},
+    {.dtype = CMOE_E2M1, .scaling = CMOE_SCALE_NV},
+    {.dtype = CMOE_E2M1, .scaling = CMOE_SCALE_GROUP, .group = 16},
+};
+enum { FORMATS = sizeof formats / sizeof *formats };
+
+static const int64_t depths[] = {1, 5, 16, 37, 70, 128, 161, MOST_K};
+enum { DEPTHS = sizeof depths / sizeof *depths };
+
+/* --- a matrix and its panels ---------------------------------------------------------------- */
+
+struct packed {
+    struct guard guard;
+    cmoe_weights w;
+    cmoe_matrix down;
+    struct cmoe_cpu_panel l;
+    float global;
+    char *panels;
+};
+
+static void *random_bytes(struct guard *g, struct rng *rng, size_t bytes, int below)
+{
+    uint8_t *const out = guard_alloc(g, bytes ? bytes : 1, 4, GUARD_INPUT);
+    for (size_t i = 0; i < bytes; i++)
+        out[i] = (uint8_t)rng_below(rng, below);
+    return out;
+}
+
+/* n scales of a type; e8m0 and e4m3 ones take every code. */
+static void *random_scales(struct guard *g, struct rng *rng, cmoe_dtype dtype, int64_t n)
+{
+    if (dtype == CMOE_E8M0 || dtype == CMOE_E4M3) return random_bytes(g, rng, (size_t)n, 256);
+    void *const out = guard_alloc(g, cmoe_dtype_bytes(dtype, n), 4, GUARD_INPUT);
+    for (int64_t i = 0; i < n; i++)
+        cmoe__store(dtype, out, i, (float)rng_normal(rng));
+    return out;
+}
+
+static void make_packed(struct packed *m, struct rng *rng, cmoe_format f, int64_t k)
+{
+    const int64_t scales = cmoe__ceil_div(k, 16) * ROWS; /* as many as any scaling has, or more */
+    const cmoe_dtype scale = cmoe__format_scale_dtype(f);
+    guard_reset(&m->guard);
+    m->global = 0.375f;
+    m->w = (cmoe_weights){.experts = 1, .down = &m->down};
+    cmoe_problem_init(&m->w.p);
+    m->w.p.hidden = ROWS;
+    m->w.p.inter = (int32_t)k;
+    m->w.p.w = f;
+    m->down = (cmoe_matrix){
+        .data = random_bytes(&m->guard, rng, ROWS * cmoe_dtype_bytes((cmoe_dtype)f.dtype, k), 256),
+        .scale = f.scaling == CMOE_SCALE_NONE ? NULL : random_scales(&m->guard, rng, scale, scales),
+        .zero = f.zero ? random_bytes(&m->guard, rng, (size_t)scales, f.dtype == CMOE_U4 ? 16 : 256)
+                       : NULL,
+        .global = &m->global,
+    };
+    const struct cmoe_packing_format *const format = cmoe__cpu_panel_format(f);
+    assert_non_null(format);
+    cmoe__cpu_panel_layout(&m->w.p, 2, &m->l);
+    assert_int_equal(format->bytes(&m->w.p, 2), PANELS * m->l.bytes);
+    m->panels = guard_alloc(&m->guard, (size_t)(PANELS * m->l.bytes), 4, GUARD_INPUT);
+    format->pack(&m->w, 2, 0, m->panels);
+    guard_freeze(&m->guard);
+}
+
+static void for_packed(void (*check)(struct packed *, struct rng *, enum cmoe_isa))
+{
+    struct packed *const m = calloc(1, sizeof *m);
+    struct rng rng = {test_seed()};
+    assert_non_null(m);
+    guard_init(&m->guard);
+    for (int level = 0; level < CMOE_ISA_LEVELS; level++)
+        for (int f = 0; f < FORMATS && runs(level); f++)
+            for (int d = 0; d < DEPTHS; d++) {
+                make_packed(m, &rng, formats[f], depths[d]);
+                check(m, &rng, (enum cmoe_isa)level);
+                assert_true(guard_check(&m->guard));
+            }
+    guard_end(&m->guard);
+    free(m);
+}
+
+static void check_decode(struct packed *m, struct rng *rng, enum cmoe_isa isa)
+{
+    const struct cmoe_cpu_quant_ops *const ops = cmoe__cpu_quant_ops(isa);
+    const int64_t k = m->l.k, first = rng_below(rng, k) / 16 * 16;
+    const int64_t n = rng_between(rng, 1, k - first);
+    float row[MOST_K];
+    for (int j = 0; j < PANELS * CMOE_CPU_PANEL; j++) {
+        const char *const panel = m->panels + j / CMOE_CPU_PANEL * m->l.bytes;
+        struct cmoe_row from;
+        memset(row, 0, sizeof row);
+        if (j < ROWS) {
+            cmoe__weights_row(&m->w, 2, 0, j, &from);
+            cmoe__row_decode_f32(m->w.p.w, &from, k, row);
+        }
+        float *const all =
+            guard_alloc(&m->guard, (size_t)(n * CMOE_CPU_PANEL) * sizeof *all, 4, GUARD_OUTPUT);
+        if (j % CMOE_CPU_PANEL % 8 != 0) continue; /* a column of every vector is enough */
+        ops->decode(&m->l, panel, first, n, all);
+        for (int64_t i = 0; i < n; i++) {
+            const float got = all[i * CMOE_CPU_PANEL + j % CMOE_CPU_PANEL], want = row[first + i];
+            if (!same_value(got, want) && !(got == 0 && want == 0))
+                fail_with("%s: %s K=%ld: weight (%d, %ld) is %g, not %g", cmoe__isa_name(isa),
+                          cmoe_dtype_name((cmoe_dtype)m->w.p.w.dtype), (long)k, j,
+                          (long)(first + i), (double)got, (double)want);
+        }
+    }
+}
+
+/* Rows in one pass, and alone with K cut: what decode and the f32 tile give. */
+static void check_stream(struct packed *m, struct rng *rng, enum cmoe_isa isa)
+{
+    const struct cmoe_cpu_quant_ops *const quant = cmoe__cpu_quant_ops(isa);
+    const struct cmoe_cpu_ops *const ops = cmoe__cpu_ops(isa);
+    const int64_t k = m->l.k, cut = k / 2 / 16 * 16, padded = cmoe__round_up(k, 16);
+    static float x[MOST_M][MOST_K], a[MOST_M * (MOST_K + 16)], w[MOST_K * CMOE_CPU_PANEL];
+    const void *rows[MOST_M];
+    const int n = 1 + (int)rng_below(rng, quant->stream_rows);
+    float c[MOST_M][CMOE_CPU_PANEL], want[MOST_M][CMOE_CPU_PANEL], alone[CMOE_CPU_PANEL];
+    for (int r = 0; r < n; r++) {
+        rows[r] = x[r];
+        for (int64_t i = 0; i < k; i++)
+            x[r][i] = (float)rng_normal(rng);
+    }
+    ops->pack_rows(CMOE_F32, rows, n, k, a);
+    quant->stream(&m->l, m->panels, n, 0, k, a, c[0], CMOE_CPU_PANEL, false);
+    quant->decode(&m->l, m->panels, 0, k, w);
+    ops->gemm_p32(CMOE_F32, n, k, a, w, want[0], CMOE_CPU_PANEL, false);
+    for (int r = 0; r < n; r++) {
+        ops->pack_rows(CMOE_F32, &rows[r], 1, k, a);
+        quant->stream(&m->l, m->panels, 1, 0, cut, a, alone, CMOE_CPU_PANEL, false);
+        quant->stream(&m->l, m->panels, 1, cut, k - cut, a + cut, alone, CMOE_CPU_PANEL, true);
+        for (int j = 0; j < CMOE_CPU_PANEL; j++) {
+            assert_true(same_value(c[r][j], want[r][j]));
+            assert_true(same_value(alone[j], want[r][j]));
+        }
+    }
+    assert_true(padded <= MOST_K + 16);
+}
+
+static void panels_decode(void **state)
+{
+    (void)state;
+    for_packed(check_decode);
+}
+
+static void few_rows_stream(void **state)
+{
+    (void)state;
+    for_packed(check_stream);
+}
+
+/* --- integer dots --------------------------------------------------------------------------- */
+
+/* extreme: every code and every x is -128 or 127. */
+static void check_dots(struct packed *m, struct rng *rng, enum cmoe_isa isa, int rows, bool extreme)
+{
+    const struct cmoe_cpu_quant_ops *const ops = cmoe__cpu_quant_ops(isa);
+    const int64_t k = m->l.k, quads = cmoe__ceil_div(k, 4);
+    const void *from[16];
+    const float scale[16] = {1, 0.5f, 2, 0.25f, 1, 4, 8, 1, 1, 0.5f, 1, 2};
+    for (int r = 0; r < rows; r++) {
+        int8_t *const x = guard_alloc(&m->guard, (size_t)k, 1, GUARD_INPUT);
+        for (int64_t i = 0; i < k; i++)
+            x[i] = (int8_t)(extreme ? (r % 2 ? 127 : -128) : rng_between(rng, -128, 127));
+        from[r] = x;
+    }
+    void *const a =
+        guard_alloc(&m->guard, (size_t)(quads * rows * ops->quad_bytes), 4, GUARD_OUTPUT);
+    float *const c =
+        guard_alloc(&m->guard, (size_t)rows * CMOE_CPU_PANEL * sizeof *c, 4, GUARD_OUTPUT);
+    ops->pack_i8(from, rows, k, a);
+    ops->dot_i8(&m->l, m->panels, rows, a, scale, c, CMOE_CPU_PANEL);
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < CMOE_CPU_PANEL; j++) {
+            const int8_t *const w = (const int8_t *)m->down.data + j * k, *const x = from[r];
+            const float column = ((const float *)m->down.scale)[j];
+            int64_t sum = 0;
+            for (int64_t i = 0; i < k; i++)
+                sum += x[i] * w[i];
+            if (c[r * CMOE_CPU_PANEL + j] != (float)sum * (column * scale[r]))
+                fail_with("%s: K=%ld, %d rows: dot (%d, %d) is %.9g, not %ld times its scales",
+                          cmoe__isa_name(isa), (long)k, rows, r, j,
+                          (double)c[r * CMOE_CPU_PANEL + j], (long)sum);
+        }
+    assert_true(guard_check(&m->guard));
+}
+
+static void dots_are_exact(void **state)
+{
+    static const int64_t deep[] = {1, 2, 3, 4, 7, 64, 129, 1000};
+    struct packed *const m = calloc(1, sizeof *m);
+    struct rng rng = {test_seed()};
+    (void)state;
+    assert_non_null(m);
+    guard_init(&m->guard);
+    for (int level = 0; level < CMOE_ISA_LEVELS; level++) {
+        if (!runs(level)) continue;
+        const int most = cmoe__cpu_quant_ops((enum cmoe_isa)level)->dot_rows;
+        for (int rows = 1; rows <= most; rows++)
+            for (int d = 0; d < 8; d++) {
+                make_packed(m, &rng, formats[0], deep[d]);
+                check_dots(m, &rng, (enum cmoe_isa)level, rows, false);
+            }
+        make_packed(m, &rng, formats[0], CMOE_CPU_DOT_K);
+        memset((void *)(uintptr_t)m->down.data, 0x80, ROWS * (size_t)CMOE_CPU_DOT_K);
+        cmoe__cpu_p32_i8.pack(&m->w, 2, 0, m->panels);
+        guard_freeze(&m->guard);
+        check_dots(m, &rng, (enum cmoe_isa)level, 2, true);
+    }
+    guard_end(&m->guard);
+    free(m);
+}
+
+/* --- quantisers ----------------------------------------------------------------------------- */
+
+static void rows_quantise_as_the_core_does(void **state)
+{
+    static const cmoe_dtype dtypes[] = {CMOE_I8, CMOE_E4M3};
+    struct rng rng = {test_seed()};
+    struct guard g;
+    int done = 0;
+    (void)state;
+    guard_init(&g);
+    for (int level = 0; level < CMOE_ISA_LEVELS; level++)
+        for (int n = 1; n <= 200 && runs(level); n++) {
+            const struct cmoe_cpu_quant_ops *const ops = cmoe__cpu_quant_ops((enum cmoe_isa)level);
+            const cmoe_format f = {.dtype = (uint8_t)dtypes[n % 2], .scaling = CMOE_SCALE_TOKEN};
+            float *const v = guard_alloc(&g, (size_t)n * sizeof *v, 4, GUARD_INPUT);
+            const int wide = n % 5 == 0;
+            for (int i = 0; i < n; i++) /* ties, subnormal codes, saturation */
+                v[i] = wide ? ldexpf((float)rng_normal(&rng), (int)rng_between(&rng, -30, 30))
+                            : (float)rng_between(&rng, -1024, 1024) * 0.125f;
+            const float most = ops->amax(v, n), scale = wide ? 1.0f : (float)(n % 3 + 1) * 0.5f;
+            assert_true(same_value(most, cmoe__amax(v, n)));
+            uint8_t *const got = guard_alloc(&g, (size_t)n, 1, GUARD_OUTPUT);
+            uint8_t want[200];
+            cmoe__quantize_span(f, v, 0, n, scale, want);
+            if (ops->quantize((cmoe_dtype)f.dtype, v, n, scale, got)) {
+                assert_same_bytes(got, want, (size_t)n);
+                done++;
+            }
+            v[n - 1] = n % 2 ? NAN : INFINITY;
+            assert_false(isfinite(ops->amax(v, n)));
+            guard_reset(&g);
+        }
+    guard_end(&g);
+    assert_true(done > 0 || cmoe__cpuid_isa() == CMOE_ISA_LEVEL_GENERIC);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(panels_decode),
+        cmocka_unit_test(few_rows_stream),
+        cmocka_unit_test(dots_are_exact),
+        cmocka_unit_test(rows_quantise_as_the_core_does),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
