@@ -74,6 +74,10 @@ static const struct row {
     {"gguf-olmoe/model.gguf", 0, "e=8 k=3 h=40 i=48", true},
     {"gguf-glm4moe/model.gguf", 1,
      "e=8 k=3 h=48 i=40 route=sigmoid rbias renorm eps=1e-20 scale=1.5 scheme=f16", true},
+    {"gguf-deepseek2-v2/model.gguf", 1, "e=8 k=3 h=48 i=40 groups=4/2 scale=4", true},
+    {"gguf-llama4/model.gguf", 1, "e=6 k=1 h=48 i=40 route=sigmoid won=input scheme=f16", true},
+    {"gguf-qwen35moe/model.gguf", 0, "e=6 k=2 h=48 i=32 renorm", true},
+    {"gguf-merged/model.gguf", 0, "e=4 k=2 h=64 i=64 renorm w=i8/g32:f16", false},
     {"gguf-gpt-oss/model.gguf", 0,
      "e=4 k=2 h=64 i=32 topkfirst act=swiglu-oai limit=7 alpha=1.702 b1 b2 w=e2m1/mx32", false},
 };

@@ -41,28 +41,30 @@ def finish(writer):
     writer.close()
 
 
-def split_experts(kind, architecture, scheme, settings, folder, save):
-    """Families whose experts are gate, up and down without biases."""
+def split_experts(kind, architecture, scheme, settings, merged, folder, save):
+    """Families whose experts are gate, up and down without biases; merged: gate and up in one tensor."""
     model, layer, _ = families.build(kind)
     model = model.float()
     config, block = model.config, families.block_of(model, layer)
-    experts = block.experts
-    count, double, _ = experts.gate_up_proj.shape
+    experts, gate = block.experts, block.router if kind == "llama4" else block.gate
+    first, second = (w.data.transpose(1, 2).contiguous() if kind == "llama4" else w.data
+                     for w in (experts.gate_up_proj, experts.down_proj))
+    count, double, _ = first.shape
     inter = double // 2
     writer = header(folder, architecture, config, count, inter)
     settings(writer, config)
-    router = add(writer, f"blk.{layer}.ffn_gate_inp.weight", block.gate.weight.data, gguf.GGMLQuantizationType.F32)
-    block.gate.weight.data = router
-    if hasattr(block.gate, "e_score_correction_bias"):
-        add(writer, f"blk.{layer}.exp_probs_b.bias", block.gate.e_score_correction_bias.data,
+    gate.weight.data = add(writer, f"blk.{layer}.ffn_gate_inp.weight", gate.weight.data,
+                           gguf.GGMLQuantizationType.F32)
+    if hasattr(gate, "e_score_correction_bias"):
+        add(writer, f"blk.{layer}.exp_probs_b.bias", gate.e_score_correction_bias.data,
             gguf.GGMLQuantizationType.F32)
-    names = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-    parts = (experts.gate_up_proj.data[:, :inter], experts.gate_up_proj.data[:, inter:], experts.down_proj.data)
-    gate, up, down = (add(writer, f"blk.{layer}.{n}.weight", p.contiguous(), QUANTISED[scheme])
-                      for n, p in zip(names, parts))
+    parts = {"gate_up": first} if merged else {"gate": first[:, :inter], "up": first[:, inter:]}
+    first = torch.cat([add(writer, f"blk.{layer}.ffn_{n}_exps.weight", p.contiguous(), QUANTISED[scheme])
+                       for n, p in parts.items()], 1)
+    second = add(writer, f"blk.{layer}.ffn_down_exps.weight", second, QUANTISED[scheme])
     finish(writer)
-    experts.gate_up_proj.data = torch.cat([gate, up], 1)
-    experts.down_proj.data = down
+    experts.gate_up_proj.data, experts.down_proj.data = (
+        w.transpose(1, 2).contiguous() if kind == "llama4" else w for w in (first, second))
     x = families.inputs(config.hidden_size)
     save(folder, x, families.run(model, layer, x))
 
@@ -101,6 +103,18 @@ def deepseek(writer, config):
     writer.add_expert_group_used_count(config.topk_group)
 
 
+def deepseek_2(writer, config):
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
+    writer.add_expert_group_count(config.n_group)
+    writer.add_expert_group_used_count(config.topk_group)
+
+
+def llama_4(writer, config):
+    writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
+
+
 def glm(writer, config):
     writer.add_leading_dense_block_count(config.first_k_dense_replace)
     writer.add_expert_weights_scale(config.routed_scaling_factor)
@@ -112,8 +126,8 @@ def nothing(writer, config):
     pass
 
 
-def _split(kind, architecture, scheme, settings=nothing):
-    return lambda folder, save: split_experts(kind, architecture, scheme, settings, folder, save)
+def _split(kind, architecture, scheme, settings=nothing, merged=False):
+    return lambda folder, save: split_experts(kind, architecture, scheme, settings, merged, folder, save)
 
 
 MODELS = {f"gguf-{s}": _split("qwen3_moe", "qwen3moe", s) for s in QUANTISED}
@@ -122,4 +136,8 @@ MODELS["gguf-glm4moe"] = _split("glm4_moe", "glm4moe", "f16", glm)
 MODELS["gguf-llama"] = _split("mixtral", "llama", "f16")
 MODELS["gguf-qwen2moe"] = _split("qwen2_moe", "qwen2moe", "bf16")
 MODELS["gguf-olmoe"] = _split("olmoe", "olmoe", "bf16")
+MODELS["gguf-deepseek2-v2"] = _split("deepseek_v2", "deepseek2", "bf16", deepseek_2)
+MODELS["gguf-llama4"] = _split("llama4", "llama4", "f16", llama_4)
+MODELS["gguf-qwen35moe"] = _split("qwen3_5_moe", "qwen35moe", "bf16")
+MODELS["gguf-merged"] = _split("qwen3_moe", "qwen3moe", "q8_0", merged=True)
 MODELS["gguf-gpt-oss"] = gpt_oss
