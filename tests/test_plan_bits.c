@@ -13,7 +13,7 @@ static const char *const problems[] = {
     "t=37 e=7 k=3 h=80 i=48 scheme=bf16 renorm", "t=37 e=7 k=3 h=80 i=48 scheme=f32 b1 b2 shared=1",
     "t=5 e=7 k=3 h=80 i=48 scheme=f16",          "t=37 e=7 k=3 h=160 i=48 scheme=fp8-block",
     "t=37 e=7 k=3 h=80 i=48 scheme=fp8-tensor",  "t=21 e=7 k=3 h=80 i=48 scheme=int8-w8a8",
-    "t=21 e=7 k=3 h=64 i=48 scheme=mxfp4-w4a16",
+    "t=21 e=7 k=3 h=64 i=48 scheme=mxfp4-w4a16", "t=37 e=7 k=3 h=80 i=48 scheme=int4-w4a16:zp",
 };
 enum { PROBLEMS = sizeof problems / sizeof problems[0], AT_ONCE = 8 };
 
@@ -244,9 +244,13 @@ static void other_tokens_do_not_matter(void **state)
         "t=65 e=7 k=3 h=160 i=144 scheme=fp8-block binv",
         "t=65 e=7 k=3 h=80 i=48 scheme=fp8-token binv",
         "t=65 e=7 k=3 h=64 i=48 scheme=nvfp4-w4a4 binv",
+        "t=65 e=7 k=3 h=80 i=48 scheme=int8-w8a8 binv",
+        "t=65 e=7 k=3 h=80 i=48 scheme=int8-smooth binv",
+        "t=65 e=7 k=3 h=160 i=48 scheme=int4-w4a16:zp binv",
+        "t=65 e=7 k=3 h=64 i=48 scheme=mxfp4-w4a16 binv",
     };
     static const int sizes[] = {1, 2, 7, 16, 17, 64, 65};
-    for (int i = 0; i < 5; i++) {
+    for (size_t i = 0; i < sizeof invariant / sizeof invariant[0]; i++) {
         struct shared s;
         struct device d;
         shared_make(&s, invariant[i]);

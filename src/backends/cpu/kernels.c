@@ -172,7 +172,7 @@ static double stage_us(const struct cmoe_kernel *k, const struct cmoe_query *q, 
     if (stage == CMOE_STAGE_QUANT || stage == CMOE_STAGE_REQUANT)
         return flops * 0.5e-3 / CMOE_COST_THREADS; /* one value at a time */
     const double us = larger(flops / (peak * share), bytes / (gbps * 1e3));
-    return us + decode_us(k, q, stage);
+    return gemm ? us + decode_us(k, q, stage) : us;
 }
 
 static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
