@@ -33,6 +33,8 @@ struct xla_metadata {
     uint32_t traits;
 };
 
+struct xla_error; /* XLA's own */
+
 /* The extension of a call that asks what the handler is, instead of running it. */
 struct xla_metadata_extension {
     struct xla_extension base;
@@ -59,9 +61,9 @@ struct xla_api {
     struct xla_head head;
     struct xla_version version;
     void *internal;
-    void *(*error_create)(struct xla_error_args *args);
+    struct xla_error *(*error_create)(struct xla_error_args *args);
     xla_unused *error_message, *error_destroy, *handler_register;
-    void *(*stream_get)(struct xla_stream_args *args);
+    struct xla_error *(*stream_get)(struct xla_stream_args *args);
 };
 
 enum xla_type {

@@ -19,8 +19,8 @@ enum word { SESSION, PLAN, WORKSPACE, HOST, ROUTED, EXTRAS, WORDS };
 enum extra { EXPERT_MAP, ROUTE_BIAS, X_SCALE, MID_SCALE, EXTRA_COUNT };
 
 CMOE_API void cmoe_xla_begin(uint64_t session);
-CMOE_API void *cmoe_xla_cpu(struct xla_call *call);
-CMOE_API void *cmoe_xla_cuda(struct xla_call *call);
+CMOE_API struct xla_error *cmoe_xla_cpu(struct xla_call *call);
+CMOE_API struct xla_error *cmoe_xla_cuda(struct xla_call *call);
 
 /* Chosen once, when the library is loaded: the only state. */
 static _Atomic uint64_t this_session;
@@ -31,7 +31,8 @@ void cmoe_xla_begin(uint64_t session)
     atomic_compare_exchange_strong(&this_session, &none, session);
 }
 
-static void *refuse(const struct xla_call *call, enum xla_code code, const char *message)
+static struct xla_error *refuse(const struct xla_call *call, enum xla_code code,
+                                const char *message)
 {
     struct xla_error_args args = {
         .head.struct_size = sizeof args, .message = message, .code = (int)code};
@@ -115,7 +116,7 @@ static bool set_tensors(const struct xla_call *call, const int64_t *word, cmoe_t
     return set_extras(call, word[EXTRAS], next, t) == call->args.size;
 }
 
-static void *run(const struct xla_call *call, bool cuda)
+static struct xla_error *run(const struct xla_call *call, bool cuda)
 {
     const int64_t *word = words_of(call);
     if (word == NULL || call->results.size != 2)
@@ -133,7 +134,7 @@ static void *run(const struct xla_call *call, bool cuda)
         return refuse(call, XLA_INVALID_ARGUMENT, "cmoe: the call has unexpected arguments");
     struct xla_stream_args stream = {.head.struct_size = sizeof stream, .context = call->context};
     if (cuda) {
-        void *error = call->api->stream_get(&stream);
+        struct xla_error *error = call->api->stream_get(&stream);
         if (error != NULL) return error;
     }
     const uintptr_t first = ((uintptr_t)scratch->data + 255) & ~(uintptr_t)255;
@@ -145,12 +146,12 @@ static void *run(const struct xla_call *call, bool cuda)
                   cmoe_last_error());
 }
 
-void *cmoe_xla_cpu(struct xla_call *call)
+struct xla_error *cmoe_xla_cpu(struct xla_call *call)
 {
     return answer_metadata(call, false) ? NULL : run(call, false);
 }
 
-void *cmoe_xla_cuda(struct xla_call *call)
+struct xla_error *cmoe_xla_cuda(struct xla_call *call)
 {
     return answer_metadata(call, true) ? NULL : run(call, true);
 }
