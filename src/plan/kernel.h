@@ -19,6 +19,7 @@ enum cmoe_layout {
     CMOE_EDGE_BATCHED,
     CMOE_EDGE_SLOT,   /* before ACT .. COMBINE: rows in slot order */
     CMOE_EDGE_SORTED, /* before ACT .. COMBINE: rows in sorted order */
+    CMOE_EDGE_SLOT16, /* before COMBINE: z in slot order as 16-bit numbers of type y (REDUCED) */
     CMOE_EDGE_OUT,    /* after COMBINE */
     CMOE_EDGE_COUNT,
 };

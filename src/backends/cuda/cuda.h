@@ -74,17 +74,23 @@ static inline const struct cmoe_cuda *cmoe__cuda_of(const struct cmoe_exec *x)
     return x->dev->state;
 }
 
+enum { CMOE_CUDA_SORT_BLOCK = 2048 }; /* ids that a block of sort_wide takes */
+
 /* Stages: the `run` of their rows. */
 cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_quant(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_quant_e4m3(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_sort(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_sort_wide(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_sort_export(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_sort_import(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_act(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_requant(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_requant_e4m3(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_combine_pairs(const struct cmoe_step *step, const struct cmoe_exec *x);
 
 /* Before the first and after the last step: 64-bit ids, cleared ends; expert loads. */
 cmoe_status cmoe__cuda_prologue(const struct cmoe_exec *x);

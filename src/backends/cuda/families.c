@@ -39,6 +39,20 @@ static bool quant_supports(const struct cmoe_kernel *k, const struct cmoe_query 
     return starts_here(k, q, in, out, why);
 }
 
+static bool quant_e4m3_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                                struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    const bool first = k->first == CMOE_STAGE_QUANT;
+    const cmoe_format f = first ? q->p->x : q->p->mid;
+    const bool span = f.scaling == CMOE_SCALE_GROUP && f.group == 128 && f.scale_dtype == CMOE_NONE;
+    if (q->props->arch != 90) return cmoe__refuse(why, "needs compute capability 9.0");
+    if (f.dtype != CMOE_E4M3 || (!span && f.scaling != CMOE_SCALE_TOKEN))
+        return cmoe__refuse(why, "only for e4m3 with a scale a row or 128 columns");
+    if (first ? q->shape->x_slots : (q->p->flags & CMOE_MID_ROUNDED) != 0)
+        return cmoe__refuse(why, "takes rows as they are");
+    return quant_supports(k, q, in, out, why);
+}
+
 static bool gemm_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                           struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
@@ -70,7 +84,9 @@ static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
     flops *= each > 0 ? padded / each : 1;
     const double rate = config->rows == 64 ? 0.15 : (config->rows == 16 ? 0.06 : 0.01);
     const double arithmetic = flops / (q->props->gflops * 1e3 * rate);
-    return LAUNCH_US + (arithmetic > bytes ? arithmetic : bytes);
+    /* Loads without a pipeline: 59 % of an H100's bandwidth at 128 tokens, less with few tiles. */
+    const double memory = bytes * 1.7 + 10;
+    return LAUNCH_US + (arithmetic > memory ? arithmetic : memory);
 }
 
 static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
@@ -78,6 +94,43 @@ static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
     if (k->first == CMOE_STAGE_ROUTE && (q->p->flags & CMOE_ROUTE_FROM_X))
         return (size_t)q->tokens * (size_t)q->shape->ids * 4;
     return k->first == CMOE_STAGE_QUANT || k->first == CMOE_STAGE_REQUANT ? 256 : 0;
+}
+
+static bool sort_wide_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                               struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    enum { WARPS = 8 };
+    if (q->shape->batched) return cmoe__refuse(why, "batched rows are sorted already");
+    if (q->shape->local * WARPS > SHARED_FLOATS)
+        return cmoe__refuse(why, "the counts of %d experts do not fit in shared memory",
+                            q->shape->local);
+    return starts_here(k, q, in, out, why);
+}
+
+static size_t sort_wide_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    (void)k;
+    const int64_t ids = (int64_t)q->tokens * q->shape->slots;
+    return (size_t)(cmoe__ceil_div(ids, CMOE_CUDA_SORT_BLOCK) * q->shape->local) * 4;
+}
+
+static double sort_wide_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    (void)k;
+    return 3 * LAUNCH_US + (double)q->tokens * q->shape->slots * 1e-4;
+}
+
+/* Every expert's warp walks all ids, twice. */
+static double sort_ballot_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    (void)k;
+    return 3 * LAUNCH_US + (double)q->tokens * q->shape->slots * 0.02;
+}
+
+/* quant_rows is limited by its arithmetic, the conversion instruction by memory. */
+static double quant_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    return LAUNCH_US + 4 * (cost_us(k, q) - LAUNCH_US);
 }
 
 struct conversion {
@@ -102,11 +155,22 @@ static double convert_cost_us(const struct cmoe_kernel *k, const struct cmoe_que
 }
 
 static const struct cmoe_family route = {route_supports, cost_us, scratch, cmoe__cuda_route};
-static const struct cmoe_family quant = {quant_supports, cost_us, scratch, cmoe__cuda_quant};
-static const struct cmoe_family sort = {starts_here, cost_us, NULL, cmoe__cuda_sort};
+static const struct cmoe_family quant = {quant_supports, quant_rows_cost_us, scratch,
+                                         cmoe__cuda_quant};
+static const struct cmoe_family quant_e4m3 = {quant_e4m3_supports, cost_us, NULL,
+                                              cmoe__cuda_quant_e4m3};
+static const struct cmoe_family requant_e4m3 = {quant_e4m3_supports, cost_us, NULL,
+                                                cmoe__cuda_requant_e4m3};
+static const struct cmoe_family sort = {starts_here, sort_ballot_cost_us, NULL, cmoe__cuda_sort};
+static const struct cmoe_family sort_wide = {sort_wide_supports, sort_wide_cost_us,
+                                             sort_wide_scratch, cmoe__cuda_sort_wide};
+static const struct cmoe_family combine_pairs = {cmoe__cuda_combine_pairs_supports,
+                                                 cmoe__cuda_combine_pairs_cost_us, NULL,
+                                                 cmoe__cuda_combine_pairs};
 static const struct cmoe_family gemm1 = {gemm_supports, cost_us, NULL, cmoe__cuda_gemm1};
 static const struct cmoe_family act = {starts_here, cost_us, NULL, cmoe__cuda_act};
-static const struct cmoe_family requant = {quant_supports, cost_us, scratch, cmoe__cuda_requant};
+static const struct cmoe_family requant = {quant_supports, quant_rows_cost_us, scratch,
+                                           cmoe__cuda_requant};
 static const struct cmoe_family gemm2 = {gemm_supports, cost_us, NULL, cmoe__cuda_gemm2};
 static const struct cmoe_family wgmma1 = {cmoe__cuda_wgmma_supports, cmoe__cuda_wgmma_cost_us, NULL,
                                           cmoe__cuda_wgmma_gemm1};

@@ -31,13 +31,28 @@ static bool scales_of(cmoe_format x, cmoe_format w, enum scales *scales)
            (w.scaling == CMOE_SCALE_TENSOR || w.scaling == CMOE_SCALE_CHANNEL);
 }
 
-static enum cmoe_cuda_function function_of(cmoe_dtype type, enum scales scales, bool act)
+/* What a kernel writes: sums in f32, the activation's result, z in 16 bits. */
+enum result { SUMS, ACTIVATED, SHORT_SUMS, RESULTS };
+
+static enum cmoe_cuda_function function_of(cmoe_dtype type, enum scales scales, enum result result)
 {
-    if (type == CMOE_BF16) return act ? CMOE_CUDA_cmoe_wgmma_bf16_act : CMOE_CUDA_cmoe_wgmma_bf16;
-    if (type == CMOE_F16) return act ? CMOE_CUDA_cmoe_wgmma_f16_act : CMOE_CUDA_cmoe_wgmma_f16;
-    if (scales == ROW_SCALES)
-        return act ? CMOE_CUDA_cmoe_wgmma_e4m3_act : CMOE_CUDA_cmoe_wgmma_e4m3;
-    return act ? CMOE_CUDA_cmoe_wgmma_e4m3_block_act : CMOE_CUDA_cmoe_wgmma_e4m3_block;
+    static const uint8_t functions[4][RESULTS] = {
+        {CMOE_CUDA_cmoe_wgmma_bf16, CMOE_CUDA_cmoe_wgmma_bf16_act, CMOE_CUDA_cmoe_wgmma_bf16_z},
+        {CMOE_CUDA_cmoe_wgmma_f16, CMOE_CUDA_cmoe_wgmma_f16_act, CMOE_CUDA_cmoe_wgmma_f16_z},
+        {CMOE_CUDA_cmoe_wgmma_e4m3, CMOE_CUDA_cmoe_wgmma_e4m3_act, CMOE_CUDA_cmoe_wgmma_e4m3_z},
+        {CMOE_CUDA_cmoe_wgmma_e4m3_block, CMOE_CUDA_cmoe_wgmma_e4m3_block_act,
+         CMOE_CUDA_cmoe_wgmma_e4m3_block_z},
+    };
+    const int row = type == CMOE_BF16 ? 0 : type == CMOE_F16 ? 1 : scales == ROW_SCALES ? 2 : 3;
+    return (enum cmoe_cuda_function)functions[row][result];
+}
+
+/* Whether GEMM2 leaves z to a combine of 16-bit numbers. */
+static bool short_z(const cmoe_problem *p, const struct cmoe_shape *s)
+{
+    const cmoe_dtype y = p->mid.dtype == CMOE_F16 ? CMOE_F16 : CMOE_BF16;
+    return (p->flags & CMOE_REDUCED) && !(p->flags & CMOE_NO_REDUCE) && !s->batched &&
+           p->last == CMOE_STAGE_COMBINE && p->y == y && s->H % 8 == 0;
 }
 
 static cmoe_format input_format(const struct cmoe_kernel *k, const cmoe_problem *p)
@@ -69,13 +84,30 @@ bool cmoe__cuda_wgmma_supports(const struct cmoe_kernel *k, const struct cmoe_qu
     if (in.layout != cmoe__usual_edge(p, k->first).layout)
         return cmoe__refuse(why, "starts from another data layout");
     *out = cmoe__usual_edge(p, k->last + 1);
+    if (k->first == CMOE_STAGE_GEMM2 && short_z(p, q->shape)) out->layout = CMOE_EDGE_SLOT16;
     return true;
+}
+
+bool cmoe__cuda_combine_pairs_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                                       struct cmoe_edge in, struct cmoe_edge *out,
+                                       struct cmoe_why *why)
+{
+    if (in.layout != CMOE_EDGE_SLOT16 || !short_z(q->p, q->shape))
+        return cmoe__refuse(why, "z is not in 16 bits");
+    *out = cmoe__usual_edge(q->p, k->last + 1);
+    return true;
+}
+
+double cmoe__cuda_combine_pairs_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    enum { LAUNCH_US = 3 };
+    return LAUNCH_US + cmoe__stage_bytes(q->p, k->first, q->tokens) / 2 / (q->props->gbps * 1e3);
 }
 
 /* Rows of the widest tile: a token hits an expert once, as a rule. */
 static int tile_rows(int64_t tokens, enum scales scales)
 {
-    static const uint8_t widths[] = {8, 16, 24, 32, 48, 64, 96, 128};
+    static const uint8_t widths[] = {8, 16, 32, 64, 96, 112, 128};
     const int64_t most = scales == NO_SCALES ? 128 : 64;
     for (size_t i = 0; i < sizeof widths; i++)
         if (widths[i] >= cmoe__min64(tokens, most)) return widths[i];
@@ -100,16 +132,17 @@ double cmoe__cuda_wgmma_cost_us(const struct cmoe_kernel *k, const struct cmoe_q
     const double m_tiles = (double)cmoe__ceil_div(m, step);
     const double fp8 = p->w.dtype == CMOE_E4M3 ? 2 : 1;
     /* A tile of 256 weight rows and 8 rows of x takes about as long as its weights' loads. */
-    const double blocks = (double)q->props->threads,
-                 tiles = hit * m_tiles * (each > 128 ? each / 128 : 1);
+    const double blocks = (double)q->props->threads;
+    const double tiles = hit * m_tiles * (each > 128 ? each / 128 : 1);
     const double waves = tiles / blocks < 1 ? 1 : tiles / blocks;
     const double uneven = (double)cmoe__ceil_div((int64_t)(waves * 1000), 1000) / waves;
     const int64_t k_columns = k->first == CMOE_STAGE_GEMM2 ? q->shape->I : q->shape->H;
     const double padded = hit * m_tiles * (double)step * (second ? 1 : 2) * (double)k_columns * 2 *
                           (double)cmoe__round_up((int64_t)(each + 0.999), 8);
     const double arithmetic = padded / (q->props->gflops * 1e3 * 0.55 * fp8);
-    const double memory = bytes / (q->props->gbps * 1e3 * 0.9) *
-                          (waves <= 1 ? blocks / (tiles < blocks ? tiles : blocks) : 1);
+    /* Fewer tiles than multiprocessors: those that load do not reach all of the bandwidth. */
+    const double reached = tiles < blocks ? 0.7 : 0.92;
+    const double memory = bytes / (q->props->gbps * 1e3 * reached);
     return LAUNCH_US + (arithmetic > memory ? arithmetic * (uneven > 1.5 ? 1.5 : uneven) : memory);
 }
 
@@ -196,7 +229,8 @@ cmoe_status cmoe__cuda_wgmma_gemm1(const struct cmoe_step *step, const struct cm
         w.g.out = x->h;
         w.g.out_stride = s->I;
     }
-    return launch(x, &w, function_of((cmoe_dtype)p->w.dtype, scales, act), scales);
+    return launch(x, &w, function_of((cmoe_dtype)p->w.dtype, scales, act ? ACTIVATED : SUMS),
+                  scales);
 }
 
 cmoe_status cmoe__cuda_wgmma_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x)
@@ -211,5 +245,8 @@ cmoe_status cmoe__cuda_wgmma_gemm2(const struct cmoe_step *step, const struct cm
         .out_cols = (int32_t)x->shape->h_used,
     };
     fix_scale(&w.g);
-    return launch(x, &w, function_of((cmoe_dtype)p->w.dtype, scales, false), scales);
+    return launch(
+        x, &w,
+        function_of((cmoe_dtype)p->w.dtype, scales, short_z(p, x->shape) ? SHORT_SUMS : SUMS),
+        scales);
 }

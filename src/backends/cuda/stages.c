@@ -102,15 +102,14 @@ static const cmoe_gpu_expert *experts_of(const struct cmoe_exec *x)
     return w ? w->experts : NULL;
 }
 
-cmoe_status cmoe__cuda_quant(const struct cmoe_step *step, const struct cmoe_exec *x)
+static cmoe_gpu_quant quant_params(const struct cmoe_exec *x)
 {
-    (void)step;
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
     const cmoe_format f = p->x;
     const bool tensor = f.scaling == CMOE_SCALE_TENSOR,
                weigh = p->weight_on == CMOE_WEIGHT_ON_INPUT;
-    cmoe_gpu_quant q = {
+    return (cmoe_gpu_quant){
         .call = cmoe__cuda_call(x),
         .f = f,
         .experts = experts_of(x),
@@ -129,17 +128,15 @@ cmoe_status cmoe__cuda_quant(const struct cmoe_step *step, const struct cmoe_exe
         .weigh = weigh,
         .smooth = f.scaling == CMOE_SCALE_SMOOTH ? 1 : 0,
     };
-    return quantize(x, &q, s->x_slots ? all_rows(x) : x->tokens);
 }
 
-cmoe_status cmoe__cuda_requant(const struct cmoe_step *step, const struct cmoe_exec *x)
+static cmoe_gpu_quant requant_params(const struct cmoe_exec *x)
 {
-    (void)step;
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
     const cmoe_format f = p->mid;
     const bool tensor = f.scaling == CMOE_SCALE_TENSOR;
-    cmoe_gpu_quant q = {
+    return (cmoe_gpu_quant){
         .call = cmoe__cuda_call(x),
         .f = f,
         .experts = experts_of(x),
@@ -158,7 +155,43 @@ cmoe_status cmoe__cuda_requant(const struct cmoe_step *step, const struct cmoe_e
         .smooth = f.scaling == CMOE_SCALE_SMOOTH ? 2 : 0,
         .sorted = 1,
     };
+}
+
+cmoe_status cmoe__cuda_quant(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    cmoe_gpu_quant q = quant_params(x);
+    return quantize(x, &q, x->shape->x_slots ? all_rows(x) : x->tokens);
+}
+
+cmoe_status cmoe__cuda_requant(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    cmoe_gpu_quant q = requant_params(x);
     return quantize(x, &q, all_rows(x));
+}
+
+static cmoe_status quantize_e4m3(const struct cmoe_exec *x, cmoe_gpu_quant *q, int64_t rows)
+{
+    void *args[] = {q};
+    const bool spans = q->f.scaling == CMOE_SCALE_GROUP;
+    const struct cmoe_cuda_grid grid = {(unsigned)rows, spans ? blocks(q->n, 1024) : 1, 256, 0};
+    return cmoe__cuda_launch(
+        x, spans ? CMOE_CUDA_cmoe_quant_e4m3_spans : CMOE_CUDA_cmoe_quant_e4m3_rows, grid, args);
+}
+
+cmoe_status cmoe__cuda_quant_e4m3(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    cmoe_gpu_quant q = quant_params(x);
+    return quantize_e4m3(x, &q, x->tokens);
+}
+
+cmoe_status cmoe__cuda_requant_e4m3(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    cmoe_gpu_quant q = requant_params(x);
+    return quantize_e4m3(x, &q, all_rows(x));
 }
 
 static cmoe_gpu_sort sort_params(const struct cmoe_exec *x)
@@ -192,6 +225,22 @@ cmoe_status cmoe__cuda_sort(const struct cmoe_step *step, const struct cmoe_exec
     (void)step;
     cmoe_gpu_sort s = sort_params(x);
     return sort_ids(x, &s);
+}
+
+cmoe_status cmoe__cuda_sort_wide(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    cmoe_gpu_sort s = sort_params(x);
+    int32_t *counts = x->scratch;
+    int n = (int)blocks((int64_t)x->tokens * x->shape->slots, CMOE_CUDA_SORT_BLOCK);
+    const size_t row = (size_t)x->shape->local * 4;
+    const struct cmoe_cuda_grid tally = {(unsigned)n, 1, 256, row};
+    const struct cmoe_cuda_grid one = {1, 1, 1024, 0};
+    const struct cmoe_cuda_grid spread = {(unsigned)n, 1, 256, row * 8};
+    void *args[] = {&s, &counts, &n};
+    CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_tally, tally, args));
+    CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_starts, one, args));
+    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_spread, spread, args);
 }
 
 cmoe_status cmoe__cuda_sort_export(const struct cmoe_step *step, const struct cmoe_exec *x)
@@ -261,6 +310,29 @@ cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_e
                                              : slots ? CMOE_CUDA_cmoe_combine_slots
                                                      : CMOE_CUDA_cmoe_combine;
     return cmoe__cuda_launch(x, function, grid, args);
+}
+
+cmoe_status cmoe__cuda_combine_pairs(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    const cmoe_problem *p = x->p;
+    cmoe_gpu_combine c = {
+        .call = cmoe__cuda_call(x),
+        .z = x->z,
+        .y = x->y,
+        .y_stride = x->y_stride,
+        .accumulate = p->accumulate,
+        .h = (int32_t)x->shape->H,
+        .h_used = (int32_t)x->shape->h_used,
+        .dtype = p->y,
+        .weigh = p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
+    };
+    void *args[] = {&c};
+    const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, blocks(x->shape->H, 1024), 128,
+                                        (size_t)x->shape->slots * 8};
+    return cmoe__cuda_launch(
+        x, p->y == CMOE_BF16 ? CMOE_CUDA_cmoe_combine_bf16 : CMOE_CUDA_cmoe_combine_f16, grid,
+        args);
 }
 
 static cmoe_status clear(const struct cmoe_exec *x, void *at, size_t bytes)

@@ -97,13 +97,17 @@ DEV void load_scales(const cmoe_gpu_wgmma &p, const work &w, int column, uint32_
     }
 }
 
-/* A stage's copies have landed: let the math warps see them. */
-DEV void hand_over(uint32_t barrier)
+/* This thread's arrival, once its copies have landed; nothing waits for them here. The readers put the
+ * proxy fence between the arrival and their wgmma. */
+DEV void hand_over(uint32_t barrier, bool copied)
 {
+    if (copied) {
+        barrier_arrive_copied(barrier);
+        return;
+    }
+    copy_wait();
     fence_proxy();
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        barrier_arrive(barrier);
+    barrier_arrive(barrier);
 }
 
 template <int TYPE, bool BLOCK> DEV void produce(const cmoe_gpu_wgmma &p, const ring &r)
@@ -112,7 +116,6 @@ template <int TYPE, bool BLOCK> DEV void produce(const cmoe_gpu_wgmma &p, const 
     const bool leads = threadIdx.x % LOAD_THREADS == 0;
     const uint64_t once = evict_first(), many = evict_normal();
     cursor c = {0, 0};
-    uint32_t pending = 0; /* barrier of the stage before, whose copies are still under way */
     for (int index = blockIdx.x; index < tile_total(p, r); index += gridDim.x) {
         const work w = work_at(p, r, index);
         const gather g = gather_of(p, w);
@@ -134,18 +137,10 @@ template <int TYPE, bool BLOCK> DEV void produce(const cmoe_gpu_wgmma &p, const 
             load_rows<TYPE>(p, g, column, to + A_BYTES);
             if (BLOCK)
                 load_scales(p, w, column, shared_address(r.tail->scale[c.stage]));
-            copy_commit();
-            if (pending) {
-                copy_wait<1>();
-                hand_over(pending);
-            }
-            pending = full;
+            hand_over(full, p.tma && p.vectors);
             advance(c, r);
         }
     }
-    copy_wait<0>();
-    if (pending)
-        hand_over(pending);
 }
 
 /* ---- consumer ---- */
@@ -186,6 +181,7 @@ DEV void accumulate_all(const cmoe_gpu_wgmma &p, const ring &r, const place &at,
     for (int column = 0; column < p.g.k; column += STEP) {
         const uint32_t a = stage_at(r, c) + at.strip * 64 * SPAN, b = stage_at(r, c) + A_BYTES;
         barrier_wait(full_at(r, c), c.parity);
+        fence_proxy();
         wgmma_begin();
         multiply<TYPE, N>(acc[0], a, b, false);
         multiply<TYPE, N>(acc[1], a + HALF_BYTES, b, false);
@@ -225,6 +221,7 @@ DEV void accumulate_spans(const cmoe_gpu_wgmma &p, const ring &r, const work &w,
         const float weight[2] = {BLOCK ? scales[0][column / 128] : 1.0f, BLOCK ? scales[1][column / 128] : 1.0f};
         const float *token = r.tail->scale[c.stage] + at.lane % 4 * 2;
         barrier_wait(full_at(r, c), c.parity);
+        fence_proxy();
 #pragma unroll
         for (int box = 0; box < 2; box++) {
             wgmma_begin();
@@ -286,18 +283,17 @@ DEV float gated_value(const cmoe_gpu_wgmma &p, float gate, float up)
 
 /* What holds for one row of x. */
 struct row_factors {
-    int64_t row; /* of the output; -1: none */
+    int row;     /* of the output; -1: none */
     float scale, weight;
 };
 
-template <bool SCALED> DEV row_factors factors_of(const cmoe_gpu_wgmma &p, const work &w, int n)
+template <bool SCALED> DEV row_factors factors_of(const cmoe_gpu_wgmma &p, int row)
 {
-    row_factors f = {-1, 1.0f, 1.0f};
-    if (n >= w.count)
+    row_factors f = {row, 1.0f, 1.0f};
+    if (row < 0)
         return f;
-    f.row = p.g.call.rows[w.first + n];
     if (SCALED)
-        f.scale = *(const float *)(p.g.a_scale + a_row(p.g, (int)f.row) * p.g.a_scale_stride);
+        f.scale = *(const float *)(p.g.a_scale + a_row(p.g, f.row) * p.g.a_scale_stride);
     if (p.g.weigh || p.weigh_act)
         f.weight = row_weight(p.g.call, f.row);
     return f;
@@ -320,7 +316,7 @@ DEV void store_columns(const cmoe_gpu_wgmma &p, const row_factors (&f)[2], int c
 #pragma unroll
     for (int i = 0; i < 2; i++)
         if (f[i].row >= 0)
-            p.g.out[f[i].row * p.g.out_stride + column] = v[i];
+            p.g.out[(int64_t)f[i].row * p.g.out_stride + column] = v[i];
 }
 
 /* The same as 16-bit numbers: transposed across the warp, so that a lane has two columns of one row.
@@ -355,7 +351,8 @@ DEV float linear(const cmoe_gpu_wgmma &p, const unit &u, int i, const row_factor
 
 /* OUT: type of the output. ACT: of the activation's result, else of the sums. */
 template <int OUT, bool ACT, bool SCALED, int N>
-DEV void epilogue(const cmoe_gpu_wgmma &p, const work &w, const place &at, const float (&acc)[2][N / 2])
+DEV void epilogue(const cmoe_gpu_wgmma &p, const work &w, const place &at, const int (&rows)[N / 8],
+                  const float (&acc)[2][N / 2])
 {
     const int passes = ACT && p.gated ? 1 : 2;
 #pragma unroll
@@ -368,12 +365,9 @@ DEV void epilogue(const cmoe_gpu_wgmma &p, const work &w, const place &at, const
 #pragma unroll
         for (int j = 0; j < N / 8; j++) {
             row_factors f[2];
-            asm volatile("" ::: "memory"); /* loads of later rows would take registers */
 #pragma unroll
             for (int i = 0; i < 2; i++)
-                f[i] = factors_of<SCALED>(p, w, j * 8 + at.lane % 4 * 2 + i);
-            const int token = j * 8 + at.lane / 4;
-            const int64_t row = OUT != CMOE_F32 && token < w.count ? p.g.call.rows[w.first + token] : -1;
+                f[i] = factors_of<SCALED>(p, __shfl_sync(0xffffffff, rows[j], (at.lane % 4 * 2 + i) * 4));
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 float v[2];
@@ -389,7 +383,7 @@ DEV void epilogue(const cmoe_gpu_wgmma &p, const work &w, const place &at, const
                     v[i] = u[r].inside ? v[i] : 0.0f;
                 }
                 if constexpr (OUT != CMOE_F32)
-                    store_pairs<OUT>(p, row, u[r].at - at.lane / 4, at.lane, v);
+                    store_pairs<OUT>(p, rows[j], u[r].at - at.lane / 4, at.lane, v);
                 else if (u[r].at < p.out_cols)
                     store_columns(p, f, u[r].at + shift, v);
             }
@@ -402,12 +396,18 @@ DEV void epilogue(const cmoe_gpu_wgmma &p, const work &w, const place &at, const
 template <int TYPE, int OUT, bool ACT, bool BLOCK, int N>
 DEV void consume_tile(const cmoe_gpu_wgmma &p, const ring &r, const work &w, const place &at, cursor &c)
 {
+    int rows[N / 8]; /* of the output, asked for long before they are used */
+#pragma unroll
+    for (int j = 0; j < N / 8; j++) {
+        const int n = j * 8 + at.lane / 4;
+        rows[j] = n < w.count ? p.g.call.rows[w.first + n] : -1;
+    }
     float acc[2][N / 2] = {};
     if constexpr (TYPE == CMOE_E4M3)
         accumulate_spans<BLOCK, N>(p, r, w, at, c, acc);
     else
         accumulate_all<TYPE, N>(p, r, at, c, acc);
-    epilogue<OUT, ACT, TYPE == CMOE_E4M3 && !BLOCK, N>(p, w, at, acc);
+    epilogue<OUT, ACT, TYPE == CMOE_E4M3 && !BLOCK, N>(p, w, at, rows, acc);
 }
 
 template <int TYPE, int OUT, bool ACT, bool BLOCK> DEV void consume(const cmoe_gpu_wgmma &p, const ring &r)
@@ -420,17 +420,15 @@ template <int TYPE, int OUT, bool ACT, bool BLOCK> DEV void consume(const cmoe_g
             consume_tile<TYPE, OUT, ACT, BLOCK, 8>(p, r, w, at, c);
         else if (w.count <= 16)
             consume_tile<TYPE, OUT, ACT, BLOCK, 16>(p, r, w, at, c);
-        else if (w.count <= 24)
-            consume_tile<TYPE, OUT, ACT, BLOCK, 24>(p, r, w, at, c);
         else if (w.count <= 32)
             consume_tile<TYPE, OUT, ACT, BLOCK, 32>(p, r, w, at, c);
-        else if (w.count <= 48)
-            consume_tile<TYPE, OUT, ACT, BLOCK, 48>(p, r, w, at, c);
         else if (TYPE == CMOE_E4M3 || w.count <= 64)
             consume_tile<TYPE, OUT, ACT, BLOCK, 64>(p, r, w, at, c);
         else if constexpr (TYPE != CMOE_E4M3) {
             if (w.count <= 96)
                 consume_tile<TYPE, OUT, ACT, BLOCK, 96>(p, r, w, at, c);
+            else if (w.count <= 112)
+                consume_tile<TYPE, OUT, ACT, BLOCK, 112>(p, r, w, at, c);
             else
                 consume_tile<TYPE, OUT, ACT, BLOCK, 128>(p, r, w, at, c);
         }

@@ -61,7 +61,7 @@ DEV void fence_barrier_init(void)
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-/* fence.proxy.async: this thread's ordinary writes before reads by wgmma and bulk copies */
+/* fence.proxy.async: ordinary writes seen by this thread before reads by wgmma and bulk copies */
 DEV void fence_proxy(void)
 {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -103,15 +103,16 @@ DEV void copy_4(uint32_t to, const void *from)
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
 }
 
-DEV void copy_commit(void)
+/* cp.async.mbarrier.arrive.noinc: an arrival when this thread's copies so far have landed */
+DEV void barrier_arrive_copied(uint32_t barrier)
 {
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-/* All but the newest PENDING groups have landed. */
-template <int PENDING> DEV void copy_wait(void)
+/* cp.async.wait_all */
+DEV void copy_wait(void)
 {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+    asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 DEV void store_shared_16(uint32_t to, uint16_t v)

@@ -11,7 +11,6 @@
 enum {
     MATH_WARPS = CMOE_WGMMA_MATH / 32,
     LOAD_THREADS = CMOE_WGMMA_THREADS - CMOE_WGMMA_MATH,
-    LOAD_WARPS = LOAD_THREADS / 32,
     SPAN = CMOE_WGMMA_SPAN,
     HALF_BYTES = CMOE_WGMMA_HALF * SPAN,
     A_BYTES = 2 * HALF_BYTES,
@@ -103,7 +102,7 @@ DEV ring make_ring(const cmoe_gpu_wgmma &p, uint8_t *memory)
     r.empty = shared_address(r.tail->empty);
     if (threadIdx.x == 0) {
         for (int s = 0; s < r.count; s++) {
-            barrier_init(r.full + s * 8, LOAD_WARPS + 1);
+            barrier_init(r.full + s * 8, LOAD_THREADS + 1);
             barrier_init(r.empty + s * 8, MATH_WARPS);
         }
         fence_barrier_init();

@@ -40,19 +40,17 @@ template <int COUNT> DEV void wgmma_done(float (&d)[COUNT])
 /* clang-format off */
 #define D4  "%0,%1,%2,%3"
 #define D8  D4  ",%4,%5,%6,%7"
-#define D12 D8  ",%8,%9,%10,%11"
-#define D16 D12 ",%12,%13,%14,%15"
-#define D24 D16 ",%16,%17,%18,%19,%20,%21,%22,%23"
-#define D32 D24 ",%24,%25,%26,%27,%28,%29,%30,%31"
+#define D16 D8  ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define D32 D16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define D48 D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-#define D64 D48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define D56 D48 ",%48,%49,%50,%51,%52,%53,%54,%55"
+#define D64 D56 ",%56,%57,%58,%59,%60,%61,%62,%63"
 #define R4(i)  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define R8(i)  R4(i), R4(i + 4)
-#define R12(i) R8(i), R4(i + 8)
 #define R16(i) R8(i), R8(i + 8)
-#define R24(i) R16(i), R8(i + 16)
 #define R32(i) R16(i), R16(i + 16)
 #define R48(i) R32(i), R16(i + 32)
+#define R56(i) R48(i), R8(i + 48)
 #define R64(i) R32(i), R32(i + 32)
 /* COUNT accumulators a thread; A, B, P: the operands' places after them. */
 #define WGMMA(KIND, N, COUNT, A, B, P, TRANSPOSE)                                                  \
@@ -65,16 +63,14 @@ template <int COUNT> DEV void wgmma_done(float (&d)[COUNT])
         WGMMA(KIND, 8, 4, 4, 5, 6, TRANSPOSE);                                                     \
     else if constexpr (N == 16)                                                                    \
         WGMMA(KIND, 16, 8, 8, 9, 10, TRANSPOSE);                                                   \
-    else if constexpr (N == 24)                                                                    \
-        WGMMA(KIND, 24, 12, 12, 13, 14, TRANSPOSE);                                                \
     else if constexpr (N == 32)                                                                    \
         WGMMA(KIND, 32, 16, 16, 17, 18, TRANSPOSE);                                                \
-    else if constexpr (N == 48)                                                                    \
-        WGMMA(KIND, 48, 24, 24, 25, 26, TRANSPOSE);                                                \
     else if constexpr (N == 64)                                                                    \
         WGMMA(KIND, 64, 32, 32, 33, 34, TRANSPOSE);                                                \
     else if constexpr (N == 96)                                                                    \
         WGMMA(KIND, 96, 48, 48, 49, 50, TRANSPOSE);                                                \
+    else if constexpr (N == 112)                                                                   \
+        WGMMA(KIND, 112, 56, 56, 57, 58, TRANSPOSE);                                               \
     else                                                                                           \
         WGMMA(KIND, 128, 64, 64, 65, 66, TRANSPOSE)
 /* clang-format on */

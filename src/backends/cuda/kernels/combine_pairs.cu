@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT
+ * COMBINE of 16-bit z: a thread adds 8 columns of a token's slots in f32, in slot order. */
+#include "backends/cuda/kernels/common/numeric.cuh"
+
+enum { COLUMNS = 8, THREADS = 128 };
+
+template <int TYPE> DEV void add_slot(float (&sum)[COLUMNS], const uint4 v, float factor)
+{
+    const uint32_t word[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < COLUMNS; i++)
+        sum[i] += factor * decode(TYPE, word[i / 2] >> (i % 2 * 16) & 0xffff);
+}
+
+template <int TYPE> DEV void combine(const cmoe_gpu_combine &c, float *factor)
+{
+    const int t = (int)blockIdx.x, slots = c.call.slots, h = ((int)blockIdx.y * THREADS + (int)threadIdx.x) * COLUMNS;
+    int *valid = (int *)(factor + slots);
+    if (t >= token_count(c.call))
+        return;
+    for (int s = threadIdx.x; s < slots; s += THREADS) {
+        const int64_t row = (int64_t)t * slots + s;
+        valid[s] = local_expert(c.call, c.call.ids[row]) >= 0;
+        factor[s] = c.weigh ? row_weight(c.call, row) : 1.0f;
+    }
+    __syncthreads();
+    if (h >= c.h)
+        return;
+    const uint16_t *z = (const uint16_t *)c.z + (int64_t)t * slots * c.h + h;
+    char *y = (char *)c.y + t * c.y_stride;
+    float sum[COLUMNS] = {};
+    if (c.accumulate != 0.0f)
+        for (int i = 0; i < COLUMNS; i++)
+            sum[i] = c.accumulate * load(TYPE, y, h + i);
+#pragma unroll 8
+    for (int s = 0; s < slots; s++)
+        if (valid[s])
+            add_slot<TYPE>(sum, *(const uint4 *)(z + (int64_t)s * c.h), factor[s]);
+#pragma unroll
+    for (int i = 0; i < COLUMNS; i++)
+        if (h + i >= c.h_used) /* z has nothing there */
+            sum[i] = c.accumulate != 0.0f ? c.accumulate * load(TYPE, y, h + i) : 0.0f;
+    if ((uintptr_t)(y + h * 2) % 16 == 0) {
+        uint32_t word[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            word[i] = encode(TYPE, sum[i * 2], CMOE_ROUND_NEAREST_EVEN) |
+                      encode(TYPE, sum[i * 2 + 1], CMOE_ROUND_NEAREST_EVEN) << 16;
+        *(uint4 *)(y + h * 2) = make_uint4(word[0], word[1], word[2], word[3]);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < COLUMNS; i++)
+        store(TYPE, y, h + i, sum[i]);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    cmoe_combine_bf16(const __grid_constant__ cmoe_gpu_combine c)
+{
+    extern __shared__ float factor[];
+    combine<CMOE_BF16>(c, factor);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    cmoe_combine_f16(const __grid_constant__ cmoe_gpu_combine c)
+{
+    extern __shared__ float factor[];
+    combine<CMOE_F16>(c, factor);
+}
