@@ -69,6 +69,12 @@ bool test_short(void)
     return test_env("TEST_SHORT", 0) != 0;
 }
 
+bool test_lowered(void)
+{
+    const char *const cap = getenv("CMOE_CPU");
+    return cap && *cap;
+}
+
 int64_t test_env(const char *name, int64_t fallback)
 {
     const char *const text = getenv(name);

@@ -38,6 +38,9 @@ bool rng_chance(struct rng *r, int percent);
 uint64_t test_seed(void);
 /* Whether TEST_SHORT asks exhaustive tests for a sample of their work. */
 bool test_short(void);
+/* Whether this run repeats another with a lower instruction set (CMOE_CPU): what does not depend on
+ * it need not run again. */
+bool test_lowered(void);
 /* A whole number from the environment, or `fallback`. */
 int64_t test_env(const char *name, int64_t fallback);
 

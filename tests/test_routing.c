@@ -382,6 +382,12 @@ static void check_counts(const struct rig *rig, long least)
     assert_true(rig->most > (double)rig->rows / 4);
 }
 
+/* Lower instruction sets share nearly all of the code. */
+static bool sampled(void)
+{
+    return test_short() || test_lowered();
+}
+
 /* Up to four experts: all combinations. */
 static void small_rows_complete(void **state)
 {
@@ -389,7 +395,7 @@ static void small_rows_complete(void **state)
     for (int e = 1; e <= 4; e++) {
         for (int k = 1; k <= e; k++) {
             for (int c = 0; c < 4 * GROUPINGS * FLAG_SETS; c++) {
-                if (test_short() && e == 4 && c % 4 != k - 1) continue;
+                if (sampled() && e == 4 && c % 4 != k - 1) continue;
                 cmoe_problem p = route_problem(e, k, routers[c % 4], flag_set(c / 4 / GROUPINGS));
                 p.groups = grouping[c / 4 % GROUPINGS].groups;
                 p.groups_kept = grouping[c / 4 % GROUPINGS].kept;
@@ -397,7 +403,7 @@ static void small_rows_complete(void **state)
             }
         }
     }
-    check_counts(rig, test_short() ? 100000 : 500000);
+    check_counts(rig, sampled() ? 100000 : 500000);
 }
 
 /* Five and six experts: all rows, all k, all routers, and every combination of grouping and flags
@@ -410,7 +416,7 @@ static void large_rows_complete(void **state)
     int turn = 0;
     for (int e = 5; e <= MAX_E; e++) {
         for (int c = 0; c < GROUPINGS * FLAG_SETS; c++) {
-            if (test_short() && c % 16 != 3) continue;
+            if (sampled() && c % 16 != 3) continue;
             cmoe_problem p = route_problem(e, 1, CMOE_ROUTE_RAW, flag_set(c / GROUPINGS));
             p.groups = grouping[c % GROUPINGS].groups;
             p.groups_kept = grouping[c % GROUPINGS].kept;
@@ -423,11 +429,11 @@ static void large_rows_complete(void **state)
             run_problem(rig, p);
         }
         for (int c = 0; c < 4 * e; c++) {
-            if (test_short() && c % 8 != e) continue;
+            if (sampled() && c % 8 != e) continue;
             run_problem(rig, route_problem(e, 1 + c / 4, routers[c % 4], 0));
         }
     }
-    check_counts(rig, test_short() ? 100000 : 3000000);
+    check_counts(rig, sampled() ? 100000 : 3000000);
 }
 
 /* Shared slots, with a fixed weight and with logits of their own; scale and epsilon. */

@@ -19,10 +19,12 @@ struct dot {
 };
 
 /* Tensor cores may add 32 products of two e4m3 numbers to a sum after cutting all of them off 13 bits
- * below the largest one's leading bit; a kernel adds at most 128 so before it goes on in f32. */
+ * below the largest one's leading bit; a kernel adds at most 128 so before it goes on in f32. With
+ * a scale for every 32 products nothing is gained by it. */
 static bool narrow_sums(cmoe_format a, cmoe_format w)
 {
-    return a.dtype == CMOE_E4M3 && w.dtype == CMOE_E4M3;
+    const bool groups = a.scaling == CMOE_SCALE_MX || w.scaling == CMOE_SCALE_MX;
+    return a.dtype == CMOE_E4M3 && w.dtype == CMOE_E4M3 && !groups;
 }
 
 static double narrow_error(const double *a, const double *w, int64_t n)
