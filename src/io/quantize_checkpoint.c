@@ -173,6 +173,7 @@ static cmoe_status run(struct cmoe_quantize_job *job)
     job->gguf = strcmp(job->config.quantization, "gguf") == 0;
     strcpy(job->report->source, job->config.quantization);
     CMOE_TRY(check(job));
+    CMOE_TRY(cmoe__quantize_rest_check(job));
     CMOE_TRY(survey(job));
     CMOE_TRY(allocate(job));
     if (!job->options->dry_run) CMOE_TRY(claim(job));

@@ -34,6 +34,8 @@ struct cmoe_quantize_job {
 
 /* Every shard: what is not an expert, a file for each of the input's, then each layer's experts. */
 cmoe_status cmoe__quantize_shards(struct cmoe_quantize_job *job);
+/* CMOE_ERR_UNSUPPORTED: a matrix beside experts cannot be decoded. */
+cmoe_status cmoe__quantize_rest_check(const struct cmoe_quantize_job *job);
 /* Tensors of `file` that are no experts; 8-bit matrices among them become bf16. */
 cmoe_status cmoe__quantize_rest(struct cmoe_quantize_job *job, const char *file,
                                 struct cmoe_shard *s);

@@ -91,12 +91,6 @@ static cmoe_status emit(struct cmoe_quantize_job *job, const cmoe_tensor_info *t
                         struct cmoe_shard *s)
 {
     if (job->config.quantization[0]) {
-        if (ends_with(t->name, ".weight_packed") || ends_with(t->name, ".qweight")) {
-            return CMOE_FAIL(CMOE_ERR_UNSUPPORTED,
-                             "tensor %s is packed and no routed expert's; beside experts only "
-                             "matrices of fp8 and int8 are decoded",
-                             cmoe__quote(t->name).text);
-        }
         if (is_scale(job, t)) return CMOE_OK;
         if (ends_with(t->name, ".weight") && is_coded(t) && t->ndim == 2)
             return emit_decoded(job, t, s);
@@ -111,6 +105,20 @@ cmoe_status cmoe__quantize_rest(struct cmoe_quantize_job *job, const char *file,
         const cmoe_tensor_info *const t = cmoe_checkpoint_at(job->checkpoint, i);
         if (strcmp(t->file, file) != 0 || is_expert(job, t->name)) continue;
         CMOE_TRY(emit(job, t, s));
+    }
+    return CMOE_OK;
+}
+
+cmoe_status cmoe__quantize_rest_check(const struct cmoe_quantize_job *job)
+{
+    for (int64_t i = 0; i < cmoe_checkpoint_count(job->checkpoint) && !job->gguf; i++) {
+        const char *const name = cmoe_checkpoint_at(job->checkpoint, i)->name;
+        if (!ends_with(name, ".weight_packed") && !ends_with(name, ".qweight")) continue;
+        if (is_expert(job, name)) continue;
+        return CMOE_FAIL(CMOE_ERR_UNSUPPORTED,
+                         "tensor %s is packed and no routed expert's; beside experts only "
+                         "matrices of fp8 and int8 are decoded",
+                         cmoe__quote(name).text);
     }
     return CMOE_OK;
 }
