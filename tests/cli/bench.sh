@@ -8,7 +8,8 @@ run 0 bench --problem "$small" --tokens 1,3 --scheme bf16+int4-w4a16:g32,zp --mi
 [ ! -s "$work/out" ] || fail "bench --json FILE prints a table"
 [ "$(wc -l <"$work/points")" = 4 ] || fail "not four points"
 for field in model problem tokens scheme device us_median us_min us_p90 tflops gbps error plan \
-    routing routings weight_sets slots experts_hit flop bytes runs error_of_bound; do
+    routing routings weight_sets slots experts_hit flop bytes runs error_of_bound \
+    read_gbps_before read_gbps_after dot_tflops us_floor roof_percent; do
     [ "$(grep -c "\"$field\": " "$work/points")" = 4 ] || fail "no field $field"
 done
 has "$work/points" '"tokens": 3, "scheme": "int4-w4a16:g32,zp"'
@@ -40,6 +41,12 @@ has "$work/out" '"slots": 10, "experts_hit": 2,'
 run 64 bench --problem "$given" --tokens 5 --routing zipf:x
 run 66 bench --problem "$given" --tokens 5 --routing "$work/absent.npy"
 run 65 bench --problem "$given" --tokens 5 --routing "$model/hidden.npy"
+
+# Ceilings: reading and products are measured, and the floor is what they give.
+has "$work/points" '"read_gbps_after": [0-9.]*[1-9], "dot_tflops": [0-9.e-]*[1-9]'
+python3 "$root/tools/bench_compare.py" "$work/points" "$work/points" >"$work/out" ||
+    fail "bench_compare.py ends with $?"
+has "$work/out" '^4 cells, geometric mean of B/A 1.000; 0 only in A'
 
 # Two plans in turn, and CSV.
 run 0 bench --problem "$small" --tokens 2 --min-time 0.001 --vs '*__ref' --json -

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""performance.py: write docs/performance.md from bench/results/*.json.
+
+Every cell that was measured is shown, also those that miss. Ours beside the fastest peer's time on the
+same kind of GPU; a share of the ceiling is floor over time, each side by the ceiling of its own run."""
+import json
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+# Microseconds that were set as goals for an H100, by model and scheme, for these token counts.
+GOAL_TOKENS = (1, 8, 32, 128, 512, 2048, 8192)
+GOALS = {
+    ("qwen3-30b-a3b", "bf16"): (29, 170, 350, 405, 425, 480, 1120),
+    ("qwen3-30b-a3b", "fp8-block"): (17, 88, 182, 208, 225, 310, 780),
+    ("deepseek-v3-tp8", "fp8-block"): (20, 112, 303, 462, 500, 640, 1650),
+    ("deepseek-v3", "fp8-block"): (121, 825, 2340, 3580, 3800, 4150, 6200),
+    ("mixtral-8x7b", "bf16"): (238, 845, 925, 935, 1080, 2200, 8300),
+}
+
+
+def load(name):
+    path = RESULTS / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def about(data, name):
+    return [f"`bench/results/{name}`, {data['date']}, {data['cells'][0]['device']}, driver {data['driver']}:", "",
+            f"    {data['command']}", ""]
+
+
+def us(value):
+    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def share(cell):
+    return f"{cell['roof_percent']:.0f}" if cell["roof_percent"] is not None else "-"
+
+
+def ceilings(cells):
+    reads = [c["read_gbps_after"] for c in cells if c["read_gbps_after"]]
+    out = [f"Reading measured beside the cells: {min(reads):.0f} to {max(reads):.0f} GB/s."] if reads else []
+    for kind in sorted({c["scheme"] for c in cells}):
+        dots = [c["dot_tflops"] for c in cells if c["scheme"] == kind and c["dot_tflops"]]
+        if dots:
+            out.append(f"Products beside {kind}: {min(dots):.3g} to {max(dots):.3g} TFLOP/s.")
+    return [" ".join(out), ""]
+
+
+def gpu_tables(data, peers):
+    best = {(p["model"], p["scheme"], p["tokens"]): p for p in peers["peers"]}
+    lines, won, lost = [], 0, 0
+    groups = {}
+    for cell in data["cells"]:
+        groups.setdefault((cell["model"], cell["scheme"]), []).append(cell)
+    for (model, scheme), cells in groups.items():
+        lines += [f"### {model}, {scheme}", "",
+                  "| tokens | us | % of ceiling | goal us | best peer us | its % | who | ours / peer |",
+                  "|---|---|---|---|---|---|---|---|"]
+        goals = dict(zip(GOAL_TOKENS, GOALS.get((model, scheme), ())))
+        for c in cells:
+            p = best.get((model, scheme, c["tokens"]))
+            peer = "- | - | - | -"
+            if p:
+                ratio = c["us_median"] / p["us"]
+                won, lost = won + (ratio <= 1), lost + (ratio > 1)
+                peer = f"{us(p['us'])} | {100 * p['floor_us'] / p['us']:.0f} | {p['peer']} | {ratio:.2f}"
+            lines.append(f"| {c['tokens']} | {us(c['us_median'])} | {share(c)} | {goals.get(c['tokens'], '-')} | {peer} |")
+        lines.append("")
+    return lines, won, lost
+
+
+def cpu_tables(data):
+    lines, groups = [], {}
+    for cell in data["cells"]:
+        groups.setdefault((cell["model"], cell["scheme"]), []).append(cell)
+    lines += ["| model | scheme | tokens | us | GB/s | TFLOP/s | us floor | % of ceiling |", "|---|---|---|---|---|---|---|---|"]
+    for (model, scheme), cells in groups.items():
+        for c in cells:
+            lines.append(f"| {model} | {scheme} | {c['tokens']} | {us(c['us_median'])} | {c['gbps']:.1f} | "
+                         f"{c['tflops']:.3f} | {us(c['us_floor'])} | {share(c)} |")
+    return lines + [""]
+
+
+def main():
+    lines = ["# Performance", "",
+             "Written by tools/performance.py from the files of bench/results; bench/README.md says how times are taken.", ""]
+    gpu, peers = load("h100.json"), load("peers-h100.json")
+    if gpu:
+        tables, won, lost = gpu_tables(gpu, peers)
+        lines += ["## H100", ""] + about(gpu, "h100.json") + ceilings(gpu["cells"])
+        lines += [f"Of {won + lost} cells with a peer's time, ours is no slower in {won} and slower in {lost}. Peers are the fastest "
+                  "of vLLM's and SGLang's Triton kernels, torch's grouped_mm, triton_kernels, DeepGEMM and Alpha-MoE, each "
+                  "measured on the same kind of GPU, on another day, from the same stages; shares are of the ceiling of "
+                  "each run. Goals are those set for this backend.", ""] + tables
+    for path in sorted(RESULTS.glob("cpu-*.json")):
+        data = load(path.name)
+        lines += [f"## {path.stem}", ""] + about(data, path.name) + ceilings(data["cells"]) + cpu_tables(data)
+    (ROOT / "docs" / "performance.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
