@@ -11,10 +11,10 @@ typedef enum cmoe_probe {
     CMOE_PROBE_READ, /* bytes a second: every byte of `memory` once, from all threads */
     CMOE_PROBE_DOT,  /* operations a second (two a multiply-add) of the dot-product instruction that
                         kernels for activations of type `dtype` would use at best: on CPUs int8, bf16
-                        or else f32; on Hopper wgmma of 8-bit or 16-bit types */
+                        (f32 if that is faster) or else f32; on Hopper wgmma of 8-bit or 16-bit types */
 } cmoe_probe;
 
-/** Measure once, for some 10 ms. `memory` holds `bytes` (256 KiB or more) that are initialised; for READ
+/** Measure once, for some 10 ms. `memory` holds `bytes` (1 MiB or more) that are initialised; for READ
  *  more than the caches hold. Not written.
  *  @return CMOE_OK; CMOE_ERR_INVALID; CMOE_ERR_UNSUPPORTED (no such instruction is known here);
  *          CMOE_ERR_DEVICE. */
