@@ -84,7 +84,7 @@ static cmoe_status sample(struct sampler *s, int lane, int i, double *us)
 static cmoe_status take_samples(struct sampler *s, double seconds)
 {
     static const int most = BENCH_RUNS;
-    double *us = malloc((size_t)s->n_lanes * most * sizeof *us);
+    double *us = malloc((size_t)(s->n_lanes * most) * sizeof *us);
     if (us == NULL) return CMOE_ERR_NO_MEMORY;
     cmoe_status status = CMOE_OK;
     int n = 0;
