@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# gpu_check.sh [check|sanitize|bench] [build folder]: the CUDA rows on a machine with an NVIDIA GPU, which CI
-# does not have. Only the built programs are needed there: cmoe, libcmoe.so.0, libcmoe-io.so.0.
+# gpu_check.sh [check|sanitize|determinism|bench] [build folder]: the CUDA rows on a machine with an NVIDIA
+# GPU, which CI does not have. Only the built programs are needed there: cmoe, libcmoe.so.0, libcmoe-io.so.0.
 #
 # check     every row against the reference on the built-in and on random problems
 # bench     times of twelve models' layers in bf16 and fp8 into $RESULT (default: h100.json)
+# determinism  100 replays of captured plans, alone, beside another stream and with other inputs; needs
+#           gpu_replay as well (cmake --build build/release --target gpu_replay)
 # sanitize  memcheck, initcheck, racecheck and synccheck of compute-sanitizer on a few problems
 set -eu
 what=${1:-check}
@@ -15,6 +17,9 @@ case $what in
 check)
     "$cmoe" check --device cuda:0
     "$cmoe" check --device cuda:0 --count "${COUNT:-1000}" --seed "${SEED:-1}"
+    ;;
+determinism)
+    "$build/gpu_replay"
     ;;
 sanitize)
     for tool in memcheck initcheck racecheck synccheck; do
@@ -28,7 +33,7 @@ deepseek-v3-ep8 llama4-scout kimi-k2 mixtral-8x22b deepseek-v2} SCHEMES=${SCHEME
         "$(dirname "$0")/bench_grid.sh" cuda:0 "${RESULT:-h100.json}" "$build"
     ;;
 *)
-    echo "usage: gpu_check.sh [check|sanitize|bench] [build folder]" >&2
+    echo "usage: gpu_check.sh [check|sanitize|determinism|bench] [build folder]" >&2
     exit 64
     ;;
 esac

@@ -75,6 +75,8 @@ static inline const struct cmoe_cuda *cmoe__cuda_of(const struct cmoe_exec *x)
 }
 
 enum { CMOE_CUDA_SORT_BLOCK = 2048 }; /* ids that a block of sort_wide takes */
+/* Floats of shared memory that routing a token takes. */
+size_t cmoe__cuda_route_floats(const cmoe_problem *p);
 
 /* Stages: the `run` of their rows. */
 cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exec *x);
@@ -82,6 +84,9 @@ cmoe_status cmoe__cuda_quant(const struct cmoe_step *step, const struct cmoe_exe
 cmoe_status cmoe__cuda_quant_e4m3(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_sort(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_sort_wide(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_sort_block(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_sort_blocks(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_route_sort(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_sort_export(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_sort_import(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x);

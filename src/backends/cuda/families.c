@@ -3,6 +3,7 @@
 #include "backends/cuda/families.h"
 
 #include "backends/cuda/cuda.h"
+#include "backends/cuda/stream.h"
 #include "backends/cuda/wgmma.h"
 #include "core/size.h"
 
@@ -68,6 +69,69 @@ static bool gemm_supports(const struct cmoe_kernel *k, const struct cmoe_query *
     return starts_here(k, q, in, out, why);
 }
 
+enum { SORT_THREADS = 1024, SORT_IDS = 8 * SORT_THREADS };
+
+/* What one block and some of them share. */
+static bool sort_parts_support(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                               struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    if (q->shape->batched) return cmoe__refuse(why, "batched rows are sorted already");
+    if (q->shape->local > SHARED_FLOATS / (SORT_THREADS / 32 / 2 + 1))
+        return cmoe__refuse(why, "the counts of %d experts do not fit in shared memory",
+                            q->shape->local);
+    return starts_here(k, q, in, out, why);
+}
+
+static bool sort_block_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                                struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    const int64_t ids = (int64_t)q->tokens * q->shape->slots;
+    if (ids > SORT_IDS) return cmoe__refuse(why, "%lld ids are for many blocks", (long long)ids);
+    return sort_parts_support(k, q, in, out, why);
+}
+
+static double sort_blocks_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    (void)k;
+    return 6 + (double)q->tokens * q->shape->slots * 4e-5;
+}
+
+static size_t sort_blocks_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    (void)k;
+    const int64_t ids = (int64_t)q->tokens * q->shape->slots;
+    return (size_t)(cmoe__ceil_div(ids, SORT_IDS) + 1) * (size_t)q->shape->local * 4;
+}
+
+static double sort_block_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    (void)k;
+    return 2 + (double)q->tokens * q->shape->slots * 2e-4;
+}
+
+/* Tokens that one block of 512 threads routes, a warp each, and ids that it then sorts. */
+enum { ROUTE_TOKENS = 64, ROUTE_WARPS = 16 };
+
+static bool route_sort_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                                struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    if (q->shape->quant) return cmoe__refuse(why, "x is quantised between routing and sorting");
+    if (q->p->flags & CMOE_ROUTE_FROM_X)
+        return cmoe__refuse(why, "logits from x are for many blocks");
+    if (q->tokens > ROUTE_TOKENS)
+        return cmoe__refuse(why, "%d tokens are for many blocks", q->tokens);
+    if (q->tokens * (int64_t)q->shape->slots > SORT_IDS / 2)
+        return cmoe__refuse(why, "%d slots a token are for many blocks", q->shape->slots);
+    if (cmoe__cuda_route_floats(q->p) * ROUTE_WARPS > SHARED_FLOATS)
+        return cmoe__refuse(why, "%d experts do not fit in a block's shared memory", q->shape->ids);
+    return sort_block_supports(k, q, in, out, why);
+}
+
+static double route_sort_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    return sort_block_cost_us(k, q) + 1.5 * (double)cmoe__ceil_div(q->tokens, ROUTE_WARPS);
+}
+
 /* Bytes over bandwidth, or for GEMMs arithmetic if that takes longer; and the launches. */
 static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
@@ -82,8 +146,14 @@ static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
     const int tile = config->rows ? config->rows : 32;
     const double padded = (double)cmoe__round_up((int64_t)(each + 0.999), tile);
     flops *= each > 0 ? padded / each : 1;
-    const double rate = config->rows == 64 ? 0.15 : (config->rows == 16 ? 0.06 : 0.01);
-    const double arithmetic = flops / (q->props->gflops * 1e3 * rate);
+    const bool wide = cmoe_dtype_bits((cmoe_dtype)q->p->w.dtype) == 16;
+    const double small = config->rows == 16 ? (wide ? 0.036 : 0.025) : 0.01;
+    const double rate = config->rows == 64 ? (wide ? 0.15 : 0.03) : small;
+    double arithmetic = flops / (q->props->gflops * 1e3 * rate);
+    /* However few tiles there are, one takes its steps of 64 columns one after the other. */
+    const int64_t columns = k->first == CMOE_STAGE_GEMM1 ? q->shape->H : q->shape->I;
+    const double steps = 2.5 * (double)cmoe__ceil_div(columns, 64);
+    arithmetic = arithmetic > steps ? arithmetic : steps;
     /* Loads without a pipeline: 59 % of an H100's bandwidth at 128 tokens, less with few tiles. */
     const double memory = bytes * 1.7 + 10;
     return LAUNCH_US + (arithmetic > memory ? arithmetic : memory);
@@ -167,6 +237,12 @@ static const struct cmoe_family sort_wide = {sort_wide_supports, sort_wide_cost_
 static const struct cmoe_family combine_pairs = {cmoe__cuda_combine_pairs_supports,
                                                  cmoe__cuda_combine_pairs_cost_us, NULL,
                                                  cmoe__cuda_combine_pairs};
+static const struct cmoe_family sort_one = {sort_block_supports, sort_block_cost_us, NULL,
+                                            cmoe__cuda_sort_block};
+static const struct cmoe_family sort_many = {sort_parts_support, sort_blocks_cost_us,
+                                             sort_blocks_scratch, cmoe__cuda_sort_blocks};
+static const struct cmoe_family route_sort = {route_sort_supports, route_sort_cost_us, NULL,
+                                              cmoe__cuda_route_sort};
 static const struct cmoe_family gemm1 = {gemm_supports, cost_us, NULL, cmoe__cuda_gemm1};
 static const struct cmoe_family act = {starts_here, cost_us, NULL, cmoe__cuda_act};
 static const struct cmoe_family requant = {quant_supports, quant_rows_cost_us, scratch,
@@ -176,6 +252,10 @@ static const struct cmoe_family wgmma1 = {cmoe__cuda_wgmma_supports, cmoe__cuda_
                                           cmoe__cuda_wgmma_gemm1};
 static const struct cmoe_family wgmma2 = {cmoe__cuda_wgmma_supports, cmoe__cuda_wgmma_cost_us, NULL,
                                           cmoe__cuda_wgmma_gemm2};
+static const struct cmoe_family stream1 = {cmoe__cuda_stream_supports, cmoe__cuda_stream_cost, NULL,
+                                           cmoe__cuda_stream_gemm1};
+static const struct cmoe_family stream2 = {cmoe__cuda_stream_supports, cmoe__cuda_stream_cost, NULL,
+                                           cmoe__cuda_stream_gemm2};
 static const struct cmoe_family combine = {starts_here, cost_us, NULL, cmoe__cuda_combine};
 static const struct cmoe_family export_sort = {converts, convert_cost_us, NULL,
                                                cmoe__cuda_sort_export};

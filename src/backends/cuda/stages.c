@@ -43,13 +43,18 @@ static int64_t all_rows(const struct cmoe_exec *x)
     return cmoe__shape_rows(x->p, x->shape, x->tokens);
 }
 
-cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exec *x)
+/* Columns of logits. */
+static int columns_of(const cmoe_problem *p)
 {
-    (void)step;
+    return p->experts + (p->flags & CMOE_SHARED_SIGMOID ? p->shared : 0);
+}
+
+static cmoe_gpu_route route_params(const struct cmoe_exec *x)
+{
     const cmoe_problem *p = x->p;
     const cmoe_tensors *t = x->t;
-    const int columns = p->experts + (p->flags & CMOE_SHARED_SIGMOID ? p->shared : 0);
-    cmoe_gpu_route r = {
+    const int columns = columns_of(p);
+    return (cmoe_gpu_route){
         .call = cmoe__cuda_call(x),
         .p = *p,
         .logits = t->logits,
@@ -68,14 +73,25 @@ cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exe
         .columns = columns,
         .h_used = (int32_t)x->shape->h_used,
     };
+}
+
+size_t cmoe__cuda_route_floats(const cmoe_problem *p)
+{
+    return (size_t)columns_of(p) + (size_t)p->experts * 3 + (size_t)p->groups;
+}
+
+cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    cmoe_gpu_route r = route_params(x);
     void *args[] = {&r};
     if (r.scratch) {
-        const struct cmoe_cuda_grid logits = {(unsigned)x->tokens, blocks(columns, 8), 256, 0};
+        const struct cmoe_cuda_grid logits = {(unsigned)x->tokens, blocks(r.columns, 8), 256, 0};
         CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_route_logits, logits, args));
     }
-    const size_t shared = ((size_t)columns + (size_t)p->experts * 3 + (size_t)p->groups) * 4;
+    const size_t shared = cmoe__cuda_route_floats(x->p) * 4;
     const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, 1, 32, shared};
-    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_route, grid, args);
+    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route, grid, args);
 }
 
 /* amax and scale of a dynamic tensor scale, then the rows. */
@@ -88,12 +104,12 @@ static cmoe_status quantize(const struct cmoe_exec *x, cmoe_gpu_quant *q, int64_
         q->amax = x->scratch;
         CMOE_CUDA_TRY("quantise", cuda->driver, cuMemsetD8Async, (CUdeviceptr)(uintptr_t)q->amax, 0,
                       4, x->stream);
-        CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_quant_amax, grid, args));
+        CMOE_TRY(cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_quant_amax, grid, args));
         const struct cmoe_cuda_grid one = {1, 1, 1, 0};
-        CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_quant_tensor_scale, one, args));
+        CMOE_TRY(cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_quant_tensor_scale, one, args));
     }
     grid.shared = (size_t)q->n * 4;
-    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_quant_rows, grid, args);
+    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_quant_rows, grid, args);
 }
 
 static const cmoe_gpu_expert *experts_of(const struct cmoe_exec *x)
@@ -243,6 +259,49 @@ cmoe_status cmoe__cuda_sort_wide(const struct cmoe_step *step, const struct cmoe
     return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_spread, spread, args);
 }
 
+static size_t sort_block_shared(const struct cmoe_exec *x, unsigned threads)
+{
+    return (size_t)x->shape->local * (4 + 2 * (threads / 32));
+}
+
+cmoe_status cmoe__cuda_sort_block(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    cmoe_gpu_sort s = sort_params(x);
+    void *args[] = {&s};
+    const int64_t ids = cmoe__max64(all_rows(x), 256);
+    const unsigned threads = (unsigned)cmoe__min64(1024, cmoe__round_up(ids, 32));
+    const struct cmoe_cuda_grid one = {1, 1, threads, sort_block_shared(x, threads)};
+    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_sort_block, one, args);
+}
+
+cmoe_status cmoe__cuda_sort_blocks(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    enum { THREADS = 1024, IDS = 8 * THREADS };
+    cmoe_gpu_sort s = sort_params(x);
+    void *parts = x->scratch, *args[] = {&s, &parts};
+    const struct cmoe_cuda_grid grid = {blocks(cmoe__max64(all_rows(x), 1), IDS), 1, THREADS,
+                                        sort_block_shared(x, THREADS)};
+    CMOE_TRY(cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_sort_parts, grid, args));
+    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_sort_join, grid, args);
+}
+
+cmoe_status cmoe__cuda_route_sort(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    cmoe_gpu_route r = route_params(x);
+    cmoe_gpu_sort s = sort_params(x);
+    int floats = (int)cmoe__cuda_route_floats(x->p);
+    void *args[] = {&r, &s, &floats};
+    const int64_t ids = cmoe__max64(all_rows(x), cmoe__max64((int64_t)x->tokens * 32, 256));
+    const unsigned threads = (unsigned)cmoe__min64(512, cmoe__round_up(ids, 32));
+    const size_t routing = (size_t)floats * 4 * (threads / 32),
+                 sort = sort_block_shared(x, threads);
+    const struct cmoe_cuda_grid one = {1, 1, threads, routing > sort ? routing : sort};
+    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route_sort, one, args);
+}
+
 cmoe_status cmoe__cuda_sort_export(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     cmoe_gpu_sort s = sort_params(x);
@@ -305,11 +364,12 @@ cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_e
     void *args[] = {&c};
     const int64_t rows = batched || slots ? all_rows(x) : x->tokens;
     const size_t shared = batched || slots ? 0 : (size_t)x->shape->slots * 8;
-    const struct cmoe_cuda_grid grid = {(unsigned)rows, 1, 256, shared};
+    const unsigned columns = batched || slots ? 1 : blocks(x->shape->H, 256);
+    const struct cmoe_cuda_grid grid = {(unsigned)rows, columns, 256, shared};
     const enum cmoe_cuda_function function = batched ? CMOE_CUDA_cmoe_combine_batched
                                              : slots ? CMOE_CUDA_cmoe_combine_slots
                                                      : CMOE_CUDA_cmoe_combine;
-    return cmoe__cuda_launch(x, function, grid, args);
+    return cmoe__cuda_launch_after(x, function, grid, args);
 }
 
 cmoe_status cmoe__cuda_combine_pairs(const struct cmoe_step *step, const struct cmoe_exec *x)

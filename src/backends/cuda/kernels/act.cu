@@ -1,62 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * ACT and COMBINE: elementwise over the rows of the sort, and over tokens. */
-#include "backends/cuda/kernels/common/numeric.cuh"
-
-DEV float sigmoidf(float v)
-{
-    return 1.0f / (1.0f + expf(-v));
-}
-
-DEV float or_default(float given, float otherwise)
-{
-    return given != 0.0f ? given : otherwise;
-}
-
-DEV float gate_value(const cmoe_problem &p, float g)
-{
-    switch (p.act) {
-    case CMOE_ACT_SILU:
-        return g * sigmoidf(g);
-    case CMOE_ACT_GELU:
-        return 0.5f * g * (1.0f + erff(g * 0.707106781186547524f));
-    case CMOE_ACT_GELU_TANH:
-        return 0.5f * g * (1.0f + tanhf(0.797884560802865356f * (g + 0.044715f * g * g * g)));
-    case CMOE_ACT_RELU:
-        return g < 0.0f ? 0.0f : g;
-    case CMOE_ACT_RELU2:
-        return g < 0.0f ? 0.0f : g * g;
-    case CMOE_ACT_SWIGLU_OAI:
-        return g * sigmoidf(or_default(p.act_alpha, 1.702f) * g);
-    case CMOE_ACT_SITUV2: {
-        const float beta = or_default(p.act_beta, 4.0f);
-        return beta * tanhf(g / beta) * sigmoidf(g);
-    }
-    default:
-        return g;
-    }
-}
-
-DEV float up_value(const cmoe_problem &p, float u)
-{
-    if (p.act == CMOE_ACT_SWIGLU_OAI)
-        return u + or_default(p.act_beta, 1.0f);
-    if (p.act == CMOE_ACT_SITUV2) {
-        const float lbeta = or_default(p.act_lbeta, 25.0f);
-        return lbeta > 0.0f ? lbeta * tanhf(u / lbeta) : u;
-    }
-    return u;
-}
-
-DEV float activation(const cmoe_problem &p, float g, float u)
-{
-    const float limit = or_default(p.act_limit, p.act == CMOE_ACT_SWIGLU_OAI ? 7.0f : 0.0f);
-    if (limit > 0.0f) {
-        g = g > limit ? limit : g;
-        u = u > limit ? limit : (u < -limit ? -limit : u);
-    }
-    const float f = gate_value(p, g);
-    return p.gate == CMOE_GATE_NONE ? f : f * up_value(p, u);
-}
+#include "backends/cuda/kernels/common/activation.cuh"
+#include "backends/cuda/kernels/common/depend.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) cmoe_act(const __grid_constant__ cmoe_gpu_act a)
 {
@@ -77,6 +22,7 @@ extern "C" __global__ void __launch_bounds__(256) cmoe_act(const __grid_constant
 extern "C" __global__ void __launch_bounds__(256)
     cmoe_combine_batched(const __grid_constant__ cmoe_gpu_combine c)
 {
+    depend();
     const int row = (int)blockIdx.x, e = row / c.call.capacity;
     if (row % c.call.capacity >= c.call.counts[e])
         return;
@@ -86,13 +32,15 @@ extern "C" __global__ void __launch_bounds__(256)
         store(c.dtype, y, h, h < c.h_used ? z[h] : 0.0f);
 }
 
-/* One block a token; its slots' factors are worked out once, into shared memory. */
+/* A block takes a token and 256 of its columns; the token's factors are worked out once, into shared
+ * memory. */
 extern "C" __global__ void __launch_bounds__(256)
     cmoe_combine(const __grid_constant__ cmoe_gpu_combine c)
 {
     extern __shared__ float factor[]; /* [slots], then [slots] whether the slot is computed */
-    const int t = (int)blockIdx.x, slots = c.call.slots;
+    const int t = (int)blockIdx.x, slots = c.call.slots, h = (int)(blockIdx.y * blockDim.x + threadIdx.x);
     int *valid = (int *)(factor + slots);
+    depend();
     if (t >= token_count(c.call))
         return;
     for (int s = threadIdx.x; s < slots; s += blockDim.x) {
@@ -103,19 +51,30 @@ extern "C" __global__ void __launch_bounds__(256)
     __syncthreads();
     const float *z = c.z + (int64_t)t * slots * c.h;
     char *y = (char *)c.y + t * c.y_stride;
-    for (int h = threadIdx.x; h < c.h; h += blockDim.x) {
-        float sum = c.accumulate != 0.0f ? c.accumulate * load(c.dtype, y, h) : 0.0f;
-        for (int s = 0; s < slots; s++)
-            if (valid[s] && h < c.h_used)
-                sum += factor[s] * z[(int64_t)s * c.h + h];
-        store(c.dtype, y, h, sum);
+    if (h >= c.h)
+        return;
+    float sum = c.accumulate != 0.0f ? c.accumulate * load(c.dtype, y, h) : 0.0f;
+    for (int first = 0; first < slots; first += 4) { /* four loads in flight, added in order */
+        float v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int s = first + i;
+            const bool counts = s < slots && h < c.h_used && valid[s];
+            v[i] = counts ? factor[s] * z[(int64_t)s * c.h + h] : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (first + i < slots && h < c.h_used && valid[first + i])
+                sum += v[i];
     }
+    store(c.dtype, y, h, sum);
 }
 
 /* y[t, s] = factor * z, 0 where the slot is not computed: one block a slot row. */
 extern "C" __global__ void __launch_bounds__(256)
     cmoe_combine_slots(const __grid_constant__ cmoe_gpu_combine c)
 {
+    depend();
     const int row = (int)blockIdx.x, t = row / c.call.slots, s = row % c.call.slots;
     if (t >= token_count(c.call))
         return;

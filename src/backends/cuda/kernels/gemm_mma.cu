@@ -4,21 +4,10 @@
  * Codes of 8 and 4 bits are exact in bf16 and f16, so they are multiplied as they are and scales
  * are applied to f32 sums: per row and column at the end, or, where a scale changes along k, to the
  * partial sum of each group. Nothing is rounded that the specification does not round. */
+#include "backends/cuda/kernels/common/operand.cuh"
 #include "backends/cuda/kernels/common/tile.cuh"
 
 enum { BN = 64, BK = 64, THREADS = 128, PAD = 8, CHUNKS = BK / 16 };
-
-template <int TYPE> DEV void mma(float *d, const uint32_t *a, const uint32_t *b)
-{
-    if (TYPE == CMOE_BF16)
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-    else
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
 
 struct tables {
     uint16_t one[256]; /* operand of a code (4 bits: of its low nibble) */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * QUANT and REQUANT: one block a row. The row is staged in shared memory as f32, weighted, rounded
  * and smoothed as the problem says, then coded under its scales. */
-#include "backends/cuda/kernels/common/numeric.cuh"
+#include "backends/cuda/kernels/common/depend.cuh"
 
 /* Which row this block takes: where it comes from, where it goes, whose smooth vector. */
 struct row_of {
@@ -43,7 +43,7 @@ DEV bool find_row(const cmoe_gpu_quant &q, row_of *r)
     if (t >= token_count(c))
         return false;
     bool any = false;
-    for (int s = 0; s < c.slots && c.ids; s++) {
+    for (int s = 0; s < c.slots && c.ids && q.amax; s++) {
         const int32_t id = c.ids[t * c.slots + s];
         any = any || (id >= 0 && id < (c.local_ids ? c.local : c.n_ids));
     }
@@ -71,6 +71,7 @@ extern "C" __global__ void __launch_bounds__(256)
 {
     __shared__ uint32_t shared[8];
     row_of r;
+    depend();
     if (!find_row(q, &r) || !r.counts)
         return;
     uint32_t top = 0;
@@ -83,6 +84,7 @@ extern "C" __global__ void __launch_bounds__(256)
 
 extern "C" __global__ void cmoe_quant_tensor_scale(const __grid_constant__ cmoe_gpu_quant q)
 {
+    depend();
     *(float *)q.scales = scale_f32(q.f.dtype, bits_f32(*q.amax));
 }
 
@@ -154,6 +156,7 @@ extern "C" __global__ void __launch_bounds__(256)
     extern __shared__ float v[];
     __shared__ uint32_t shared[8];
     row_of r;
+    depend();
     if (!find_row(q, &r))
         return;
     for (int i = threadIdx.x; i < q.n; i += blockDim.x)

@@ -7,7 +7,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#define DEV static __device__ __forceinline__
+#define DEV    static __device__ __forceinline__
+#define MEMBER __device__ __forceinline__
 
 DEV float bits_f32(uint32_t bits)
 {
