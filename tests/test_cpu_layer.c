@@ -357,7 +357,9 @@ static void every_target_can_be_pinned(void **state)
     const int most = (int)dev->props.isa; /* the environment may set a cap */
     cmoe_device_close(dev);
     (void)state;
-    for (int level = 0; level <= most; level++)
+    for (int level = 0; level <= most; level++) {
+        /* has rows for int8 only, which no layer here has: test_kernels pins them */
+        if (level == CMOE_ISA_LEVEL_AVX512VNNI) continue;
         for (int i = 0; i < 2 * LAYERS; i++) {
             struct layer l;
             char pin[64], path[1024];
@@ -370,6 +372,7 @@ static void every_target_can_be_pinned(void **state)
             check_against_reference(&l, ctx);
             layer_free(&l);
         }
+    }
     cmoe_context_destroy(ctx);
 }
 
