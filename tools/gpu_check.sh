@@ -29,7 +29,7 @@ sanitize)
 bench)
     MODELS=${MODELS:-qwen3-30b-a3b deepseek-v3-tp8 qwen3-235b-a22b gpt-oss-120b gpt-oss-20b mixtral-8x7b deepseek-v3 \
 deepseek-v3-ep8 llama4-scout kimi-k2 mixtral-8x22b deepseek-v2} SCHEMES=${SCHEMES:-bf16+fp8-token+fp8-block} \
-        TOKENS=${TOKENS:-1,8,32,128,512,2048,8192} \
+        TOKENS=${TOKENS:-1,8,32,128,512,2048,8192} PROBLEM=${PROBLEM:-stages=quant..combine reduced} \
         "$(dirname "$0")/bench_grid.sh" cuda:0 "${RESULT:-h100.json}" "$build"
     ;;
 *)

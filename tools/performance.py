@@ -95,7 +95,7 @@ def main():
         lines += [f"Of {won + lost} cells with a peer's time, ours is no slower in {won} and slower in {lost}. Peers are the fastest "
                   "of vLLM's and SGLang's Triton kernels, torch's grouped_mm, triton_kernels, DeepGEMM and Alpha-MoE, each "
                   "measured on the same kind of GPU, on another day, from the same stages; shares are of the ceiling of "
-                  "each run. Goals are those set for this backend.", ""] + tables
+                  "each run. Goals are those set for this backend; docs/perf-log.md says why cells miss.", ""] + tables
     for path in sorted(RESULTS.glob("cpu-*.json")):
         data = load(path.name)
         lines += [f"## {path.stem}", ""] + about(data, path.name) + ceilings(data["cells"]) + cpu_tables(data)
