@@ -30,6 +30,10 @@ function(cmoe_add_isa target isa)
     # as the generic build.
     if(CMOE_SANITIZE MATCHES "undefined" AND NOT isa STREQUAL "generic")
         target_compile_options(${target} PRIVATE -fno-sanitize=undefined)
+    elseif(CMOE_SANITIZE MATCHES "undefined")
+        # What these would find of an address, AddressSanitizer finds; they are most of the time.
+        target_compile_options(${target} PRIVATE
+            -fno-sanitize=alignment,bounds,null,object-size,pointer-overflow)
     endif()
     target_compile_definitions(${target} PRIVATE CMOE_ISA=${isa} CMOE_ISA_${upper}=1)
 endfunction()

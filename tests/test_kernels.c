@@ -78,7 +78,7 @@ static void run_problem(struct rig *rig, const cmoe_problem *p, enum gen_kind ki
     static int turn;
     turn++;
     for (int row = 0; row < rows; row++) {
-        if (test_short() && (row + turn) % 3 != 0) continue;
+        if (test_short() && tallies[row].cases[kind] > 0 && (row + turn) % 5 != 0) continue;
         run_row(rig, row, &prepared, &tallies[row]);
     }
     call_done(&prepared);
@@ -109,6 +109,22 @@ static int insufficient(struct rig *rig, int rows, const struct tally *tallies)
     return n;
 }
 
+/* Whether a problem's other kind of inputs is needed: preparing it costs more than running a row. */
+static bool wanted(struct rig *rig, const cmoe_problem *p, int kind, int rows,
+                   const struct tally *tallies)
+{
+    for (int row = 0; row < rows; row++) {
+        cmoe_kernel_info info;
+        cmoe_kernel_describe(row, &info);
+        cmoe_device *const dev = device_of(rig, &info);
+        if (!test_short()) return true;
+        if (!info.conversion && dev && tallies[row].cases[kind] == 0 &&
+            cmoe_kernel_supports(row, dev, p, NULL, 0))
+            return true;
+    }
+    return false;
+}
+
 static void every_row(void **state)
 {
     call_report_faults();
@@ -119,9 +135,10 @@ static void every_row(void **state)
     for (int i = 0; i < PROBLEMS; i++) {
         const cmoe_problem p = test_problem(problems[i]);
         if (p.last != CMOE_STAGE_COMBINE || p.first > CMOE_STAGE_SORT) continue;
-        /* the sample: preparing a problem costs more than running a row on it */
-        if (!test_short() || i % 2 == 0) run_problem(rig, &p, GEN_REAL, rows, tallies);
-        if (!test_short() || i % 2 == 1) run_problem(rig, &p, GEN_EXACT, rows, tallies);
+        for (int kind = 0; kind < 2; kind++) {
+            if (i % 2 == kind || wanted(rig, &p, kind, rows, tallies))
+                run_problem(rig, &p, (enum gen_kind)kind, rows, tallies);
+        }
     }
     assert_int_equal(insufficient(rig, rows, tallies), 0);
 }
