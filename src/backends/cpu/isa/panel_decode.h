@@ -127,7 +127,7 @@ CMOE_INLINE vf e2m1(vi words, int at)
     const vi sign = (vi)(index << 28) & (int32_t)0x80000000;
     return v_float((vi)size | sign);
 #else
-    vf v;
+    vf v = {0};
     for (int i = 0; i < VEC; i++)
         v[i] = e2m1_value[words[i] >> at & 15];
     return v;
