@@ -69,6 +69,17 @@ static void *random_bytes(struct guard *g, struct rng *rng, size_t bytes, int be
     return out;
 }
 
+/* Codes of a type; every second matrix of e4m3 is without NaN, as all are in practice. */
+static void *random_codes(struct guard *g, struct rng *rng, cmoe_dtype dtype, int64_t n)
+{
+    const size_t bytes = cmoe_dtype_bytes(dtype, n);
+    uint8_t *const codes = random_bytes(g, rng, bytes, 256);
+    const bool finite = dtype == CMOE_E4M3 && rng_below(rng, 2) == 0;
+    for (size_t i = 0; i < bytes && finite; i++)
+        if ((codes[i] & 0x7f) == 0x7f) codes[i] ^= 1;
+    return codes;
+}
+
 /* n scales of a type; e8m0 and e4m3 ones take every code. */
 static void *random_scales(struct guard *g, struct rng *rng, cmoe_dtype dtype, int64_t n)
 {
@@ -91,7 +102,7 @@ static void make_packed(struct packed *m, struct rng *rng, cmoe_format f, int64_
     m->w.p.inter = (int32_t)k;
     m->w.p.w = f;
     m->down = (cmoe_matrix){
-        .data = random_bytes(&m->guard, rng, ROWS * cmoe_dtype_bytes((cmoe_dtype)f.dtype, k), 256),
+        .data = random_codes(&m->guard, rng, (cmoe_dtype)f.dtype, ROWS * cmoe__round_up(k, 2)),
         .scale = f.scaling == CMOE_SCALE_NONE ? NULL : random_scales(&m->guard, rng, scale, scales),
         .zero = f.zero ? random_bytes(&m->guard, rng, (size_t)scales, f.dtype == CMOE_U4 ? 16 : 256)
                        : NULL,

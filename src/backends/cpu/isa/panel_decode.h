@@ -2,15 +2,12 @@
  * Packed panels of quantised weights to f32: into a scratch that the f32 tile reads, or straight
  * into the multiply-adds of a few rows.
  *
- * Both walk one group at a time with its scales in registers and give code * scale rounded once:
- * 4-bit codes by a table in a register or by shifts, 8-bit floats through f16, whose conversion
- * keeps subnormal codes exact under any setting of the caller. */
+ * Both walk one piece of a group at a time with its scales in registers and give code * scale
+ * rounded once. */
 #ifndef CMOE_BACKENDS_CPU_ISA_PANEL_DECODE_H
 #define CMOE_BACKENDS_CPU_ISA_PANEL_DECODE_H
 
-#include "backends/cpu/isa/tile_i8.h"
-#include "backends/cpu/isa/vec.h"
-#include "backends/cpu/ops_quant.h"
+#include "backends/cpu/isa/codes.h"
 
 /* Columns that stream's accumulators cover at a time, in vectors: 1 row, more rows. */
 #if defined CMOE_ISA_AVX512
@@ -18,324 +15,227 @@ enum { STREAM_VECS1 = 2, STREAM_VECS = 2 };
 #else
 enum { STREAM_VECS1 = 4, STREAM_VECS = 2 };
 #endif
-enum { STREAM_ROWS = 4, MOST_VECS = 4 };
+enum { STREAM_ROWS = 4, MOST_VECS = 4, PIECE_K = 128 };
 
-#if defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2
-#    if defined CMOE_ISA_AVX512
-typedef __m256i halves;
-#    else
-typedef __m128i halves;
-#    endif
-typedef int16_t vh __attribute__((vector_size(2 * VEC)));
+/* What a panel holds: one body of each loop. E4M3_SLOW: a piece of E4M3 with a code that is NaN or
+ * scales close to overflow. */
+#define KINDS(KIND)                                                                                \
+    KIND(I8)                                                                                       \
+    KIND(I8_ZERO)                                                                                  \
+    KIND(E4M3)                                                                                     \
+    KIND(E4M3_SLOW)                                                                                \
+    KIND(E4M3FNUZ)                                                                                 \
+    KIND(E5M2)                                                                                     \
+    KIND(U4)                                                                                       \
+    KIND(U4_ZERO)                                                                                  \
+    KIND(E2M1)                                                                                     \
+    KIND(E2M1_GLOBAL)
+#define KIND(name) KIND_##name,
+enum kind { KINDS(KIND) };
+#undef KIND
 
-/* VEC bytes to 16-bit lanes, the code in the upper byte. */
-CMOE_INLINE vh load_upper(const void *p)
+static enum kind kind_of(const struct cmoe_cpu_panel *l)
 {
-#    if defined CMOE_ISA_AVX512
-    return (vh)_mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128(p)), 8);
-#    else
-    return (vh)_mm_slli_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64(p)), 8);
-#    endif
+    switch (l->code) {
+    case CMOE_CPU_CODE_I8:
+        return l->zero ? KIND_I8_ZERO : KIND_I8;
+    case CMOE_CPU_CODE_E4M3:
+        return KIND_E4M3;
+    case CMOE_CPU_CODE_E4M3FNUZ:
+        return KIND_E4M3FNUZ;
+    case CMOE_CPU_CODE_E5M2:
+        return KIND_E5M2;
+    case CMOE_CPU_CODE_U4:
+        return l->zero ? KIND_U4_ZERO : KIND_U4;
+    case CMOE_CPU_CODE_E2M1:
+        break;
+    }
+    return l->global ? KIND_E2M1_GLOBAL : KIND_E2M1;
 }
 
-CMOE_INLINE vf from_halves(vh bits)
+CMOE_INLINE int step_of(enum kind kind)
 {
-#    if defined CMOE_ISA_AVX512
-    return (vf)_mm512_cvtph_ps((halves)bits);
-#    else
-    return (vf)_mm256_cvtph_ps((halves)bits);
-#    endif
-}
-#endif
-
-/* VEC 8-bit floats; `code` is a constant after inlining. e4m3 becomes an f16 by moving exponent and
- * mantissa down one place, too small by 2^8 (fnuz: 2^7). */
-CMOE_INLINE vf load_f8(enum cmoe_cpu_code code, const uint8_t *p)
-{
-#if defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2
-    const vh upper = load_upper(p);
-    if (code == CMOE_CPU_CODE_E5M2) return from_halves(upper);
-    const vh low = (upper >> 1 & 0x3fff) | (upper & (int16_t)0x8000);
-    const vh nan = code == CMOE_CPU_CODE_E4M3 ? (vh)((upper & 0x7fff) == 0x7f00)
-                                              : (vh)(upper == (int16_t)0x8000);
-    return from_halves(low | (nan & 0x7e00)) * (code == CMOE_CPU_CODE_E4M3 ? 256.0f : 128.0f);
-#else
-    const cmoe_dtype dtype = code == CMOE_CPU_CODE_E5M2   ? CMOE_E5M2
-                             : code == CMOE_CPU_CODE_E4M3 ? CMOE_E4M3
-                                                          : CMOE_E4M3FNUZ;
-    const float *const table = cmoe__decode_table(dtype);
-    return (vf){table[p[0]], table[p[1]], table[p[2]], table[p[3]]};
-#endif
+    if (kind >= KIND_U4) return 8;
+    return kind <= KIND_I8_ZERO ? 4 : 1;
 }
 
-/* VEC bytes as unsigned or signed integers. */
-CMOE_INLINE vi load_u8(const uint8_t *p)
-{
-#if defined CMOE_ISA_AVX512
-    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
-#elif defined CMOE_ISA_AVX2
-    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));
-#else
-    return (vi){p[0], p[1], p[2], p[3]};
-#endif
-}
+/* A piece of a panel that lies in one group, at its k = `in`. */
+struct piece {
+    const char *group, *unit;
+    int64_t in, k;
+};
 
-CMOE_INLINE vf load_s8(const uint8_t *p)
+/* Whether e4m3 scales may be multiplied by 2^8. */
+CMOE_INLINE bool all_small(const struct cmoe_cpu_panel *l, const char *group)
 {
-    return vi_to_float((vi)((vu)load_u8(p) << 24) >> 24);
-}
-
-/* 2^(code - 127): the exponent field, but for its two ends. */
-CMOE_INLINE vf load_e8m0(const uint8_t *p)
-{
-    const vi code = load_u8(p);
-    const vi bits = code << 23;
-    const vi zero = code == 0, nan = code == 255;
-    return v_float((bits & ~nan) | (zero & 0x400000) | (nan & 0x7fc00000));
-}
-
-/* VEC scales of columns [col, ..) of a group. */
-CMOE_INLINE vf load_scale(cmoe_dtype dtype, const char *group, int col)
-{
-    const uint8_t *const bytes = (const uint8_t *)group + col;
-    const uint16_t *const halfs = (const uint16_t *)(const void *)group + col;
-    if (dtype == CMOE_E8M0) return load_e8m0(bytes);
-    if (dtype == CMOE_E4M3) return load_f8(CMOE_CPU_CODE_E4M3, bytes);
-    if (dtype == CMOE_BF16) return v_load_bf16(halfs);
-    if (dtype == CMOE_F16) return v_load_f16(halfs);
-    return v_load((const float *)(const void *)group + col);
-}
-
-/* Where the 4-bit code of k lies in its word, and an 8-bit one. */
-CMOE_INLINE int nibble_at(int k)
-{
-    return k % 4 * 8 + k / 4 * 4;
-}
-
-static const float e2m1_value[16] = {0,     0.5f,  1,  1.5f,  2,  3,  4,  6,
-                                     -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
-
-/* The 4-bit codes at bit `at` of words, as e2m1. */
-CMOE_INLINE vf e2m1(vi words, int at)
-{
-#if defined CMOE_ISA_AVX512
-    const vu index = (vu)words >> at;
-    return (vf)_mm512_permutexvar_ps((__m512i)index, _mm512_loadu_ps(e2m1_value));
-#elif defined CMOE_ISA_AVX2
-    const vu index = (vu)words >> at;
-    const __m256 size = _mm256_permutevar8x32_ps(_mm256_loadu_ps(e2m1_value), (__m256i)index);
-    const vi sign = (vi)(index << 28) & (int32_t)0x80000000;
-    return v_float((vi)size | sign);
-#else
-    vf v = {0};
+    const vi bound = v_bits(v_set(0x1p119f));
+    uint32_t word[VEC], large = 0;
+    vi any = {0};
+    for (int at = 0; at < CMOE_CPU_PANEL; at += VEC)
+        any |= (vi)(v_bits(v_abs(load_scale(l->scale, group, at))) >= bound);
+    memcpy(word, &any, sizeof word);
     for (int i = 0; i < VEC; i++)
-        v[i] = e2m1_value[words[i] >> at & 15];
-    return v;
-#endif
+        large |= word[i];
+    return large == 0;
 }
 
-/* What all codes of a group share, for `vecs` vectors of columns from `col` on. */
-struct group_terms {
+/* Whether a piece of e4m3 is E4M3, not E4M3_SLOW. */
+CMOE_INLINE bool is_plain(const struct cmoe_cpu_panel *l, const struct piece *p)
+{
+    return all_finite((const uint8_t *)p->unit, p->k * CMOE_CPU_PANEL) && all_small(l, p->group);
+}
+
+/* How much of `left` k's the piece holds: one group's, at most PIECE_K. */
+CMOE_INLINE void measure_piece(const struct cmoe_cpu_panel *l, int64_t left, struct piece *p)
+{
+    p->unit = p->group + l->scales + (p->in >> (l->step == 8 ? 3 : l->step == 4 ? 2 : 0)) * l->unit;
+    p->k = l->span - p->in;
+    if (p->k > left) p->k = left;
+    if (p->k > PIECE_K) p->k = PIECE_K;
+}
+
+CMOE_INLINE struct piece first_piece(const struct cmoe_cpu_panel *l, const char *panel,
+                                     int64_t first, int64_t k)
+{
+    struct piece p = {.group = panel + l->head + first / l->span * l->group, .in = first % l->span};
+    measure_piece(l, k, &p);
+    return p;
+}
+
+CMOE_INLINE void next_piece(const struct cmoe_cpu_panel *l, int64_t left, struct piece *p)
+{
+    p->in += p->k;
+    if (p->in == l->span) {
+        p->in = 0;
+        p->group += l->group;
+    }
+    measure_piece(l, left, p);
+}
+
+/* What all codes of a piece share, for `vecs` vectors of columns from `col` on. */
+struct terms {
     vf scale[MOST_VECS], zero[MOST_VECS], global[MOST_VECS];
 };
 
-CMOE_INLINE void load_terms(enum cmoe_cpu_code code, const struct cmoe_cpu_panel *l,
-                            const char *panel, const char *group, int col, int vecs,
-                            struct group_terms *t)
+CMOE_INLINE void load_terms(enum kind kind, const struct cmoe_cpu_panel *l, const char *panel,
+                            const char *group, int col, int vecs, struct terms *t)
 {
 #pragma GCC unroll 4
     for (int v = 0; v < vecs; v++) {
         const int at = col + v * VEC;
         const char *const zeros = group + l->scales - CMOE_CPU_PANEL;
         t->scale[v] = load_scale(l->scale, group, at);
-        t->zero[v] = v_set(code == CMOE_CPU_CODE_U4 ? 8.0f : 0.0f);
-        if (l->zero) t->zero[v] = load_s8((const uint8_t *)zeros + at);
-        t->global[v] = l->global ? v_load((const float *)(const void *)panel + at) : v_set(1);
+        if (kind == KIND_E4M3) t->scale[v] *= 256.0f;
+        if (kind == KIND_I8_ZERO || kind == KIND_U4_ZERO)
+            t->zero[v] = load_s8((const uint8_t *)zeros + at);
+        if (kind == KIND_E2M1_GLOBAL)
+            t->global[v] = v_load((const float *)(const void *)panel + at);
     }
 }
 
-/* Weight i of a unit for VEC columns; v: their vector. */
-CMOE_INLINE vf decode_one(enum cmoe_cpu_code code, const char *unit, int i, int at,
-                          const struct group_terms *t, int v)
+/* Weight i of a unit of words, one vector of columns. */
+CMOE_INLINE vf word_weight(enum kind kind, vi word, int i, const struct terms *t, int v)
 {
-    if (code == CMOE_CPU_CODE_E2M1)
-        return e2m1(vi_load(unit + 4 * at), nibble_at(i)) * t->scale[v] * t->global[v];
-    if (code == CMOE_CPU_CODE_U4) {
-        const vi q = vi_load(unit + 4 * at) >> nibble_at(i) & 15;
-        return (vi_to_float(q) - t->zero[v]) * t->scale[v];
+    const int nibble = i % 4 * 8 + i / 4 * 4;
+    if (kind == KIND_E2M1) return e2m1(word, nibble) * t->scale[v];
+    if (kind == KIND_E2M1_GLOBAL) return e2m1(word, nibble) * t->scale[v] * t->global[v];
+    if (kind == KIND_U4) return u4(word, nibble, true) * t->scale[v];
+    if (kind == KIND_U4_ZERO) return (u4(word, nibble, false) - t->zero[v]) * t->scale[v];
+    const vf q = vi_to_float((vi)((vu)word << (24 - 8 * i)) >> 24);
+    return (kind == KIND_I8_ZERO ? q - t->zero[v] : q) * t->scale[v];
+}
+
+/* Weight i of a unit for `vecs` vectors of columns, an even number. */
+CMOE_INLINE void load_weights(enum kind kind, const char *unit, int i, int col, int vecs,
+                              const struct terms *t, vf w[MOST_VECS])
+{
+#pragma GCC unroll 2
+    for (int v = 0; v < vecs; v += 2) {
+        const char *const at = unit + (step_of(kind) == 1 ? 1 : 4) * (col + v * VEC);
+        const uint8_t *const bytes = (const uint8_t *)at;
+        if (kind == KIND_E4M3 || kind == KIND_E5M2) {
+            load_f8_pair(kind == KIND_E4M3 ? CMOE_CPU_CODE_E4M3 : CMOE_CPU_CODE_E5M2, bytes, w + v);
+        } else if (kind == KIND_E4M3_SLOW || kind == KIND_E4M3FNUZ) {
+            const enum cmoe_cpu_code code =
+                kind == KIND_E4M3FNUZ ? CMOE_CPU_CODE_E4M3FNUZ : CMOE_CPU_CODE_E4M3;
+            w[v] = load_f8(code, bytes);
+            w[v + 1] = load_f8(code, bytes + VEC);
+        } else {
+            w[v] = word_weight(kind, vi_load(at), i, t, v);
+            w[v + 1] = word_weight(kind, vi_load(at + 4 * VEC), i, t, v + 1);
+            continue;
+        }
+        w[v] *= t->scale[v];
+        w[v + 1] *= t->scale[v + 1];
     }
-    if (code == CMOE_CPU_CODE_I8) {
-        const vi q = (vi)((vu)vi_load(unit + 4 * at) << (24 - 8 * i)) >> 24;
-        return (vi_to_float(q) - t->zero[v]) * t->scale[v];
-    }
-    return load_f8(code, (const uint8_t *)unit + at) * t->scale[v];
-}
-
-CMOE_INLINE int step_of(enum cmoe_cpu_code code)
-{
-    if (code == CMOE_CPU_CODE_U4 || code == CMOE_CPU_CODE_E2M1) return 8;
-    return code == CMOE_CPU_CODE_I8 ? 4 : 1;
-}
-
-/* A piece of a panel that lies in one group. */
-struct piece {
-    const char *group, *unit;
-    int64_t k; /* left in the group and in what is asked for */
-};
-
-CMOE_INLINE struct piece find_piece(const struct cmoe_cpu_panel *l, const char *panel,
-                                    int64_t first, int64_t k)
-{
-    const char *const group = panel + l->head + first / l->span * l->group;
-    const int64_t in = first % l->span;
-    return (struct piece){.group = group,
-                          .unit = group + l->scales + in / l->step * l->unit,
-                          .k = k < l->span - in ? k : l->span - in};
-}
-
-/* --- rows of x ------------------------------------------------------------------------------ */
-
-/* VEC 4-bit codes of a row, the first in the low bits of the first byte, each at bit 0 of a word
- * (what lies above it is other codes). */
-CMOE_INLINE vu row_nibbles(const uint8_t *p)
-{
-#if defined CMOE_ISA_AVX512
-    uint64_t bits;
-    memcpy(&bits, p, sizeof bits);
-    const vu at = {0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28};
-    const __m512i words = _mm512_inserti64x4(_mm512_set1_epi32((int32_t)bits),
-                                             _mm256_set1_epi32((int32_t)(bits >> 32)), 1);
-    return (vu)words >> at;
-#elif defined CMOE_ISA_AVX2
-    int32_t bits;
-    memcpy(&bits, p, sizeof bits);
-    const vu at = {0, 4, 8, 12, 16, 20, 24, 28};
-    return (vu)vi_set(bits) >> at;
-#else
-    return (vu){p[0], p[0] >> 4, p[1], p[1] >> 4};
-#endif
-}
-
-/* VEC values of a row; dtype is a constant after inlining. */
-CMOE_INLINE vf row_values(cmoe_dtype dtype, const uint8_t *p)
-{
-    if (dtype == CMOE_E4M3) return load_f8(CMOE_CPU_CODE_E4M3, p);
-    if (dtype == CMOE_E4M3FNUZ) return load_f8(CMOE_CPU_CODE_E4M3FNUZ, p);
-    if (dtype == CMOE_E5M2) return load_f8(CMOE_CPU_CODE_E5M2, p);
-    if (dtype == CMOE_I8) return load_s8(p);
-    if (dtype == CMOE_E2M1) return e2m1((vi)row_nibbles(p), 0);
-    return vi_to_float((vi)(row_nibbles(p) << 28) >> 28);
-}
-
-CMOE_INLINE void decode_x_as(cmoe_dtype dtype, const struct cmoe_cpu_x_scale *s, const void *codes,
-                             int64_t k, float *a, int64_t stride)
-{
-    const int bits = dtype == CMOE_I4 || dtype == CMOE_E2M1 ? 4 : 8;
-    for (int64_t at = 0; at < k; at += CMOE_CPU_CHUNK, a += stride) {
-        const uint8_t *from = (const uint8_t *)codes + at * bits / 8;
-        const int64_t n = k - at;
-        uint8_t tail[CMOE_CPU_CHUNK] = {0};
-        if (n < CMOE_CPU_CHUNK) from = memcpy(tail, from, (size_t)(n * bits + 7) / 8);
-        const vf scale = v_set(s->span ? s->of_group[at / s->span] : s->one);
-#pragma GCC unroll 4
-        for (int i = 0; i < CMOE_CPU_CHUNK; i += VEC)
-            v_store(a + i, row_values(dtype, from + i * bits / 8) * scale * v_set(s->global));
-    }
-}
-
-static void decode_x(cmoe_dtype dtype, const struct cmoe_cpu_x_scale *s, const void *codes,
-                     int64_t k, float *a, int64_t stride)
-{
-    if (dtype == CMOE_E4M3)
-        decode_x_as(CMOE_E4M3, s, codes, k, a, stride);
-    else if (dtype == CMOE_E4M3FNUZ)
-        decode_x_as(CMOE_E4M3FNUZ, s, codes, k, a, stride);
-    else if (dtype == CMOE_E5M2)
-        decode_x_as(CMOE_E5M2, s, codes, k, a, stride);
-    else if (dtype == CMOE_I8)
-        decode_x_as(CMOE_I8, s, codes, k, a, stride);
-    else if (dtype == CMOE_E2M1)
-        decode_x_as(CMOE_E2M1, s, codes, k, a, stride);
-    else
-        decode_x_as(CMOE_I4, s, codes, k, a, stride);
 }
 
 /* --- into scratch --------------------------------------------------------------------------- */
 
-CMOE_INLINE void decode_unit(enum cmoe_cpu_code code, const char *unit, int n, int col, int vecs,
-                             const struct group_terms *t, float *out)
+CMOE_INLINE void decode_unit(enum kind kind, const char *unit, int n, int col,
+                             const struct terms *t, float *out)
 {
 #pragma GCC unroll 8
-    for (int i = 0; i < n; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < vecs; v++)
-            v_store(out + i * CMOE_CPU_PANEL + col + v * VEC,
-                    decode_one(code, unit, i, col + v * VEC, t, v));
+    for (int i = 0; i < n; i++) {
+        vf w[MOST_VECS];
+        load_weights(kind, unit, i, col, STREAM_VECS, t, w);
+        for (int v = 0; v < STREAM_VECS; v++)
+            v_store(out + i * CMOE_CPU_PANEL + col + v * VEC, w[v]);
+    }
 }
 
-CMOE_INLINE void decode_as(enum cmoe_cpu_code code, const struct cmoe_cpu_panel *l,
-                           const char *panel, int64_t first, int64_t k, float *out)
+CMOE_INLINE void decode_piece(enum kind kind, const struct cmoe_cpu_panel *l, const char *panel,
+                              const struct piece *p, float *out)
 {
-    const int step = step_of(code);
-    while (k > 0) {
-        const struct piece p = find_piece(l, panel, first, k);
-        for (int col = 0; col < CMOE_CPU_PANEL; col += STREAM_VECS * VEC) {
-            struct group_terms t;
-            const char *unit = p.unit;
-            float *to = out;
-            int64_t left = p.k;
-            load_terms(code, l, panel, p.group, col, STREAM_VECS, &t);
-            for (; left >= step; left -= step, unit += l->unit, to += step * CMOE_CPU_PANEL)
-                decode_unit(code, unit, step, col, STREAM_VECS, &t, to);
-            decode_unit(code, unit, (int)left, col, STREAM_VECS, &t, to);
-        }
-        first += p.k;
-        k -= p.k;
-        out += p.k * CMOE_CPU_PANEL;
+    const int step = step_of(kind);
+    for (int col = 0; col < CMOE_CPU_PANEL; col += STREAM_VECS * VEC) {
+        struct terms t;
+        const char *unit = p->unit;
+        float *to = out;
+        int64_t left = p->k;
+        load_terms(kind, l, panel, p->group, col, STREAM_VECS, &t);
+        for (; left >= step; left -= step, unit += l->unit, to += step * CMOE_CPU_PANEL)
+            decode_unit(kind, unit, step, col, &t, to);
+        if (left > 0) decode_unit(kind, unit, (int)left, col, &t, to);
     }
 }
 
 static void decode(const struct cmoe_cpu_panel *l, const void *panel, int64_t first, int64_t k,
                    float *out)
 {
-    switch (l->code) {
-    case CMOE_CPU_CODE_I8:
-        decode_as(CMOE_CPU_CODE_I8, l, panel, first, k, out);
-        break;
-    case CMOE_CPU_CODE_E4M3:
-        decode_as(CMOE_CPU_CODE_E4M3, l, panel, first, k, out);
-        break;
-    case CMOE_CPU_CODE_E4M3FNUZ:
-        decode_as(CMOE_CPU_CODE_E4M3FNUZ, l, panel, first, k, out);
-        break;
-    case CMOE_CPU_CODE_E5M2:
-        decode_as(CMOE_CPU_CODE_E5M2, l, panel, first, k, out);
-        break;
-    case CMOE_CPU_CODE_U4:
-        decode_as(CMOE_CPU_CODE_U4, l, panel, first, k, out);
-        break;
-    case CMOE_CPU_CODE_E2M1:
-        decode_as(CMOE_CPU_CODE_E2M1, l, panel, first, k, out);
-        break;
+    struct piece p = first_piece(l, panel, first, k);
+    for (; p.k > 0; k -= p.k, next_piece(l, k, &p)) {
+        enum kind kind = kind_of(l);
+        if (kind == KIND_E4M3 && !is_plain(l, &p)) kind = KIND_E4M3_SLOW;
+        switch (kind) {
+#define KIND(name)                                                                                 \
+case KIND_##name:                                                                                  \
+    decode_piece(KIND_##name, l, panel, &p, out);                                                  \
+    break;
+            KINDS(KIND)
+#undef KIND
+        }
+        out += p.k * CMOE_CPU_PANEL;
     }
 }
 
 /* --- straight into rows --------------------------------------------------------------------- */
 
 /* a: the first row's value of the unit's first k; rows are a chunk apart. */
-CMOE_INLINE void stream_unit(enum cmoe_cpu_code code, const char *unit, int n, int col, int vecs,
-                             const struct group_terms *t, int m, const float *a,
+CMOE_INLINE void stream_unit(enum kind kind, const char *unit, int n, int col, int vecs,
+                             const struct terms *t, int m, const float *a,
                              vf acc[STREAM_ROWS][MOST_VECS])
 {
 #pragma GCC unroll 8
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
+        vf w[MOST_VECS];
+        load_weights(kind, unit, i, col, vecs, t, w);
 #pragma GCC unroll 4
-        for (int v = 0; v < vecs; v++) {
-            const vf w = decode_one(code, unit, i, col + v * VEC, t, v);
+        for (int v = 0; v < vecs; v++)
 #pragma GCC unroll 4
             for (int r = 0; r < m; r++)
-                acc[r][v] = v_fma(v_set(a[r * CMOE_CPU_CHUNK + i]), w, acc[r][v]);
-        }
+                acc[r][v] = v_fma(v_set(a[r * CMOE_CPU_CHUNK + i]), w[v], acc[r][v]);
+    }
 }
 
 /* Where k lies in packed rows. */
@@ -344,27 +244,36 @@ CMOE_INLINE const float *a_at(const float *a, int m, int64_t k)
     return a + k / CMOE_CPU_CHUNK * CMOE_CPU_CHUNK * m + k % CMOE_CPU_CHUNK;
 }
 
-CMOE_INLINE void stream_tile(enum cmoe_cpu_code code, const struct cmoe_cpu_panel *l,
-                             const char *panel, int col, int vecs, int m, int64_t first, int64_t k,
-                             const float *a, float *c, int64_t ldc, bool more)
+CMOE_INLINE void stream_piece(enum kind kind, const struct cmoe_cpu_panel *l, const char *panel,
+                              const struct piece *p, int col, int vecs, int m, int64_t at,
+                              const float *a, vf acc[STREAM_ROWS][MOST_VECS])
 {
-    const int step = step_of(code);
+    const int step = step_of(kind);
+    struct terms t;
+    const char *unit = p->unit;
+    int64_t left = p->k;
+    load_terms(kind, l, panel, p->group, col, vecs, &t);
+    for (; left >= step; left -= step, at += step, unit += l->unit)
+        stream_unit(kind, unit, step, col, vecs, &t, m, a_at(a, m, at), acc);
+    if (left > 0) stream_unit(kind, unit, (int)left, col, vecs, &t, m, a_at(a, m, at), acc);
+}
+
+CMOE_INLINE void stream_tile(enum kind kind, const struct cmoe_cpu_panel *l, const char *panel,
+                             int col, int vecs, int m, int64_t first, int64_t k, const float *a,
+                             float *c, int64_t ldc, bool more)
+{
     vf acc[STREAM_ROWS][MOST_VECS];
 #pragma GCC unroll 4
     for (int r = 0; r < m; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < vecs; v++)
             acc[r][v] = more ? v_load(c + r * ldc + col + v * VEC) : v_set(0);
-    for (int64_t done = 0; done < k;) {
-        const struct piece p = find_piece(l, panel, first + done, k - done);
-        struct group_terms t;
-        const char *unit = p.unit;
-        int64_t left = p.k;
-        load_terms(code, l, panel, p.group, col, vecs, &t);
-        for (; left >= step; left -= step, done += step, unit += l->unit)
-            stream_unit(code, unit, step, col, vecs, &t, m, a_at(a, m, done), acc);
-        stream_unit(code, unit, (int)left, col, vecs, &t, m, a_at(a, m, done), acc);
-        done += left;
+    struct piece p = first_piece(l, panel, first, k);
+    for (int64_t done = 0; p.k > 0; done += p.k, next_piece(l, k - done, &p)) {
+        if (kind == KIND_E4M3 && !is_plain(l, &p))
+            stream_piece(KIND_E4M3_SLOW, l, panel, &p, col, vecs, m, done, a, acc);
+        else
+            stream_piece(kind, l, panel, &p, col, vecs, m, done, a, acc);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < m; r++)
@@ -373,31 +282,31 @@ CMOE_INLINE void stream_tile(enum cmoe_cpu_code code, const struct cmoe_cpu_pane
             v_store(c + r * ldc + col + v * VEC, acc[r][v]);
 }
 
-CMOE_INLINE void stream_rows(enum cmoe_cpu_code code, const struct cmoe_cpu_panel *l,
-                             const char *panel, int m, int64_t first, int64_t k, const float *a,
-                             float *c, int64_t ldc, bool more)
+CMOE_INLINE void stream_rows(enum kind kind, const struct cmoe_cpu_panel *l, const char *panel,
+                             int m, int64_t first, int64_t k, const float *a, float *c, int64_t ldc,
+                             bool more)
 {
     const int vecs = m == 1 ? STREAM_VECS1 : STREAM_VECS;
     for (int col = 0; col < CMOE_CPU_PANEL; col += vecs * VEC)
-        stream_tile(code, l, panel, col, vecs, m, first, k, a, c, ldc, more);
+        stream_tile(kind, l, panel, col, vecs, m, first, k, a, c, ldc, more);
 }
 
-CMOE_INLINE void stream_as(enum cmoe_cpu_code code, const struct cmoe_cpu_panel *l,
-                           const char *panel, int m, int64_t first, int64_t k, const float *a,
-                           float *c, int64_t ldc, bool more)
+CMOE_INLINE void stream_as(enum kind kind, const struct cmoe_cpu_panel *l, const char *panel, int m,
+                           int64_t first, int64_t k, const float *a, float *c, int64_t ldc,
+                           bool more)
 {
     switch (m) {
     case 1:
-        stream_rows(code, l, panel, 1, first, k, a, c, ldc, more);
+        stream_rows(kind, l, panel, 1, first, k, a, c, ldc, more);
         break;
     case 2:
-        stream_rows(code, l, panel, 2, first, k, a, c, ldc, more);
+        stream_rows(kind, l, panel, 2, first, k, a, c, ldc, more);
         break;
     case 3:
-        stream_rows(code, l, panel, 3, first, k, a, c, ldc, more);
+        stream_rows(kind, l, panel, 3, first, k, a, c, ldc, more);
         break;
     case 4:
-        stream_rows(code, l, panel, 4, first, k, a, c, ldc, more);
+        stream_rows(kind, l, panel, 4, first, k, a, c, ldc, more);
         break;
     }
 }
@@ -405,26 +314,16 @@ CMOE_INLINE void stream_as(enum cmoe_cpu_code code, const struct cmoe_cpu_panel 
 static void stream(const struct cmoe_cpu_panel *l, const void *panel, int m, int64_t first,
                    int64_t k, const float *a, float *c, int64_t ldc, bool more)
 {
-    switch (l->code) {
-    case CMOE_CPU_CODE_I8:
-        stream_as(CMOE_CPU_CODE_I8, l, panel, m, first, k, a, c, ldc, more);
-        break;
-    case CMOE_CPU_CODE_E4M3:
-        stream_as(CMOE_CPU_CODE_E4M3, l, panel, m, first, k, a, c, ldc, more);
-        break;
-    case CMOE_CPU_CODE_E4M3FNUZ:
-        stream_as(CMOE_CPU_CODE_E4M3FNUZ, l, panel, m, first, k, a, c, ldc, more);
-        break;
-    case CMOE_CPU_CODE_E5M2:
-        stream_as(CMOE_CPU_CODE_E5M2, l, panel, m, first, k, a, c, ldc, more);
-        break;
-    case CMOE_CPU_CODE_U4:
-        stream_as(CMOE_CPU_CODE_U4, l, panel, m, first, k, a, c, ldc, more);
-        break;
-    case CMOE_CPU_CODE_E2M1:
-        stream_as(CMOE_CPU_CODE_E2M1, l, panel, m, first, k, a, c, ldc, more);
-        break;
+    switch (kind_of(l)) {
+#define KIND(name)                                                                                 \
+case KIND_##name:                                                                                  \
+    stream_as(KIND_##name, l, panel, m, first, k, a, c, ldc, more);                                \
+    break;
+        KINDS(KIND)
+#undef KIND
     }
 }
+
+#undef KINDS
 
 #endif
