@@ -267,6 +267,71 @@ static void dots_are_exact(void **state)
     free(m);
 }
 
+/* Rows of int8 by groups of 4-bit codes against sums in f64: exact in a group, f32 between groups. */
+static void check_dots4(struct packed *m, struct rng *rng, enum cmoe_isa isa, int rows)
+{
+    const struct cmoe_cpu_quant_ops *const ops = cmoe__cpu_quant_ops(isa);
+    const int64_t k = m->l.k, groups = cmoe__ceil_div(k, m->l.span);
+    const bool extreme = rng_below(rng, 4) == 0;
+    const void *from[16];
+    const float scale[16] = {1, 0.5f, 2, 0.25f, 1, 4, 8, 1, 1, 0.5f, 1, 2};
+    float w[MOST_K];
+    for (int r = 0; r < rows; r++) {
+        int8_t *const x = guard_alloc(&m->guard, (size_t)k, 1, GUARD_INPUT);
+        for (int64_t i = 0; i < k; i++)
+            x[i] = (int8_t)(extreme ? (r % 2 ? 127 : -128) : rng_between(rng, -128, 127));
+        from[r] = x;
+    }
+    void *const a = guard_alloc(&m->guard, (size_t)(cmoe__round_up(k, 8) * rows), 4, GUARD_OUTPUT);
+    int32_t *const offsets =
+        guard_alloc(&m->guard, (size_t)(groups * rows) * sizeof *offsets, 4, GUARD_OUTPUT);
+    float *const c =
+        guard_alloc(&m->guard, (size_t)rows * CMOE_CPU_PANEL * sizeof *c, 4, GUARD_OUTPUT);
+    ops->pack_u4(&m->l, from, rows, a, offsets);
+    ops->dot_u4(&m->l, m->panels, rows, a, offsets, scale, c, CMOE_CPU_PANEL);
+    for (int j = 0; j < CMOE_CPU_PANEL; j++) {
+        struct cmoe_row row;
+        cmoe__weights_row(&m->w, 2, 0, j, &row);
+        cmoe__row_decode_f32(m->w.p.w, &row, k, w);
+        for (int r = 0; r < rows; r++) {
+            const float got = c[r * CMOE_CPU_PANEL + j];
+            double sum = 0, size = 0;
+            for (int64_t i = 0; i < k; i++) {
+                const double product = (double)((const int8_t *)from[r])[i] * (double)w[i];
+                sum += product * (double)scale[r];
+                size += fabs(product) * (double)scale[r];
+            }
+            if (!(fabs((double)got - sum) <= size * (double)(groups + 4) * 0x1p-23))
+                fail_with("%s: K=%ld, %d rows: 4-bit dot (%d, %d) is %.9g, not %.9g",
+                          cmoe__isa_name(isa), (long)k, rows, r, j, (double)got, sum);
+        }
+    }
+    assert_true(guard_check(&m->guard));
+}
+
+static void dots_of_4_bits(void **state)
+{
+    struct packed *const m = calloc(1, sizeof *m);
+    struct rng rng = {test_seed()};
+    (void)state;
+    assert_non_null(m);
+    guard_init(&m->guard);
+    for (int level = 0; level < CMOE_ISA_LEVELS; level++) {
+        if (!runs(level)) continue;
+        const int most = cmoe__cpu_quant_ops((enum cmoe_isa)level)->dot4_rows;
+        for (int f = 0; f < FORMATS; f++)
+            for (int d = 0; d < DEPTHS; d++) {
+                if (formats[f].dtype != CMOE_I4 && formats[f].dtype != CMOE_U4) continue;
+                for (int rows = 1; rows <= most; rows++) {
+                    make_packed(m, &rng, formats[f], depths[d]);
+                    check_dots4(m, &rng, (enum cmoe_isa)level, rows);
+                }
+            }
+    }
+    guard_end(&m->guard);
+    free(m);
+}
+
 /* --- quantisers ----------------------------------------------------------------------------- */
 
 static void rows_quantise_as_the_core_does(void **state)
@@ -309,6 +374,7 @@ int main(void)
         cmocka_unit_test(panels_decode),
         cmocka_unit_test(few_rows_stream),
         cmocka_unit_test(dots_are_exact),
+        cmocka_unit_test(dots_of_4_bits),
         cmocka_unit_test(rows_quantise_as_the_core_does),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

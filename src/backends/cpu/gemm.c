@@ -52,7 +52,7 @@ static int64_t block_k(const struct cmoe_cpu_gemm *g)
     if (g->how == CMOE_CPU_MULTIPLY_CODES)
         return cmoe__round_up(cmoe__min64(g->k, CMOE_CPU_CODE_BLOCK), CMOE_CPU_CHUNK);
     if (g->how == CMOE_CPU_MULTIPLY_DOTS) /* floats that hold a row of quads */
-        return cmoe__round_up(cmoe__ceil_div(g->k, 4) * g->quant->quad_bytes / 4, CMOE_CPU_CHUNK);
+        return cmoe__round_up(cmoe__ceil_div(cmoe__cpu_dot_row(g), 4), CMOE_CPU_CHUNK);
     return cmoe__round_up(g->p32 ? cmoe__min64(g->k, CMOE_CPU_K_BLOCK) : g->k, CMOE_CPU_CHUNK);
 }
 
@@ -66,6 +66,8 @@ size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g)
     const size_t k = (size_t)block_k(g);
     size_t gathered = g->p32 ? 0 : GATHER_ROWS * k;
     if (g->how == CMOE_CPU_MULTIPLY_CODES) gathered = k * CMOE_CPU_PANEL;
+    if (g->how == CMOE_CPU_MULTIPLY_DOTS) /* an offset of every row's groups */
+        gathered = (size_t)(g->row_block * cmoe__ceil_div(g->k, g->panel.span));
     return ((size_t)g->row_block * (k + (size_t)g->run) + gathered) * sizeof(float);
 }
 

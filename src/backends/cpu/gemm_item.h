@@ -22,6 +22,9 @@ static inline int cmoe__cpu_next_tile(int left, int tile)
     return (left + tiles - 1) / tiles;
 }
 
+/* Bytes of a row that integer dots read. */
+int64_t cmoe__cpu_dot_row(const struct cmoe_cpu_gemm *g);
+
 /* Results of the item to c, from packed panels of quantised weights: by integer dots, or decoded. */
 void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it);
 void cmoe__cpu_multiply_codes(const struct cmoe_cpu_item *it);

@@ -122,6 +122,12 @@ static void multiply_block(const struct cmoe_cpu_item *it, const char *panel, in
     }
 }
 
+int64_t cmoe__cpu_dot_row(const struct cmoe_cpu_gemm *g)
+{
+    if (g->panel.code == CMOE_CPU_CODE_U4) return cmoe__round_up(g->k, 8);
+    return cmoe__ceil_div(g->k, 4) * g->quant->quad_bytes;
+}
+
 void cmoe__cpu_multiply_codes(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
@@ -135,29 +141,47 @@ void cmoe__cpu_multiply_codes(const struct cmoe_cpu_item *it)
     }
 }
 
+/* Rows [r, r + m) of a tile: where their codes are, and their scales. */
+static void dot_rows(const struct cmoe_cpu_item *it, int r, int m, const void **rows, float *scale)
+{
+    for (int i = 0; i < m; i++) {
+        const struct input in = input_row(it, r + i);
+        rows[i] = in.codes;
+        scale[i] = one_scale(&in);
+    }
+}
+
 void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
-    const int64_t row_bytes = cmoe__ceil_div(g->k, 4) * g->quant->quad_bytes;
+    const struct cmoe_cpu_quant_ops *const ops = g->quant;
+    const bool grouped = g->panel.code == CMOE_CPU_CODE_U4;
+    const int tile = grouped ? ops->dot4_rows : ops->dot_rows;
+    const int64_t row_bytes = cmoe__cpu_dot_row(g);
+    const int64_t groups = cmoe__ceil_div(g->k, g->panel.span);
     const char *const panels = first_panel(it);
     char *const a = (char *)it->a;
+    int32_t *const offsets = (int32_t *)(void *)it->gathered;
     float scale[CMOE_CPU_QUANT_ROWS];
     for (int r = 0, m; r < it->m; r += m) {
         const void *rows[CMOE_CPU_QUANT_ROWS];
-        m = cmoe__cpu_next_tile(it->m - r, g->quant->dot_rows);
-        for (int i = 0; i < m; i++) {
-            const struct input in = input_row(it, r + i);
-            rows[i] = in.codes;
-            scale[r + i] = one_scale(&in);
-        }
-        g->quant->pack_i8(rows, m, g->k, a + r * row_bytes);
+        m = cmoe__cpu_next_tile(it->m - r, tile);
+        dot_rows(it, r, m, rows, scale + r);
+        if (grouped)
+            ops->pack_u4(&g->panel, rows, m, a + r * row_bytes, offsets + r * groups);
+        else
+            ops->pack_i8(rows, m, g->k, a + r * row_bytes);
     }
     for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
         const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
         for (int r = 0, m; r < it->m; r += m) {
-            m = cmoe__cpu_next_tile(it->m - r, g->quant->dot_rows);
-            g->quant->dot_i8(&g->panel, panel, m, a + r * row_bytes, scale + r,
-                             it->c + r * g->run + j, g->run);
+            float *const c = it->c + r * g->run + j;
+            m = cmoe__cpu_next_tile(it->m - r, tile);
+            if (grouped)
+                ops->dot_u4(&g->panel, panel, m, a + r * row_bytes, offsets + r * groups, scale + r,
+                            c, g->run);
+            else
+                ops->dot_i8(&g->panel, panel, m, a + r * row_bytes, scale + r, c, g->run);
         }
     }
 }

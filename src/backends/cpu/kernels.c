@@ -28,7 +28,7 @@ static bool takes_panels(const struct cmoe_kernel *k, const struct cmoe_query *q
                         cmoe_dtype_name((cmoe_dtype)q->p->w.dtype));
 }
 
-/* Whole rows and columns of int8 with one scale each. */
+/* Whole rows of int8 with one scale each; columns of int8 too, or 4-bit groups. */
 static bool takes_dots(const struct cmoe_query *q, cmoe_format a, const char *name,
                        struct cmoe_why *why)
 {
@@ -38,7 +38,8 @@ static bool takes_dots(const struct cmoe_query *q, cmoe_format a, const char *na
                                a.scaling != CMOE_SCALE_TENSOR))
         return cmoe__refuse(why, "%s=%s is not int8 with one scale a row", name,
                             cmoe_dtype_name((cmoe_dtype)a.dtype));
-    if (w.zero || (w.scaling != CMOE_SCALE_CHANNEL && w.scaling != CMOE_SCALE_TENSOR))
+    const bool grouped = w.dtype == CMOE_I4 || w.dtype == CMOE_U4;
+    if (!grouped && (w.zero || (w.scaling != CMOE_SCALE_CHANNEL && w.scaling != CMOE_SCALE_TENSOR)))
         return cmoe__refuse(why, "w has zero points, or other scales than one a channel");
     if (k > CMOE_CPU_DOT_K)
         return cmoe__refuse(why, "K=%lld is more than %d", (long long)k, CMOE_CPU_DOT_K);

@@ -30,6 +30,15 @@ struct cmoe_cpu_quant_ops {
     void (*dot_i8)(const struct cmoe_cpu_panel *l, const void *panel, int m, const void *a,
                    const float *row_scale, float *c, int64_t ldc);
 
+    /* The same over 4-bit codes in groups, zero points or not: quads [ceil(k/8)*2][m] of 4 bytes, and
+     * what a group's sums begin with for a zero point of 1 (none: what they begin with):
+     * offsets[groups][m]. Sums are exact in a group; groups add up in f32, in order. */
+    int dot4_rows; /* most rows of one call of dot_u4 */
+    void (*pack_u4)(const struct cmoe_cpu_panel *l, const void *const *rows, int m, void *a,
+                    int32_t *offsets);
+    void (*dot_u4)(const struct cmoe_cpu_panel *l, const void *panel, int m, const void *a,
+                   const int32_t *offsets, const float *row_scale, float *c, int64_t ldc);
+
     /* k columns of a row of codes, from where a group begins, in chunks of 16 that are `stride`
      * floats apart. */
     void (*decode_x)(cmoe_dtype dtype, const struct cmoe_cpu_x_scale *scale, const void *codes,

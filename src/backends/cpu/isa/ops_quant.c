@@ -5,6 +5,7 @@
 #include "backends/cpu/isa/panel_decode.h"
 #include "backends/cpu/isa/quantize.h"
 #include "backends/cpu/isa/tile_i8.h"
+#include "backends/cpu/isa/tile_u4.h"
 
 #if defined CMOE_ISA_AVX512VNNI
 const struct cmoe_cpu_quant_ops cmoe__cpu_quant_ops_avx512vnni = {
@@ -20,6 +21,9 @@ const struct cmoe_cpu_quant_ops cmoe__cpu_quant_ops_generic = {
     .stream_rows = STREAM_ROWS,
     .pack_i8 = pack_i8,
     .dot_i8 = dot_i8,
+    .dot4_rows = DOT4_ROWS,
+    .pack_u4 = pack_u4,
+    .dot_u4 = dot_u4,
     .decode_x = decode_x,
     .decode = decode,
     .stream = stream,
