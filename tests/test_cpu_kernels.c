@@ -144,7 +144,7 @@ static void check_tile(struct operands *o, const struct cmoe_cpu_ops *ops, cmoe_
 {
     const float *const packed = pack(o, ops, a, 0, o->m, 0, o->k);
     float *const c = result(o, o->m);
-    ops->gemm_p32(o->w, o->m, o->k, packed, o->panel, c, LDC, false);
+    ops->gemm_p32(o->w, o->m, o->k, packed, o->panel, c, LDC, false, (struct cmoe_cpu_ahead){0});
     for (int r = 0; r < o->m; r++)
         for (int j = 0; j < CMOE_CPU_PANEL; j++)
             check_dot("gemm_p32", c[r * LDC + j], o->a_value[r], o->b_value[j], o->k);
@@ -154,9 +154,10 @@ static void check_tile(struct operands *o, const struct cmoe_cpu_ops *ops, cmoe_
         const int64_t cut = o->k / 2 / CMOE_CPU_CHUNK * CMOE_CPU_CHUNK;
         const char *const rest = (const char *)o->panel + cut * CMOE_CPU_PANEL * size_of(o->w);
         float *const alone = result(o, 1);
-        ops->gemm_p32(o->w, 1, cut, pack(o, ops, a, r, 1, 0, cut), o->panel, alone, LDC, false);
+        ops->gemm_p32(o->w, 1, cut, pack(o, ops, a, r, 1, 0, cut), o->panel, alone, LDC, false,
+                      (struct cmoe_cpu_ahead){0});
         ops->gemm_p32(o->w, 1, o->k - cut, pack(o, ops, a, r, 1, cut, o->k - cut), rest, alone, LDC,
-                      true);
+                      true, (struct cmoe_cpu_ahead){0});
         assert_same_bytes(alone, c + r * LDC, CMOE_CPU_PANEL * sizeof(float));
     }
     assert_true(guard_check(&o->guard));

@@ -180,7 +180,7 @@ static void check_stream(struct packed *m, struct rng *rng, enum cmoe_isa isa)
     ops->pack_rows(CMOE_F32, rows, n, k, a);
     quant->stream(&m->l, m->panels, n, 0, k, a, c[0], CMOE_CPU_PANEL, false);
     quant->decode(&m->l, m->panels, 0, k, w);
-    ops->gemm_p32(CMOE_F32, n, k, a, w, want[0], CMOE_CPU_PANEL, false);
+    ops->gemm_p32(CMOE_F32, n, k, a, w, want[0], CMOE_CPU_PANEL, false, (struct cmoe_cpu_ahead){0});
     for (int r = 0; r < n; r++) {
         ops->pack_rows(CMOE_F32, &rows[r], 1, k, a);
         quant->stream(&m->l, m->panels, 1, 0, cut, a, alone, CMOE_CPU_PANEL, false);

@@ -11,6 +11,7 @@
 #include "core/size.h"
 #include "core/weights.h"
 #include <assert.h>
+#include <string.h>
 
 void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int matrix,
                          const struct cmoe_kernel *k, struct cmoe_cpu_gemm *out)
@@ -29,12 +30,10 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
         .n = first ? s->rows1 : s->h_used,
         .n_stride = first ? s->rows1 : s->H,
         /* A decoded weight row costs like many dots: share it widely. */
-        .row_block = p32 || config->decodes ? CMOE_CPU_ROW_BLOCK : CMOE_CPU_DOT_BLOCK,
+        .row_block = config->decodes ? CMOE_CPU_ROW_BLOCK : CMOE_CPU_DOT_BLOCK,
     };
-    if (config->how != CMOE_CPU_MULTIPLY_FLOATS) {
-        g.row_block = CMOE_CPU_QUANT_ROWS;
-        cmoe__cpu_panel_layout(p, matrix, &g.panel);
-    }
+    if (p32) g.row_block = CMOE_CPU_PANEL_ROWS;
+    if (config->how != CMOE_CPU_MULTIPLY_FLOATS) cmoe__cpu_panel_layout(p, matrix, &g.panel);
     g.cols = g.n;
     if (p32 && first) g.cols = cmoe__cpu_p32_panels(p, 1) * CMOE_CPU_PANEL;
     if (p32 && !first) g.cols = cmoe__round_up(g.n, CMOE_CPU_PANEL);
@@ -49,8 +48,6 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
  * first, a few of them, or a decoded panel. */
 static int64_t block_k(const struct cmoe_cpu_gemm *g)
 {
-    if (g->how == CMOE_CPU_MULTIPLY_CODES)
-        return cmoe__round_up(cmoe__min64(g->k, CMOE_CPU_CODE_BLOCK), CMOE_CPU_CHUNK);
     if (g->how == CMOE_CPU_MULTIPLY_DOTS) /* floats that hold a row of quads */
         return cmoe__round_up(cmoe__ceil_div(cmoe__cpu_dot_row(g), 4), CMOE_CPU_CHUNK);
     return cmoe__round_up(g->p32 ? cmoe__min64(g->k, CMOE_CPU_K_BLOCK) : g->k, CMOE_CPU_CHUNK);
@@ -64,8 +61,7 @@ enum {
 size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g)
 {
     const size_t k = (size_t)block_k(g);
-    size_t gathered = g->p32 ? 0 : GATHER_ROWS * k;
-    if (g->how == CMOE_CPU_MULTIPLY_CODES) gathered = k * CMOE_CPU_PANEL;
+    size_t gathered = g->p32 ? CMOE_CPU_PIECE * CMOE_CPU_PANEL : GATHER_ROWS * k;
     if (g->how == CMOE_CPU_MULTIPLY_DOTS) /* an offset of every row's groups */
         gathered = (size_t)(g->row_block * cmoe__ceil_div(g->k, g->panel.span));
     return ((size_t)g->row_block * (k + (size_t)g->run) + gathered) * sizeof(float);
@@ -122,26 +118,46 @@ static void pack_block(const struct cmoe_cpu_item *it, int tile, int64_t first, 
     }
 }
 
-static void multiply_p32(const struct cmoe_cpu_item *it)
+/* k's of one panel times all rows, to column j of c. Tiles of 16-bit weights convert on the way, or a
+ * piece is converted once where many rows share it. next: where the next panel's k's begin. */
+static void multiply_panel(const struct cmoe_cpu_item *it, const char *panel, const char *next,
+                           int64_t k, int64_t j, bool more)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const struct cmoe_cpu_ops *const ops = it->run->ops;
-    const cmoe_problem *const p = it->run->x.p;
-    const int64_t panel_bytes = (int64_t)cmoe__cpu_p32_panel(p, g->matrix);
+    const int64_t k_padded = cmoe__round_up(k, CMOE_CPU_CHUNK);
+    const int64_t k_bytes = CMOE_CPU_PANEL * (g->w_dtype == CMOE_F32 ? 4 : 2);
+    const bool converts = g->w_dtype != CMOE_F32 && it->m >= ops->widen_rows;
+    const int64_t piece = converts ? CMOE_CPU_PIECE : k;
+    for (int64_t at = 0; at < k; at += piece) {
+        const int64_t n = cmoe__min64(piece, k - at);
+        const char *const b = panel + at * k_bytes;
+        const char *const ahead = at + n < k ? b + n * k_bytes : next;
+        struct cmoe_cpu_share share =
+            cmoe__cpu_share_ahead(it->m, ops->tile_rows, n, ahead, n * k_bytes);
+        if (converts) ops->widen(g->w_dtype, n, b, it->gathered);
+        for (int r = 0, m; r < it->m; r += m) {
+            m = cmoe__cpu_next_tile(it->m - r, ops->tile_rows);
+            ops->gemm_p32(converts ? CMOE_F32 : g->w_dtype, m, n, it->a + r * k_padded + at * m,
+                          converts ? (const void *)it->gathered : b, it->c + r * g->run + j, g->run,
+                          more || at > 0, cmoe__cpu_next_share(&share));
+        }
+    }
+}
+
+static void multiply_p32(const struct cmoe_cpu_item *it)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const int64_t panel_bytes = (int64_t)cmoe__cpu_p32_panel(it->run->x.p, g->matrix);
     const int64_t k_bytes = CMOE_CPU_PANEL * (g->w_dtype == CMOE_F32 ? 4 : 2);
     const char *const slab = cmoe__weights_slab(it->run->x.w, g->matrix, it->expert);
     const char *const panels = slab + it->col / CMOE_CPU_PANEL * panel_bytes;
     for (int64_t first = 0; first < g->k; first += CMOE_CPU_K_BLOCK) {
         const int64_t k = cmoe__min64(CMOE_CPU_K_BLOCK, g->k - first);
-        const int64_t k_padded = cmoe__round_up(k, CMOE_CPU_CHUNK);
-        pack_block(it, ops->tile_rows, first, k);
+        pack_block(it, it->run->ops->tile_rows, first, k);
         for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
             const char *const b = panels + j / CMOE_CPU_PANEL * panel_bytes + first * k_bytes;
-            for (int r = 0, m; r < it->m; r += m) {
-                m = cmoe__cpu_next_tile(it->m - r, ops->tile_rows);
-                ops->gemm_p32(g->w_dtype, m, k, it->a + r * k_padded, b, it->c + r * g->run + j,
-                              g->run, first > 0);
-            }
+            multiply_panel(it, b, b + panel_bytes, k, j, first > 0);
         }
     }
 }
@@ -201,6 +217,10 @@ static void store_columns(const struct cmoe_cpu_item *it, int64_t from, int64_t 
         const int64_t row = it->rows[r];
         float *const out = (first ? x->gu : x->z) + row * it->g->n_stride + to;
         const float *const c = it->c + r * it->g->run + from;
+        if (!weighted && !biased) {
+            memcpy(out, c, (size_t)n * sizeof *out);
+            continue;
+        }
         const float weight = weighted ? cmoe__exec_weight(x, row) : 1.0f;
         for (int64_t j = 0; j < n; j++) {
             const float v = weighted ? c[j] * weight : c[j];
@@ -268,6 +288,8 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
     const int blocks = (int)cmoe__ceil_div(rows, g->row_block);
     const int local = item - g->item_of[e];
     const int block = local % blocks;
+    const int32_t from =
+        (int32_t)((int64_t)rows * block / blocks); /* blocks of nearly equal size */
     const int64_t col = local / blocks * g->run;
     float *const scratch = cmoe__cpu_worker(run, worker);
     const int64_t k = block_k(g);
@@ -275,8 +297,8 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
         .run = run,
         .g = g,
         .expert = e,
-        .rows = x->rows + first + (int64_t)block * g->row_block,
-        .m = (int)cmoe__min64(g->row_block, rows - (int64_t)block * g->row_block),
+        .rows = x->rows + first + from,
+        .m = (int)((int64_t)rows * (block + 1) / blocks) - from,
         .col = col,
         .cols = cmoe__min64(g->run, g->cols - col),
         .a = scratch,

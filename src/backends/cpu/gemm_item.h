@@ -22,6 +22,31 @@ static inline int cmoe__cpu_next_tile(int left, int tile)
     return (left + tiles - 1) / tiles;
 }
 
+/* What the tiles over n k's fetch beside their work: `bytes` of the weights that come next, an equal
+ * share each. */
+struct cmoe_cpu_share {
+    struct cmoe_cpu_ahead ahead; /* of the first tile */
+    int64_t step;                /* bytes from share to share */
+};
+
+static inline struct cmoe_cpu_share cmoe__cpu_share_ahead(int m, int tile, int64_t n,
+                                                          const char *next, int64_t bytes)
+{
+    const uint32_t chunks = (uint32_t)(n + CMOE_CPU_CHUNK - 1) / CMOE_CPU_CHUNK;
+    const uint32_t tiles = (uint32_t)(m + tile - 1) / (uint32_t)tile;
+    const uint32_t lines = ((uint32_t)(bytes / 64) + tiles * chunks - 1) / (tiles * chunks);
+    return (struct cmoe_cpu_share){.ahead = {.at = next, .lines = (int)lines},
+                                   .step = (int64_t)(lines * chunks) * 64};
+}
+
+/* The share of the tile now; moves on to the next one's. */
+static inline struct cmoe_cpu_ahead cmoe__cpu_next_share(struct cmoe_cpu_share *s)
+{
+    const struct cmoe_cpu_ahead now = s->ahead;
+    s->ahead.at = (const void *)((uintptr_t)now.at + (uintptr_t)s->step);
+    return now;
+}
+
 /* Bytes of a row that integer dots read. */
 int64_t cmoe__cpu_dot_row(const struct cmoe_cpu_gemm *g);
 

@@ -11,10 +11,7 @@
 #include "core/numeric.h"
 #include "core/size.h"
 
-enum {
-    GROUPS = CMOE_CPU_CODE_BLOCK / 16, /* most scales of a row in a block of k's */
-    PIECE = 128, /* k's decoded at a time for one tile of rows: 16 KiB stay in the first cache */
-};
+enum { GROUPS = CMOE_CPU_K_BLOCK / 16 }; /* most scales of a row in a block of k's */
 
 /* A row of x or of the intermediate, with its scales. */
 struct input {
@@ -72,7 +69,7 @@ static void pack_values(const struct cmoe_cpu_item *it, int tile, int64_t first,
     const struct cmoe_cpu_gemm *const g = it->g;
     const int64_t k_padded = cmoe__round_up(k, CMOE_CPU_CHUNK);
     const int64_t size = g->a_dtype == CMOE_F32 ? 4 : 2;
-    const void *rows[CMOE_CPU_QUANT_ROWS];
+    const void *rows[CMOE_CPU_PANEL_ROWS];
     for (int r = 0, m; r < it->m; r += m) {
         m = cmoe__cpu_next_tile(it->m - r, tile);
         float *const a = it->a + r * k_padded;
@@ -106,18 +103,24 @@ static void multiply_block(const struct cmoe_cpu_item *it, const char *panel, in
     const struct cmoe_cpu_gemm *const g = it->g;
     const struct cmoe_cpu_ops *const ops = it->run->ops;
     const int64_t k_padded = cmoe__round_up(k, CMOE_CPU_CHUNK);
-    const int64_t piece = it->m <= ops->tile_rows ? PIECE : k;
     if (it->m <= g->quant->stream_rows) {
         g->quant->stream(&g->panel, panel, it->m, first, k, it->a, it->c + j, g->run, first > 0);
         return;
     }
-    for (int64_t at = 0; at < k; at += piece) {
-        const int64_t n = cmoe__min64(piece, k - at);
+    const int64_t all_k = cmoe__round_up(g->k, g->panel.step);
+    for (int64_t at = 0; at < k; at += CMOE_CPU_PIECE) {
+        const int64_t n = cmoe__min64(CMOE_CPU_PIECE, k - at);
+        /* About where the next piece lies: scales are in line. */
+        const int64_t from = at + n < k ? first + at + n : g->k + first;
+        const char *const next = panel + from * g->panel.bytes / all_k;
+        struct cmoe_cpu_share share =
+            cmoe__cpu_share_ahead(it->m, ops->tile_rows, n, next, n * g->panel.bytes / all_k);
         g->quant->decode(&g->panel, panel, first + at, n, it->gathered);
         for (int r = 0, m; r < it->m; r += m) {
             m = cmoe__cpu_next_tile(it->m - r, ops->tile_rows);
             ops->gemm_p32(CMOE_F32, m, n, it->a + r * k_padded + at * m, it->gathered,
-                          it->c + r * g->run + j, g->run, first + at > 0);
+                          it->c + r * g->run + j, g->run, first + at > 0,
+                          cmoe__cpu_next_share(&share));
         }
     }
 }
@@ -133,8 +136,8 @@ void cmoe__cpu_multiply_codes(const struct cmoe_cpu_item *it)
     const struct cmoe_cpu_gemm *const g = it->g;
     const int tile = it->m <= g->quant->stream_rows ? it->m : it->run->ops->tile_rows;
     const char *const panels = first_panel(it);
-    for (int64_t first = 0; first < g->k; first += CMOE_CPU_CODE_BLOCK) {
-        const int64_t k = cmoe__min64(CMOE_CPU_CODE_BLOCK, g->k - first);
+    for (int64_t first = 0; first < g->k; first += CMOE_CPU_K_BLOCK) {
+        const int64_t k = cmoe__min64(CMOE_CPU_K_BLOCK, g->k - first);
         pack_values(it, tile, first, k);
         for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL)
             multiply_block(it, panels + j / CMOE_CPU_PANEL * g->panel.bytes, first, k, j);
@@ -162,9 +165,9 @@ void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
     const char *const panels = first_panel(it);
     char *const a = (char *)it->a;
     int32_t *const offsets = (int32_t *)(void *)it->gathered;
-    float scale[CMOE_CPU_QUANT_ROWS];
+    float scale[CMOE_CPU_PANEL_ROWS];
     for (int r = 0, m; r < it->m; r += m) {
-        const void *rows[CMOE_CPU_QUANT_ROWS];
+        const void *rows[CMOE_CPU_PANEL_ROWS];
         m = cmoe__cpu_next_tile(it->m - r, tile);
         dot_rows(it, r, m, rows, scale + r);
         if (grouped)

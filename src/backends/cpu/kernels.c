@@ -144,7 +144,7 @@ static double decode_us(const struct cmoe_kernel *k, const struct cmoe_query *q,
     const struct cmoe_shape *const s = q->shape;
     const bool packed = config->how == CMOE_CPU_MULTIPLY_CODES;
     const double ns = packed ? speeds[k->target].decode_ns : 2;
-    const int block = packed ? CMOE_CPU_QUANT_ROWS : CMOE_CPU_ROW_BLOCK;
+    const int block = packed ? CMOE_CPU_PANEL_ROWS : CMOE_CPU_ROW_BLOCK;
     if (!config->decodes && !packed) return 0;
     const double weights = (double)(stage == CMOE_STAGE_GEMM1 ? s->rows1 * s->H : s->H * s->I);
     const double hit = cmoe__experts_hit(q->p, q->tokens);

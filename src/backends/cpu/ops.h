@@ -23,9 +23,16 @@ struct cmoe_cpu_act {
     float alpha, beta, lbeta;
 };
 
+/* What to ask the caches for beside a tile: `lines` of 64 bytes from `at` on for every chunk of k. */
+struct cmoe_cpu_ahead {
+    const void *at;
+    int lines;
+};
+
 struct cmoe_cpu_ops {
-    int tile_rows; /* most rows of one call of gemm_p32 */
-    int dot_rows;  /* most rows, and most columns, of one call of gemm_rows */
+    int tile_rows;  /* most rows of one call of gemm_p32 */
+    int widen_rows; /* rows from which on 16-bit panels are widened first */
+    int dot_rows;   /* most rows, and most columns, of one call of gemm_rows */
     int dot_cols;
 
     /* a[ceil(k/16)][m][16] f32 from m rows of k elements each; columns past k are 0. */
@@ -34,7 +41,10 @@ struct cmoe_cpu_ops {
     /* c[m][ldc] = a . panel (+ c when more): 32 columns. k counts what `a` holds; order: one
      * accumulator per element, k ascending. */
     void (*gemm_p32)(cmoe_dtype w, int m, int64_t k, const float *a, const void *panel, float *c,
-                     int64_t ldc, bool more);
+                     int64_t ldc, bool more, struct cmoe_cpu_ahead ahead);
+
+    /* out[k][32] f32 of a panel of f16 or bf16. */
+    void (*widen)(cmoe_dtype w, int64_t k, const void *panel, float *out);
 
     /* c[m][ldc] column j = a . w[j], n columns. Order: lane i of a vector takes k = i, i + lanes,
      * ...; then halves are added. */

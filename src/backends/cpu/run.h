@@ -14,12 +14,12 @@
 
 enum {
     CMOE_CPU_LOOPS = 10,     /* most loops of a row */
-    CMOE_CPU_ROW_BLOCK = 48, /* rows of one expert that share a pass over weights: 4 x 12, 8 x 6 */
-    CMOE_CPU_K_BLOCK = 2048, /* k's packed at a time for p32 panels; even, whole chunks */
-    CMOE_CPU_RUN_BYTES = 1 << 20, /* weights an item reads, about: half of a core's L2 and more */
+    CMOE_CPU_ROW_BLOCK = 48, /* rows that share a pass over canonical weights that are decoded */
+    CMOE_CPU_RUN_BYTES = 2 << 20, /* most weights that an item reads, about */
     CMOE_CPU_RUN_COLS = 512,      /* most columns of an item */
-    CMOE_CPU_QUANT_ROWS = 96,     /* rows that share a pass over packed quantised weights */
-    CMOE_CPU_CODE_BLOCK = 1024,   /* k's decoded at a time; whole groups and chunks */
+    CMOE_CPU_PANEL_ROWS = 96,     /* rows of one expert that share a pass over panels */
+    CMOE_CPU_K_BLOCK = 1024,      /* k's of a pass over panels; whole groups and chunks */
+    CMOE_CPU_PIECE = 128,         /* k's of a panel decoded at a time: 16 KiB of the first cache */
     CMOE_CPU_DOT_BLOCK = 16,      /* rows that share a pass over canonical weights */
     CMOE_CPU_SMALL_TOKENS = 16,   /* most tokens of a whole-layer row */
 };

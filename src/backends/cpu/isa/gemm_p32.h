@@ -9,15 +9,16 @@
 #include "backends/cpu/isa/vec.h"
 #include "backends/cpu/ops.h"
 
-/* Registers: TILE_ROWS * TILE_VECS accumulators, TILE_VECS (bf16: twice) of the panel, one of a. */
+/* Registers: TILE_ROWS * TILE_VECS accumulators, TILE_VECS (bf16: twice) of the panel, one of a. With few
+ * of them converting 16-bit weights in the tile costs more than reading f32 ones. */
 #if defined CMOE_ISA_AVX512
-enum { TILE_ROWS = 12, TILE_VECS = 2 };
+enum { TILE_ROWS = 12, TILE_VECS = 2, WIDEN_ROWS = 1 << 30 };
 #elif defined CMOE_ISA_AVX2
-enum { TILE_ROWS = 6, TILE_VECS = 2 };
+enum { TILE_ROWS = 6, TILE_VECS = 2, WIDEN_ROWS = 19 };
 #else
-enum { TILE_ROWS = 4, TILE_VECS = 2 };
+enum { TILE_ROWS = 4, TILE_VECS = 2, WIDEN_ROWS = 13 };
 #endif
-enum { TILE_COLS = TILE_VECS * VEC, PREFETCH_ROWS = 6 };
+enum { TILE_COLS = TILE_VECS * VEC };
 
 /* acc += a[.][at] * b for every row of the tile; rows of `a` are a chunk apart. */
 CMOE_INLINE void p32_step(int m, const float *a, const vf b[TILE_VECS],
@@ -58,7 +59,7 @@ CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, int k, const float *a, const cha
 
 /* TILE_COLS columns of the panel, from column `col` on. m and w are constants after inlining. */
 CMOE_INLINE void p32_tile(cmoe_dtype w, int m, int64_t k, const float *a, const char *b, float *c,
-                          int64_t ldc, bool more)
+                          int64_t ldc, bool more, struct cmoe_cpu_ahead ahead)
 {
     const int64_t chunk_bytes = CMOE_CPU_CHUNK * CMOE_CPU_PANEL * (w == CMOE_F32 ? 4 : 2);
     vf acc[TILE_ROWS][TILE_VECS];
@@ -67,11 +68,10 @@ CMOE_INLINE void p32_tile(cmoe_dtype w, int m, int64_t k, const float *a, const 
 #pragma GCC unroll 2
         for (int v = 0; v < TILE_VECS; v++)
             acc[r][v] = more ? v_load(c + r * ldc + v * VEC) : v_set(0);
-    const uintptr_t next = (uintptr_t)k * (uintptr_t)chunk_bytes / CMOE_CPU_CHUNK;
+    uintptr_t line = (uintptr_t)ahead.at;
     for (; k >= CMOE_CPU_CHUNK; k -= CMOE_CPU_CHUNK) {
-        if (m >= PREFETCH_ROWS)
-            for (int64_t line = 0; line < chunk_bytes; line += 64)
-                __builtin_prefetch((const void *)((uintptr_t)b + next + (uintptr_t)line), 0, 2);
+        for (int i = 0; i < ahead.lines; i++, line += 64)
+            __builtin_prefetch((const void *)line, 0, 2);
         p32_chunk(w, m, CMOE_CPU_CHUNK, a, b, acc);
         a += m * CMOE_CPU_CHUNK;
         b += chunk_bytes;
@@ -85,71 +85,90 @@ CMOE_INLINE void p32_tile(cmoe_dtype w, int m, int64_t k, const float *a, const 
 }
 
 CMOE_INLINE void p32_rows(cmoe_dtype w, int m, int64_t k, const float *a, const void *panel,
-                          float *c, int64_t ldc, bool more)
+                          float *c, int64_t ldc, bool more, struct cmoe_cpu_ahead ahead)
 {
     /* Columns are pairs of bf16, single f16 or f32. */
     const int64_t col_bytes = w == CMOE_F16 ? 2 : 4;
     for (int col = 0; col < CMOE_CPU_PANEL; col += TILE_COLS)
-        p32_tile(w, m, k, a, (const char *)panel + col * col_bytes, c + col, ldc, more);
+        p32_tile(w, m, k, a, (const char *)panel + col * col_bytes, c + col, ldc, more,
+                 col == 0 ? ahead : (struct cmoe_cpu_ahead){0});
 }
 
 /* One body for each number of rows, so that accumulators are registers. */
 CMOE_INLINE void p32_dispatch(cmoe_dtype w, int m, int64_t k, const float *a, const void *b,
-                              float *c, int64_t ldc, bool more)
+                              float *c, int64_t ldc, bool more, struct cmoe_cpu_ahead ahead)
 {
     switch (m) {
     case 1:
-        p32_rows(w, 1, k, a, b, c, ldc, more);
+        p32_rows(w, 1, k, a, b, c, ldc, more, ahead);
         break;
     case 2:
-        p32_rows(w, 2, k, a, b, c, ldc, more);
+        p32_rows(w, 2, k, a, b, c, ldc, more, ahead);
         break;
     case 3:
-        p32_rows(w, 3, k, a, b, c, ldc, more);
+        p32_rows(w, 3, k, a, b, c, ldc, more, ahead);
         break;
     case 4:
-        p32_rows(w, 4, k, a, b, c, ldc, more);
+        p32_rows(w, 4, k, a, b, c, ldc, more, ahead);
         break;
 #if defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2
     case 5:
-        p32_rows(w, 5, k, a, b, c, ldc, more);
+        p32_rows(w, 5, k, a, b, c, ldc, more, ahead);
         break;
     case 6:
-        p32_rows(w, 6, k, a, b, c, ldc, more);
+        p32_rows(w, 6, k, a, b, c, ldc, more, ahead);
         break;
 #endif
 #if defined CMOE_ISA_AVX512
     case 7:
-        p32_rows(w, 7, k, a, b, c, ldc, more);
+        p32_rows(w, 7, k, a, b, c, ldc, more, ahead);
         break;
     case 8:
-        p32_rows(w, 8, k, a, b, c, ldc, more);
+        p32_rows(w, 8, k, a, b, c, ldc, more, ahead);
         break;
     case 9:
-        p32_rows(w, 9, k, a, b, c, ldc, more);
+        p32_rows(w, 9, k, a, b, c, ldc, more, ahead);
         break;
     case 10:
-        p32_rows(w, 10, k, a, b, c, ldc, more);
+        p32_rows(w, 10, k, a, b, c, ldc, more, ahead);
         break;
     case 11:
-        p32_rows(w, 11, k, a, b, c, ldc, more);
+        p32_rows(w, 11, k, a, b, c, ldc, more, ahead);
         break;
     case 12:
-        p32_rows(w, 12, k, a, b, c, ldc, more);
+        p32_rows(w, 12, k, a, b, c, ldc, more, ahead);
         break;
 #endif
     }
 }
 
 static void gemm_p32(cmoe_dtype w, int m, int64_t k, const float *a, const void *panel, float *c,
-                     int64_t ldc, bool more)
+                     int64_t ldc, bool more, struct cmoe_cpu_ahead ahead)
 {
     if (w == CMOE_BF16)
-        p32_dispatch(CMOE_BF16, m, k, a, panel, c, ldc, more);
+        p32_dispatch(CMOE_BF16, m, k, a, panel, c, ldc, more, ahead);
     else if (w == CMOE_F16)
-        p32_dispatch(CMOE_F16, m, k, a, panel, c, ldc, more);
+        p32_dispatch(CMOE_F16, m, k, a, panel, c, ldc, more, ahead);
     else
-        p32_dispatch(CMOE_F32, m, k, a, panel, c, ldc, more);
+        p32_dispatch(CMOE_F32, m, k, a, panel, c, ldc, more, ahead);
+}
+
+/* f32 of a bf16 or f16 panel. */
+static void widen(cmoe_dtype w, int64_t k, const void *panel, float *out)
+{
+    const uint16_t *from = panel;
+    if (w == CMOE_BF16) {
+        for (; k > 0; k -= 2, out += 2 * CMOE_CPU_PANEL)
+            for (int j = 0; j < CMOE_CPU_PANEL; j += VEC, from += 2 * VEC) {
+                vf even, odd;
+                v_load_bf16_pairs(from, &even, &odd);
+                v_store(out + j, even);
+                if (k > 1) v_store(out + CMOE_CPU_PANEL + j, odd);
+            }
+        return;
+    }
+    for (int64_t i = 0; i < k * CMOE_CPU_PANEL; i += VEC)
+        v_store(out + i, v_load_f16(from + i));
 }
 
 #endif

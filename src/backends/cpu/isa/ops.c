@@ -16,10 +16,12 @@ const struct cmoe_cpu_ops cmoe__cpu_ops_avx2 = {
 const struct cmoe_cpu_ops cmoe__cpu_ops_generic = {
 #endif
     .tile_rows = TILE_ROWS,
+    .widen_rows = WIDEN_ROWS,
     .dot_rows = DOT_ROWS,
     .dot_cols = DOT_COLS,
     .pack_rows = pack_rows,
     .gemm_p32 = gemm_p32,
+    .widen = widen,
     .gemm_rows = gemm_rows,
     .act = act,
     .load_row = load_row,

@@ -57,15 +57,29 @@ static void store_row(cmoe_dtype dtype, void *dst, int64_t n, const float *src)
         store_row_as(CMOE_F32, dst, n, src);
 }
 
+/* One row's chunks, `stride` floats apart. */
+CMOE_INLINE void pack_row_as(cmoe_dtype dtype, const char *src, int64_t k, float *a, int64_t stride)
+{
+    const int64_t size = dtype == CMOE_F32 ? 4 : 2;
+    for (; k >= CMOE_CPU_CHUNK; k -= CMOE_CPU_CHUNK, src += CMOE_CPU_CHUNK * size, a += stride)
+#pragma GCC unroll 4
+        for (int i = 0; i < CMOE_CPU_CHUNK; i += VEC)
+            v_store(a + i, v_load_as(dtype, src + i * size));
+    if (k == 0) return;
+    memset(a, 0, CMOE_CPU_CHUNK * sizeof *a);
+    load_row_as(dtype, src, k, a);
+}
+
 static void pack_rows(cmoe_dtype dtype, const void *const *rows, int m, int64_t k, float *a)
 {
-    const int size = dtype == CMOE_F32 ? 4 : 2;
-    for (int64_t at = 0; at < k; at += CMOE_CPU_CHUNK) {
-        const int64_t n = k - at < CMOE_CPU_CHUNK ? k - at : CMOE_CPU_CHUNK;
-        for (int r = 0; r < m; r++, a += CMOE_CPU_CHUNK) {
-            if (n < CMOE_CPU_CHUNK) memset(a, 0, CMOE_CPU_CHUNK * sizeof *a);
-            load_row(dtype, (const char *)rows[r] + at * size, n, a);
-        }
+    const int64_t stride = (int64_t)m * CMOE_CPU_CHUNK;
+    for (int r = 0; r < m; r++, a += CMOE_CPU_CHUNK) {
+        if (dtype == CMOE_BF16)
+            pack_row_as(CMOE_BF16, rows[r], k, a, stride);
+        else if (dtype == CMOE_F16)
+            pack_row_as(CMOE_F16, rows[r], k, a, stride);
+        else
+            pack_row_as(CMOE_F32, rows[r], k, a, stride);
     }
 }
 
