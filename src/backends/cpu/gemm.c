@@ -11,7 +11,6 @@
 #include "core/size.h"
 #include "core/weights.h"
 #include <assert.h>
-#include <string.h>
 
 void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int matrix,
                          const struct cmoe_kernel *k, struct cmoe_cpu_gemm *out)
@@ -41,6 +40,7 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
     const int64_t fit = CMOE_CPU_RUN_BYTES / cmoe__max64(1, panel_bytes);
     g.run = CMOE_CPU_PANEL * cmoe__max64(1, cmoe__min64(fit, CMOE_CPU_RUN_COLS / CMOE_CPU_PANEL));
     g.runs = (int)cmoe__ceil_div(g.cols, g.run);
+    g.fused = p32 && first && k->first <= CMOE_STAGE_GEMM1 && k->last >= CMOE_STAGE_ACT;
     *out = g;
 }
 
@@ -58,13 +58,19 @@ enum {
     DECODE_AT = 4,   /* gathered rows from here on hold one row in f64; at least dot_rows */
 };
 
+/* Columns of results that a worker holds: dots finish a panel at a time. */
+static int64_t c_cols(const struct cmoe_cpu_gemm *g)
+{
+    return g->how == CMOE_CPU_MULTIPLY_DOTS ? CMOE_CPU_PANEL : g->run;
+}
+
 size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g)
 {
     const size_t k = (size_t)block_k(g);
     size_t gathered = g->p32 ? CMOE_CPU_PIECE * CMOE_CPU_PANEL : GATHER_ROWS * k;
     if (g->how == CMOE_CPU_MULTIPLY_DOTS) /* an offset of every row's groups */
         gathered = (size_t)(g->row_block * cmoe__ceil_div(g->k, g->panel.span));
-    return ((size_t)g->row_block * (k + (size_t)g->run) + gathered) * sizeof(float);
+    return ((size_t)g->row_block * (k + (size_t)c_cols(g)) + gathered) * sizeof(float);
 }
 
 static const void *a_row(const struct cmoe_cpu_item *it, int r)
@@ -202,62 +208,29 @@ static void multiply_rows(const struct cmoe_cpu_item *it)
     }
 }
 
-/* n results of every row to logical columns [to, to + n) of the output: times the routing weight
- * where it belongs here, plus bias. */
-static void store_columns(const struct cmoe_cpu_item *it, int64_t from, int64_t to, int64_t n)
-{
-    const struct cmoe_exec *const x = &it->run->x;
-    const bool first = it->g->matrix == 1;
-    const bool biased = (x->p->flags & (first ? CMOE_BIAS1 : CMOE_BIAS2)) != 0;
-    const bool weighted = first && x->p->weight_on == CMOE_WEIGHT_ON_GEMM1;
-    float bias[CMOE_CPU_PANEL] = {0};
-    for (int64_t j = 0; j < n && biased; j++)
-        bias[j] = cmoe__weights_bias(x->w, it->g->matrix, it->expert, to + j);
-    for (int r = 0; r < it->m; r++) {
-        const int64_t row = it->rows[r];
-        float *const out = (first ? x->gu : x->z) + row * it->g->n_stride + to;
-        const float *const c = it->c + r * it->g->run + from;
-        if (!weighted && !biased) {
-            memcpy(out, c, (size_t)n * sizeof *out);
-            continue;
-        }
-        const float weight = weighted ? cmoe__exec_weight(x, row) : 1.0f;
-        for (int64_t j = 0; j < n; j++) {
-            const float v = weighted ? c[j] * weight : c[j];
-            out[j] = biased ? v + bias[j] : v;
-        }
-    }
-}
-
-static void store_results(const struct cmoe_cpu_item *it)
-{
-    const cmoe_problem *const p = it->run->x.p;
-    const bool paired = it->g->p32 && it->g->matrix == 1 && p->gate != CMOE_GATE_NONE;
-    const int64_t step = paired ? CMOE_CPU_PANEL / 2 : CMOE_CPU_PANEL;
-    for (int64_t j = 0; j < it->cols; j += step) {
-        const int64_t at = it->col + j;
-        if (!paired) {
-            store_columns(it, j, at, cmoe__min64(step, it->g->n - at));
-            continue;
-        }
-        /* Half a panel: gate or up rows, `inter` of each. */
-        const int64_t panel = at / CMOE_CPU_PANEL;
-        const bool up = at % CMOE_CPU_PANEL != 0;
-        const int64_t n = cmoe__min64(step, p->inter - panel * step);
-        store_columns(it, j, panel * step + (up ? p->inter : 0), n);
-    }
-}
-
 static int64_t items_of(const struct cmoe_cpu_gemm *g, const struct cmoe_exec *x, int32_t expert)
 {
     const int64_t rows = x->offsets[expert + 1] - x->offsets[expert];
     return cmoe__ceil_div(rows, g->row_block) * g->runs;
 }
 
+/* Where row blocks alone are items enough, dots pack them once for all columns. */
+static void widen_runs(const struct cmoe_exec *x, struct cmoe_cpu_gemm *g)
+{
+    int64_t blocks = 0;
+    if (g->how != CMOE_CPU_MULTIPLY_DOTS) return;
+    for (int32_t e = 0; e < x->shape->local; e++)
+        blocks += cmoe__ceil_div(x->offsets[e + 1] - x->offsets[e], g->row_block);
+    if (blocks < CMOE_CPU_MANY_ITEMS || x->offsets[x->shape->local] < 8 * blocks) return;
+    g->run = g->cols;
+    g->runs = 1;
+}
+
 static int begin(struct cmoe_cpu_run *run, struct cmoe_cpu_gemm *g)
 {
     const int32_t local = run->x.shape->local;
     int64_t next = 0;
+    widen_runs(&run->x, g);
     for (int32_t e = 0; e < local; e++) {
         g->item_of[e] = (int32_t)next;
         next += items_of(g, &run->x, e);
@@ -303,7 +276,7 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
         .cols = cmoe__min64(g->run, g->cols - col),
         .a = scratch,
         .c = scratch + g->row_block * k,
-        .gathered = scratch + g->row_block * (k + g->run),
+        .gathered = scratch + g->row_block * (k + c_cols(g)),
     };
     if (g->how == CMOE_CPU_MULTIPLY_DOTS)
         cmoe__cpu_multiply_dots(&it);
@@ -313,7 +286,9 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
         multiply_p32(&it);
     else
         multiply_rows(&it);
-    store_results(&it);
+    if (g->how == CMOE_CPU_MULTIPLY_DOTS) return; /* stored panel by panel */
+    for (int64_t j = 0; j < it.cols; j += CMOE_CPU_PANEL)
+        cmoe__cpu_store_panel(&it, j, it.c + j, g->run);
 }
 
 static int begin1(struct cmoe_cpu_run *run)

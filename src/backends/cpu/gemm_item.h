@@ -47,10 +47,13 @@ static inline struct cmoe_cpu_ahead cmoe__cpu_next_share(struct cmoe_cpu_share *
     return now;
 }
 
+/* Results of all rows for the panel at column j of the item, c[m][ldc], to where they belong. */
+void cmoe__cpu_store_panel(const struct cmoe_cpu_item *it, int64_t j, const float *c, int64_t ldc);
+
 /* Bytes of a row that integer dots read. */
 int64_t cmoe__cpu_dot_row(const struct cmoe_cpu_gemm *g);
 
-/* Results of the item to c, from packed panels of quantised weights: by integer dots, or decoded. */
+/* From packed panels of quantised weights: by integer dots to where results belong, or decoded to c. */
 void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it);
 void cmoe__cpu_multiply_codes(const struct cmoe_cpu_item *it);
 

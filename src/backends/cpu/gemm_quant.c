@@ -178,13 +178,14 @@ void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
     for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
         const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
         for (int r = 0, m; r < it->m; r += m) {
-            float *const c = it->c + r * g->run + j;
+            float *const c = it->c + r * CMOE_CPU_PANEL;
             m = cmoe__cpu_next_tile(it->m - r, tile);
             if (grouped)
                 ops->dot_u4(&g->panel, panel, m, a + r * row_bytes, offsets + r * groups, scale + r,
-                            c, g->run);
+                            c, CMOE_CPU_PANEL);
             else
-                ops->dot_i8(&g->panel, panel, m, a + r * row_bytes, scale + r, c, g->run);
+                ops->dot_i8(&g->panel, panel, m, a + r * row_bytes, scale + r, c, CMOE_CPU_PANEL);
         }
+        cmoe__cpu_store_panel(it, j, it->c, CMOE_CPU_PANEL);
     }
 }

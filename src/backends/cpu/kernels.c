@@ -100,9 +100,10 @@ static bool supports(const struct cmoe_kernel *k, const struct cmoe_query *q, st
 {
     if (in.layout != cmoe__usual_edge(q->p, k->first).layout)
         return cmoe__refuse(why, "starts from another data layout");
-    if (k->last > k->first && q->shape->batched)
-        return cmoe__refuse(why, "a row of several stages does not take batched rows");
-    if (k->last > k->first && q->tokens > CMOE_CPU_SMALL_TOKENS)
+    const bool layer = k->last > k->first && k->last == CMOE_STAGE_COMBINE;
+    if (layer && q->shape->batched)
+        return cmoe__refuse(why, "a row of the whole layer does not take batched rows");
+    if (layer && q->tokens > CMOE_CPU_SMALL_TOKENS)
         return cmoe__refuse(why, "tokens=%d is more than %d", q->tokens, CMOE_CPU_SMALL_TOKENS);
     if (k->last == CMOE_STAGE_QUANT && !q->shape->quant)
         return cmoe__refuse(why, "x is used as it is");

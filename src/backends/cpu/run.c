@@ -88,10 +88,10 @@ static void lay_out_edges(struct layout *l, const struct cmoe_kernel *k, const c
                           const struct cmoe_shape *s, int64_t tokens, struct cmoe_exec *x)
 {
     const int64_t rows = cmoe__shape_rows(p, s, tokens);
-    if (k->first == k->last) return;
+    if (k->last < CMOE_STAGE_COMBINE || k->first == k->last) return;
     x->rows = reserve(l, rows, sizeof *x->rows);
     x->offsets = reserve(l, (int64_t)s->local + 1, sizeof *x->offsets);
-    x->gu = reserve(l, rows * s->rows1, sizeof *x->gu);
+    if (!cmoe__cpu_reads_p32(k)) x->gu = reserve(l, rows * s->rows1, sizeof *x->gu);
     x->h = reserve(l, rows * s->I, cmoe_dtype_bytes(cmoe__shape_h_dtype(p), 1));
     x->hq = x->h;
     x->z = reserve(l, rows * s->H, sizeof *x->z);
@@ -160,6 +160,7 @@ static void add_stage(struct chain *c, int stage)
         c->loop[c->n_loops++] = &cmoe__cpu_loop_gemm1;
         break;
     case CMOE_STAGE_ACT:
+        if (c->run->gemm[0].fused) break;
         c->loop[c->n_loops++] = &cmoe__cpu_loop_act;
         break;
     case CMOE_STAGE_GEMM2:
@@ -254,7 +255,7 @@ cmoe_status cmoe__cpu_run(const struct cmoe_step *step, const struct cmoe_exec *
     (void)cmoe__cpu_lay_out(k, x->p, x->shape, x->tokens, x->n_threads, &run, x->scratch);
     for (int stage = k->first; stage <= k->last; stage++)
         add_stage(&chain, stage);
-    if (k->first == k->last)
+    if (k->last < CMOE_STAGE_COMBINE || k->first == k->last)
         for (int i = 0; i < chain.n_loops; i++)
             run_loop(&run, chain.loop[i]);
     else

@@ -17,6 +17,7 @@ enum {
     CMOE_CPU_ROW_BLOCK = 48, /* rows that share a pass over canonical weights that are decoded */
     CMOE_CPU_RUN_BYTES = 2 << 20, /* most weights that an item reads, about */
     CMOE_CPU_RUN_COLS = 512,      /* most columns of an item */
+    CMOE_CPU_MANY_ITEMS = 64,     /* enough for any number of threads to share evenly, about */
     CMOE_CPU_PANEL_ROWS = 96,     /* rows of one expert that share a pass over panels */
     CMOE_CPU_K_BLOCK = 1024,      /* k's of a pass over panels; whole groups and chunks */
     CMOE_CPU_PIECE = 128,         /* k's of a panel decoded at a time: 16 KiB of the first cache */
@@ -43,6 +44,7 @@ struct cmoe_cpu_quant_ops;
 struct cmoe_cpu_gemm {
     int matrix;        /* 1 or 2 */
     bool p32, decodes; /* p32: columns in the order of panels */
+    bool fused;        /* the row covers ACT: results become h */
     enum cmoe_cpu_multiply how;
     const struct cmoe_cpu_quant_ops *quant; /* codes, dots */
     struct cmoe_cpu_panel panel;
