@@ -64,6 +64,10 @@ cmoe_status cmoe__cuda_launch(const struct cmoe_exec *x, enum cmoe_cuda_function
 cmoe_status cmoe__cuda_launch_after(const struct cmoe_exec *x, enum cmoe_cuda_function function,
                                     struct cmoe_cuda_grid grid, void **args);
 
+/* The same in clusters of that many blocks, which divides grid.x. */
+cmoe_status cmoe__cuda_launch_clusters(const struct cmoe_exec *x, enum cmoe_cuda_function function,
+                                       struct cmoe_cuda_grid grid, unsigned cluster, void **args);
+
 /* The part of the parameters that every kernel has, and what every GEMM has. */
 cmoe_gpu_call cmoe__cuda_call(const struct cmoe_exec *x);
 cmoe_gpu_gemm cmoe__cuda_gemm1_params(const struct cmoe_exec *x);

@@ -5,12 +5,9 @@
 #include "core/fail.h"
 #include "core/numeric.h"
 #include "core/size.h"
+#include <math.h>
 
-enum {
-    RING_BYTES = 200 * 1024,
-    TAIL_BYTES = 9 * 1024,
-    A_BYTES = 2 * CMOE_WGMMA_HALF * CMOE_WGMMA_SPAN
-};
+enum { A_BYTES = 2 * CMOE_WGMMA_HALF * CMOE_WGMMA_SPAN };
 
 /* How scales go with the sums. */
 enum scales { NO_SCALES, ROW_SCALES, BLOCK_SCALES };
@@ -31,17 +28,17 @@ static bool scales_of(cmoe_format x, cmoe_format w, enum scales *scales)
            (w.scaling == CMOE_SCALE_TENSOR || w.scaling == CMOE_SCALE_CHANNEL);
 }
 
-/* What a kernel writes: sums in f32, the activation's result, z in 16 bits. */
-enum result { SUMS, ACTIVATED, SHORT_SUMS, RESULTS };
+/* What a kernel writes: sums in f32, the activation's result, z in 16 bits, the result quantised. */
+enum result { SUMS, ACTIVATED, SHORT_SUMS, CODES, RESULTS };
 
 static enum cmoe_cuda_function function_of(cmoe_dtype type, enum scales scales, enum result result)
 {
     static const uint8_t functions[4][RESULTS] = {
-        {CMOE_CUDA_cmoe_wgmma_bf16, CMOE_CUDA_cmoe_wgmma_bf16_act, CMOE_CUDA_cmoe_wgmma_bf16_z},
-        {CMOE_CUDA_cmoe_wgmma_f16, CMOE_CUDA_cmoe_wgmma_f16_act, CMOE_CUDA_cmoe_wgmma_f16_z},
-        {CMOE_CUDA_cmoe_wgmma_e4m3, CMOE_CUDA_cmoe_wgmma_e4m3_act, CMOE_CUDA_cmoe_wgmma_e4m3_z},
+        {CMOE_CUDA_cmoe_wgmma_bf16, CMOE_CUDA_cmoe_wgmma_bf16_act, CMOE_CUDA_cmoe_wgmma_bf16_z, 0},
+        {CMOE_CUDA_cmoe_wgmma_f16, CMOE_CUDA_cmoe_wgmma_f16_act, CMOE_CUDA_cmoe_wgmma_f16_z, 0},
+        {CMOE_CUDA_cmoe_wgmma_e4m3, CMOE_CUDA_cmoe_wgmma_e4m3_act, CMOE_CUDA_cmoe_wgmma_e4m3_z, 0},
         {CMOE_CUDA_cmoe_wgmma_e4m3_block, CMOE_CUDA_cmoe_wgmma_e4m3_block_act,
-         CMOE_CUDA_cmoe_wgmma_e4m3_block_z},
+         CMOE_CUDA_cmoe_wgmma_e4m3_block_z, CMOE_CUDA_cmoe_wgmma_e4m3_block_codes},
     };
     const int row = type == CMOE_BF16 ? 0 : type == CMOE_F16 ? 1 : scales == ROW_SCALES ? 2 : 3;
     return (enum cmoe_cuda_function)functions[row][result];
@@ -75,7 +72,18 @@ bool cmoe__cuda_wgmma_supports(const struct cmoe_kernel *k, const struct cmoe_qu
         return cmoe__refuse(why, "%d experts do not fit in shared memory", q->shape->local);
     if (scales == BLOCK_SCALES && (p->flags & CMOE_BLOCK_JOINT) && p->inter % 64 != 0)
         return cmoe__refuse(why, "up rows begin inside a block of 64: inter=%d", p->inter);
-    if (k->last == CMOE_STAGE_ACT) {
+    if (k->last == CMOE_STAGE_REQUANT) {
+        const cmoe_format mid = p->mid;
+        if (scales != BLOCK_SCALES || !q->shape->gated || q->shape->i_used % 128 != 0)
+            return cmoe__refuse(why, "quantises spans of 128 gated units under block scales");
+        if (p->act != CMOE_ACT_SILU || p->act_limit != 0.0f || (p->flags & CMOE_BIAS1) ||
+            p->weight_on == CMOE_WEIGHT_ON_GEMM1 || p->weight_on == CMOE_WEIGHT_ON_ACT)
+            return cmoe__refuse(why, "quantises silu(gate)*up without bias, weight or limit");
+        if (mid.dtype != CMOE_E4M3 || mid.scaling != CMOE_SCALE_GROUP || mid.group != 128 ||
+            mid.scale_dtype != CMOE_NONE || (p->flags & CMOE_MID_ROUNDED))
+            return cmoe__refuse(why, "the intermediate has no f32 scale every 128 columns");
+    }
+    if (k->last >= CMOE_STAGE_ACT && k->first == CMOE_STAGE_GEMM1) {
         if (p->act != CMOE_ACT_SILU && p->act != CMOE_ACT_SWIGLU_OAI)
             return cmoe__refuse(why, "the activation is not gate*sigmoid(gate)");
         if (cmoe__shape_h_dtype(p) != (scales == NO_SCALES ? (cmoe_dtype)x.dtype : CMOE_F32))
@@ -104,14 +112,40 @@ double cmoe__cuda_combine_pairs_cost_us(const struct cmoe_kernel *k, const struc
     return LAUNCH_US + cmoe__stage_bytes(q->p, k->first, q->tokens) / 2 / (q->props->gbps * 1e3);
 }
 
-/* Rows of the widest tile: a token hits an expert once, as a rule. */
-static int tile_rows(int64_t tokens, enum scales scales)
+/* How rows of x are cut: at most tile_n a tile, whole tiles for each of a cluster's blocks. */
+struct cut {
+    int tile_n, cluster;
+};
+
+static int widest(enum scales scales)
 {
-    static const uint8_t widths[] = {8, 16, 32, 64, 96, 112, 128};
-    const int64_t most = scales == NO_SCALES ? 128 : 64;
-    for (size_t i = 0; i < sizeof widths; i++)
-        if (widths[i] >= cmoe__min64(tokens, most)) return widths[i];
-    return (int)most;
+    return scales == NO_SCALES ? CMOE_WGMMA_MOST_N : CMOE_WGMMA_SCALED_N;
+}
+
+/* Tiles with room for most experts' rows, as few as there can be: counts of uniform routing scatter by their
+ * square root. With two tiles and more an expert, a cluster of two fetches its weights once. */
+static struct cut cut_of(double each, int64_t most, enum scales scales)
+{
+    enum { NARROW = 128 };
+    const int limit = widest(scales);
+    double expected = each + 2.5 * sqrt(each);
+    if (expected > (double)most) expected = (double)most;
+    const int cluster = each > 0.75 * limit && expected > limit ? 2 : 1;
+    int64_t tile = cmoe__min64(most, NARROW);
+    if (expected > NARROW) {
+        const double tiles = ceil(expected / (limit * cluster)) * cluster;
+        tile = (int64_t)ceil(expected / tiles);
+    }
+    tile = cmoe__min64(cmoe__round_up(tile, 16), limit);
+    return (struct cut){tile <= 16 && most <= 8 ? 8 : (int)tile, cluster};
+}
+
+static struct cut cut(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens,
+                      enum scales scales)
+{
+    const int64_t rows = cmoe__shape_rows(p, s, tokens);
+    const double each = (double)rows / (cmoe__experts_hit(p, tokens) + 1e-9);
+    return cut_of(each, s->batched ? p->capacity : tokens, scales);
 }
 
 /* Weights once and rows of x per weight tile from memory, or the padded tiles' arithmetic. */
@@ -122,7 +156,7 @@ double cmoe__cuda_wgmma_cost_us(const struct cmoe_kernel *k, const struct cmoe_q
     const int last = k->last;
     double bytes = cmoe__stage_bytes(p, k->first, q->tokens);
     const double rows = (double)cmoe__shape_rows(p, q->shape, q->tokens);
-    if (last == CMOE_STAGE_ACT)
+    if (k->first == CMOE_STAGE_GEMM1 && last >= CMOE_STAGE_ACT)
         bytes -= rows * (double)q->shape->rows1 * 4 - rows * (double)q->shape->I * 2;
     const double hit = cmoe__experts_hit(p, q->tokens) + 1e-9, each = rows / hit;
     const bool second = k->first == CMOE_STAGE_GEMM2 || !q->shape->gated;
@@ -175,23 +209,31 @@ static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, enum cmo
     const cmoe_dtype type = (cmoe_dtype)w->g.w.dtype;
     const int64_t all = cmoe__shape_rows(x->p, x->shape, x->tokens);
     const int64_t step = w->gated ? CMOE_WGMMA_HALF : 2 * CMOE_WGMMA_HALF;
-    const int64_t most = x->shape->batched ? x->p->capacity : x->tokens;
-    w->tile_n = tile_rows(most, scales);
+    const struct cut c = cut(x->p, x->shape, x->tokens, scales);
+    const int tail = scales == BLOCK_SCALES ? CMOE_WGMMA_SCALED_TAIL : CMOE_WGMMA_TAIL;
+    const int stage = A_BYTES + c.tile_n * CMOE_WGMMA_SPAN;
+    w->tile_n = c.tile_n;
     w->m_tiles = (int32_t)cmoe__ceil_div(w->out_cols, step);
-    w->stages = (int32_t)cmoe__min64(CMOE_WGMMA_STAGES,
-                                     RING_BYTES / (A_BYTES + w->tile_n * CMOE_WGMMA_SPAN));
-    w->vectors = (uintptr_t)w->g.a % 16 == 0 && w->g.a_stride % 16 == 0;
+    w->stages = (int32_t)cmoe__min64(CMOE_WGMMA_STAGES, (cuda->shared_limit - 1024 - tail) / stage);
+    w->vectors = (uintptr_t)w->g.a % 16 == 0 && w->g.a_stride % 16 == 0 &&
+                 (w->g.k * cmoe_dtype_bits(type) / 8) % 16 == 0;
     w->tma = 1;
     for (int box = 0; box < 2; box++)
         w->tma = w->tma && encode_map(x, &state->half[w->g.half + (w->gated ? box : 0)], type,
                                       w->g.k, w->out_used, &w->map[box]);
-    const int64_t tiles = (all / w->tile_n + cmoe__min64(all, x->shape->local)) * w->m_tiles;
-    const size_t shared =
-        1024 + TAIL_BYTES + (size_t)w->stages * (size_t)(A_BYTES + w->tile_n * CMOE_WGMMA_SPAN);
-    const struct cmoe_cuda_grid grid = {(unsigned)cmoe__min64(tiles, cuda->multiprocessors), 1,
-                                        CMOE_WGMMA_THREADS, shared};
+    const bool silu = w->gated && w->alpha == 1.0f && w->beta == 0.0f && w->limit == 0.0f;
+    w->plain = !w->g.bias && !w->g.weigh && !w->weigh_act && w->out_used % step == 0 &&
+               (w->g.half == 2 || silu);
+    w->cluster = w->tma ? c.cluster : 1;
+    w->ahead = w->tma && w->g.half == 2 && x->p->first <= CMOE_STAGE_SORT;
+    const int64_t each = (int64_t)c.tile_n * w->cluster,
+                  experts = cmoe__min64(all, x->shape->local);
+    const int64_t tiles = (all / each + experts) * w->cluster * w->m_tiles;
+    const int64_t blocks = cmoe__min64(tiles, cuda->multiprocessors / w->cluster * w->cluster);
+    const struct cmoe_cuda_grid grid = {(unsigned)blocks, 1, CMOE_WGMMA_THREADS,
+                                        (size_t)(1024 + tail + w->stages * stage)};
     void *args[] = {w};
-    return cmoe__cuda_launch(x, f, grid, args);
+    return cmoe__cuda_launch_clusters(x, f, grid, (unsigned)w->cluster, args);
 }
 
 /* One scale for all rows has no stride. */
@@ -211,7 +253,7 @@ cmoe_status cmoe__cuda_wgmma_gemm1(const struct cmoe_step *step, const struct cm
 {
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
-    const bool act = step->kernel->last == CMOE_STAGE_ACT, oai = p->act == CMOE_ACT_SWIGLU_OAI;
+    const bool act = step->kernel->last >= CMOE_STAGE_ACT, oai = p->act == CMOE_ACT_SWIGLU_OAI;
     enum scales scales = NO_SCALES;
     (void)scales_of(p->x, p->w, &scales);
     cmoe_gpu_wgmma w = {
@@ -225,12 +267,19 @@ cmoe_status cmoe__cuda_wgmma_gemm1(const struct cmoe_step *step, const struct cm
         .limit = or_default(p->act_limit, oai ? 7.0f : 0.0f),
     };
     fix_scale(&w.g);
+    enum result result = act ? ACTIVATED : SUMS;
     if (act) {
         w.g.out = x->h;
         w.g.out_stride = s->I;
     }
-    return launch(x, &w, function_of((cmoe_dtype)p->w.dtype, scales, act ? ACTIVATED : SUMS),
-                  scales);
+    if (step->kernel->last == CMOE_STAGE_REQUANT) {
+        result = CODES;
+        w.g.out = x->hq;
+        w.g.out_stride = (int64_t)cmoe__row_code_bytes(p->mid, s->I);
+        w.mid_scales = x->hs;
+        w.mid_scale_stride = (int64_t)cmoe__row_scale_bytes(p->mid, s->I) / 4;
+    }
+    return launch(x, &w, function_of((cmoe_dtype)p->w.dtype, scales, result), scales);
 }
 
 cmoe_status cmoe__cuda_wgmma_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x)

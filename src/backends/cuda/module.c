@@ -47,9 +47,11 @@ cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda)
         if (!loads(cuda, (int)functions[i].file)) continue;
         CMOE_CUDA_TRY(name, d, cuLibraryGetKernel, &kernel, cuda->library[functions[i].file], name);
         CMOE_CUDA_TRY(name, d, cuKernelGetFunction, &cuda->function[i], kernel);
+        int fixed;
+        CMOE_CUDA_TRY(name, d, cuFuncGetAttribute, &fixed, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+                      cuda->function[i]);
         CMOE_CUDA_TRY(name, d, cuFuncSetAttribute, cuda->function[i],
-                      CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                      cuda->shared_limit - 1024 * 8);
+                      CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, cuda->shared_limit - fixed);
     }
     return CMOE_OK;
 }
@@ -61,12 +63,19 @@ void cmoe__cuda_unload(struct cmoe_cuda *cuda)
 }
 
 static cmoe_status launch(const struct cmoe_exec *x, enum cmoe_cuda_function function,
-                          struct cmoe_cuda_grid grid, void **args, bool after)
+                          struct cmoe_cuda_grid grid, void **args, bool after, unsigned cluster)
 {
     const struct cmoe_cuda *cuda = cmoe__cuda_of(x);
     if (grid.x == 0 || grid.y == 0) return CMOE_OK;
-    CUlaunchAttribute dependent = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-                                   .value.programmaticStreamSerializationAllowed = 1};
+    CUlaunchAttribute attributes[2];
+    unsigned count = 0;
+    if (after && cuda->arch >= 90)
+        attributes[count++] =
+            (CUlaunchAttribute){.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                                .value.programmaticStreamSerializationAllowed = 1};
+    if (cluster > 1)
+        attributes[count++] = (CUlaunchAttribute){.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                                                  .value.clusterDim = {cluster, 1, 1}};
     const CUlaunchConfig config = {
         .gridDimX = grid.x,
         .gridDimY = grid.y,
@@ -76,8 +85,8 @@ static cmoe_status launch(const struct cmoe_exec *x, enum cmoe_cuda_function fun
         .blockDimZ = 1,
         .sharedMemBytes = (unsigned)grid.shared,
         .hStream = x->stream,
-        .attrs = &dependent,
-        .numAttrs = after && cuda->arch >= 90 ? 1 : 0,
+        .attrs = attributes,
+        .numAttrs = count,
     };
     CMOE_CUDA_TRY(functions[function].name, cuda->driver, cuLaunchKernelEx, &config,
                   cuda->function[function], args, NULL);
@@ -87,11 +96,17 @@ static cmoe_status launch(const struct cmoe_exec *x, enum cmoe_cuda_function fun
 cmoe_status cmoe__cuda_launch(const struct cmoe_exec *x, enum cmoe_cuda_function function,
                               struct cmoe_cuda_grid grid, void **args)
 {
-    return launch(x, function, grid, args, false);
+    return launch(x, function, grid, args, false, 1);
 }
 
 cmoe_status cmoe__cuda_launch_after(const struct cmoe_exec *x, enum cmoe_cuda_function function,
                                     struct cmoe_cuda_grid grid, void **args)
 {
-    return launch(x, function, grid, args, true);
+    return launch(x, function, grid, args, true, 1);
+}
+
+cmoe_status cmoe__cuda_launch_clusters(const struct cmoe_exec *x, enum cmoe_cuda_function function,
+                                       struct cmoe_cuda_grid grid, unsigned cluster, void **args)
+{
+    return launch(x, function, grid, args, true, cluster);
 }

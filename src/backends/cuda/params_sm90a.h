@@ -13,22 +13,32 @@ enum {
     CMOE_WGMMA_SPAN = 128,    /* bytes of a row that one pipeline stage holds: a swizzle span */
     CMOE_WGMMA_HALF = 128,    /* weight rows of one of a stage's two boxes */
     CMOE_WGMMA_STAGES = 8,
-    CMOE_WGMMA_EXPERTS = 1024, /* the table of tiles lies in shared memory */
+    CMOE_WGMMA_MOST_N = 160,     /* rows of x in a tile */
+    CMOE_WGMMA_SCALED_N = 128,   /* and where each span's sums are scaled by themselves */
+    CMOE_WGMMA_EXPERTS = 1024,   /* the table of tiles lies in shared memory */
+    CMOE_WGMMA_TAIL = 21 * 1024, /* shared memory besides the stages */
+    CMOE_WGMMA_SCALED_TAIL = 30 * 1024,
 };
 
 typedef struct cmoe_gpu_wgmma {
     CUtensorMap map[2]; /* both boxes of a stage: (k, row, expert) */
     cmoe_gpu_gemm g;
-    int32_t tma;       /* map describes the weights; 0: they are read element by element */
-    int32_t vectors;   /* rows of x can be copied 16 bytes at a time */
-    int32_t gated;     /* box 0 is gate rows, box 1 up rows of the same units; else 2 x 128 rows */
-    int32_t out_used;  /* weight rows that count (gated: of either half) */
-    int32_t out_cols;  /* columns to write (gated: of either half); from out_used on they are 0 */
-    int32_t tile_n;    /* most rows of x in a tile */
-    int32_t m_tiles;   /* tiles along the weights' rows */
-    int32_t stages;    /* of the ring */
-    int32_t weigh_act; /* multiply the activation's result by the routing weight */
+    int32_t tma;      /* map describes the weights; 0: they are read element by element */
+    int32_t vectors;  /* rows of x can be copied 16 bytes at a time */
+    int32_t gated;    /* box 0 is gate rows, box 1 up rows of the same units; else 2 x 128 rows */
+    int32_t out_used; /* weight rows that count (gated: of either half) */
+    int32_t out_cols; /* columns to write (gated: of either half); from out_used on they are 0 */
+    int32_t tile_n;   /* most rows of x in a tile */
+    int32_t m_tiles;  /* tiles along the weights' rows */
+    int32_t stages;   /* of the ring */
+    int32_t cluster;  /* blocks, 1 or 2, that share a tile of weights between rows of x */
+    int32_t ahead;    /* the sort is complete when the kernel before this one starts */
+    int32_t
+        plain; /* no bias, weights or limit: sums as they are, or silu(gate)*up in whole tiles */
+    int32_t weigh_act;        /* multiply the activation's result by the routing weight */
     float alpha, beta, limit; /* gate*sigmoid(alpha*gate)*(up + beta), clamped at limit first */
+    float *mid_scales;        /* of the activation's result as e4m3, one a row and 128 units */
+    int64_t mid_scale_stride; /* elements */
 } cmoe_gpu_wgmma;
 
 #endif

@@ -192,7 +192,7 @@ static cmoe_status quantize_e4m3(const struct cmoe_exec *x, cmoe_gpu_quant *q, i
     void *args[] = {q};
     const bool spans = q->f.scaling == CMOE_SCALE_GROUP;
     const struct cmoe_cuda_grid grid = {(unsigned)rows, spans ? blocks(q->n, 1024) : 1, 256, 0};
-    return cmoe__cuda_launch(
+    return cmoe__cuda_launch_after(
         x, spans ? CMOE_CUDA_cmoe_quant_e4m3_spans : CMOE_CUDA_cmoe_quant_e4m3_rows, grid, args);
 }
 
@@ -390,7 +390,7 @@ cmoe_status cmoe__cuda_combine_pairs(const struct cmoe_step *step, const struct 
     void *args[] = {&c};
     const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, blocks(x->shape->H, 1024), 128,
                                         (size_t)x->shape->slots * 8};
-    return cmoe__cuda_launch(
+    return cmoe__cuda_launch_after(
         x, p->y == CMOE_BF16 ? CMOE_CUDA_cmoe_combine_bf16 : CMOE_CUDA_cmoe_combine_f16, grid,
         args);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * COMBINE of 16-bit z: a thread adds 8 columns of a token's slots in f32, in slot order. */
-#include "backends/cuda/kernels/common/numeric.cuh"
+#include "backends/cuda/kernels/common/depend.cuh"
 
 enum { COLUMNS = 8, THREADS = 128 };
 
@@ -16,6 +16,7 @@ template <int TYPE> DEV void combine(const cmoe_gpu_combine &c, float *factor)
 {
     const int t = (int)blockIdx.x, slots = c.call.slots, h = ((int)blockIdx.y * THREADS + (int)threadIdx.x) * COLUMNS;
     int *valid = (int *)(factor + slots);
+    depend();
     if (t >= token_count(c.call))
         return;
     for (int s = threadIdx.x; s < slots; s += THREADS) {

@@ -5,3 +5,4 @@
 ENTRY(cmoe_wgmma_e4m3_block, CMOE_E4M3, CMOE_F32, false, true)
 ENTRY(cmoe_wgmma_e4m3_block_z, CMOE_E4M3, CMOE_BF16, false, true)
 ENTRY(cmoe_wgmma_e4m3_block_act, CMOE_E4M3, CMOE_F32, true, true)
+ENTRY(cmoe_wgmma_e4m3_block_codes, CMOE_E4M3, CMOE_E4M3, true, true)

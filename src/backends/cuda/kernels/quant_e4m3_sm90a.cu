@@ -1,17 +1,10 @@
 /* SPDX-License-Identifier: MIT
  * QUANT and REQUANT to e4m3 with one scale a row or 128 columns, by the conversion instruction. The
  * codes are those of quant.cu: same scales, true division, nearest even. */
-#include "backends/cuda/kernels/common/numeric.cuh"
+#include "backends/cuda/kernels/common/depend.cuh"
+#include "backends/cuda/kernels/common/e4m3.cuh"
 
 enum { THREADS = 256, WARPS = THREADS / 32, SPAN = 128, EACH = 4 };
-
-/* cvt: two f32 to e4m3, the first in the low byte; beyond 448 to 448. */
-DEV uint32_t codes_of(float a, float b)
-{
-    uint16_t out;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(out) : "f"(b), "f"(a));
-    return out;
-}
 
 struct row {
     const char *from;
@@ -65,15 +58,8 @@ DEV uint32_t largest(const float (&v)[EACH])
 
 DEV void store_codes(const cmoe_gpu_quant &q, const row &r, int column, const float (&v)[EACH], float scale)
 {
-    uint32_t word;
-    if (isnan(scale)) { /* keeps the signs of NaNs */
-        word = 0;
-        for (int i = 0; i < EACH; i++)
-            word |= encode(CMOE_E4M3, __fdiv_rn(v[i], scale), CMOE_ROUND_NEAREST_EVEN) << (8 * i);
-    } else {
-        word = codes_of(__fdiv_rn(v[0], scale), __fdiv_rn(v[1], scale)) |
-               codes_of(__fdiv_rn(v[2], scale), __fdiv_rn(v[3], scale)) << 16;
-    }
+    const float inverse = __frcp_rn(scale);
+    const uint32_t word = e4m3_pair(v[0], v[1], scale, inverse) | e4m3_pair(v[2], v[3], scale, inverse) << 16;
     uint8_t *to = r.codes + column;
     if (column + EACH <= q.n && (uintptr_t)to % 4 == 0) {
         *(uint32_t *)to = word;
@@ -89,6 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 {
     const int span = (int)blockIdx.y * WARPS + (int)threadIdx.x / 32, lane = threadIdx.x % 32;
     row r;
+    depend();
     if (span * SPAN >= q.n || !find_row(q, &r))
         return;
     float v[EACH];
@@ -105,6 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 {
     __shared__ uint32_t shared[WARPS];
     row r;
+    depend();
     if (!find_row(q, &r))
         return;
     float v[EACH];

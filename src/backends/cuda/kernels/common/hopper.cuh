@@ -55,6 +55,36 @@ DEV void barrier_wait(uint32_t barrier, int parity)
 #endif
 }
 
+/* mapa, mbarrier.arrive: an arrival at the barrier that has this address in another block of the cluster */
+DEV void barrier_arrive_at(uint32_t barrier, uint32_t rank)
+{
+    asm volatile("{\n.reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+                 "r"(rank)
+                 : "memory");
+}
+
+/* %cluster_ctarank: which of the cluster's blocks this is */
+DEV uint32_t cluster_rank(void)
+{
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+/* barrier.cluster: all threads of all blocks of the cluster */
+DEV void cluster_sync(void)
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/* bar.sync: the first `threads` threads that come to a barrier other than __syncthreads' 0 */
+DEV void group_sync(int barrier, int threads)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 /* fence.mbarrier_init: initialised barriers before the copy engine's first use */
 DEV void fence_barrier_init(void)
 {
@@ -76,6 +106,21 @@ DEV void copy_box(uint32_t to, const void *map, int c0, int c1, int c2, uint32_t
                  : "memory");
 }
 
+/* The same into this place of both blocks of a cluster, completing on the barrier of each. */
+DEV void copy_box_both(uint32_t to, const void *map, int c0, int c1, int c2, uint32_t barrier, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+                 ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %7, %6;" ::"r"(to),
+                 "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(barrier), "l"(policy), "h"((uint16_t)3)
+                 : "memory");
+}
+
+/* prefetch.tensormap */
+DEV void prefetch_map(const void *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 /* createpolicy.fractional: data read once */
 DEV uint64_t evict_first(void)
 {
@@ -91,10 +136,13 @@ DEV uint64_t evict_normal(void)
     return policy;
 }
 
-/* cp.async of 16 bytes, of which `bytes` are read and the rest are 0 */
-DEV void copy_16(uint32_t to, const void *from, int bytes)
+/* cp.async of 16 bytes if `wanted`, and of zeros if not `inside` */
+DEV void copy_16(uint32_t to, const void *from, bool wanted, bool inside)
 {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+    asm volatile("{\n.reg .pred p, q;\nsetp.ne.b32 p, %2, 0;\nsetp.eq.b32 q, %3, 0;\n"
+                 "@p cp.async.cg.shared.global [%0], [%1], 16, q;\n}" ::"r"(to),
+                 "l"(from), "r"((int)wanted), "r"((int)inside)
+                 : "memory");
 }
 
 /* cp.async of 4 bytes */
@@ -115,12 +163,12 @@ DEV void copy_wait(void)
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-DEV void store_shared_16(uint32_t to, uint16_t v)
+DEV void store_shared_u16(uint32_t to, uint16_t v)
 {
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(v) : "memory");
 }
 
-DEV void store_shared_8(uint32_t to, uint8_t v)
+DEV void store_shared_u8(uint32_t to, uint8_t v)
 {
     asm volatile("st.shared.u8 [%0], %1;" ::"r"(to), "r"((uint32_t)v) : "memory");
 }
@@ -136,12 +184,23 @@ template <int REGISTERS> DEV void more_registers(void)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
-/* movmatrix: an 8x8 matrix of 16-bit elements, two a lane, transposed across the warp */
-DEV uint32_t transpose_8x8(uint32_t pair)
+/* stmatrix: four 8x8 matrices of 16-bit elements, each transposed; lane i gives the address of row i % 8
+ * of matrix i / 8 */
+DEV void store_transposed(uint32_t to, const uint32_t (&m)[4])
 {
-    uint32_t out;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
-    return out;
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(m[0]),
+                 "r"(m[1]), "r"(m[2]), "r"(m[3])
+                 : "memory");
+}
+
+DEV uint4 load_shared_16(uint32_t from)
+{
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(from)
+                 : "memory");
+    return v;
 }
 
 #endif

@@ -14,20 +14,46 @@ enum {
     SPAN = CMOE_WGMMA_SPAN,
     HALF_BYTES = CMOE_WGMMA_HALF * SPAN,
     A_BYTES = 2 * HALF_BYTES,
-    MOST_N = 128,
+    MOST_N = CMOE_WGMMA_MOST_N,
+    SCALED_N = CMOE_WGMMA_SCALED_N,
+    UNITS = 2 * CMOE_WGMMA_HALF,
+    STAGING_BYTES = 4096, /* of a math warpgroup, for results on their way out */
 };
 
-/* After the stages: [box 0 | box 1 | rows of x], each row one swizzled span. */
-struct ring_tail {
-    float scale[CMOE_WGMMA_STAGES][MOST_N]; /* of the stage's rows of x, where they change along k */
-    uint64_t full[CMOE_WGMMA_STAGES], empty[CMOE_WGMMA_STAGES];
-    int first_tile[CMOE_WGMMA_EXPERTS + 1];
+struct work {
+    int expert, first, count; /* rows [first, first + count) of the sort */
+    int m;                    /* first weight row of box 0 */
 };
+
+/* A tile as the producer tells of it: which it is, then while it is computed what its epilogue needs. */
+struct tile_facts {
+    work w;
+    int row[MOST_N];      /* of the output; -1: none */
+    float scale[MOST_N];  /* of the row of x */
+    float weight[MOST_N]; /* routing weight of the row */
+    float unit_scale[UNITS], bias[UNITS]; /* of a stage's weight rows: box 0's, then box 1's */
+};
+
+/* After the stages: [box 0 | box 1 | rows of x], each row one swizzled span. Kernels without scales along
+ * k do not have what begins at `scale`. */
+struct ring_tail {
+    uint8_t staging[2][STAGING_BYTES];
+    uint64_t full[CMOE_WGMMA_STAGES], empty[CMOE_WGMMA_STAGES];
+    uint64_t begun[2], ready[2], unused[2]; /* of the facts: the work, all of them, neither */
+    tile_facts facts[2];          /* of this tile and the next */
+    int first_tile[CMOE_WGMMA_EXPERTS + 1];
+    alignas(16) float scale[CMOE_WGMMA_STAGES][SCALED_N]; /* of the stage's rows of x */
+    uint32_t amax[MATH_WARPS][SCALED_N];      /* of a row of h over a warp's units */
+    float2 mid_scale[SCALED_N];               /* of a row of h over the tile's, and its reciprocal */
+};
+static_assert(offsetof(ring_tail, scale) <= CMOE_WGMMA_TAIL, "the host leaves room for it");
+static_assert(sizeof(ring_tail) <= CMOE_WGMMA_SCALED_TAIL, "the host leaves room for it");
 
 struct ring {
     uint32_t stages, full, empty;
     ring_tail *tail;
     int stage_bytes, count;
+    uint32_t rank; /* in the cluster */
 };
 
 /* Where a role stands in the ring: every role walks the same sequence of stages. */
@@ -58,10 +84,11 @@ DEV uint32_t empty_at(const ring &r, const cursor &c)
     return r.empty + c.stage * 8;
 }
 
-/* Tiles of n rows: as few as hold them, all of about the same size. */
-DEV int tiles_of(int n, int tile_n)
+/* Tiles of n rows: as few as hold them, a whole number for each of the cluster's blocks. */
+DEV int tiles_of(const cmoe_gpu_wgmma &p, int n)
 {
-    return (n + tile_n - 1) / tile_n;
+    const int most = p.tile_n * p.cluster;
+    return (n + most - 1) / most * p.cluster;
 }
 
 /* first_tile[e]: tiles of the experts before e, all of them counted along x's rows only. */
@@ -69,7 +96,7 @@ DEV void count_tiles(const cmoe_gpu_wgmma &p, int *first_tile)
 {
     const int local = p.g.call.local;
     for (int e = threadIdx.x; e < local; e += CMOE_WGMMA_THREADS)
-        first_tile[e + 1] = tiles_of(p.g.call.offsets[e + 1] - p.g.call.offsets[e], p.tile_n);
+        first_tile[e + 1] = tiles_of(p, p.g.call.offsets[e + 1] - p.g.call.offsets[e]);
     __syncthreads();
     if (threadIdx.x < 32) {
         const int lane = threadIdx.x;
@@ -91,6 +118,8 @@ DEV void count_tiles(const cmoe_gpu_wgmma &p, int *first_tile)
     __syncthreads();
 }
 
+/* Barriers of a cluster of two: a stage is empty when the readers of both blocks are done with it, for
+ * each block's weights come from both. */
 DEV ring make_ring(const cmoe_gpu_wgmma &p, uint8_t *memory)
 {
     ring r;
@@ -100,43 +129,59 @@ DEV ring make_ring(const cmoe_gpu_wgmma &p, uint8_t *memory)
     r.tail = (ring_tail *)(memory + (r.stages - shared_address(memory)) + r.count * r.stage_bytes);
     r.full = shared_address(r.tail->full);
     r.empty = shared_address(r.tail->empty);
+    r.rank = p.cluster > 1 ? cluster_rank() : 0;
     if (threadIdx.x == 0) {
         for (int s = 0; s < r.count; s++) {
             barrier_init(r.full + s * 8, LOAD_THREADS + 1);
-            barrier_init(r.empty + s * 8, MATH_WARPS);
+            barrier_init(r.empty + s * 8, MATH_WARPS * p.cluster);
+        }
+        for (int i = 0; i < 2; i++) {
+            barrier_init(shared_address(&r.tail->begun[i]), 1);
+            barrier_init(shared_address(&r.tail->ready[i]), LOAD_THREADS);
+            barrier_init(shared_address(&r.tail->unused[i]), MATH_WARPS);
         }
         fence_barrier_init();
     }
-    count_tiles(p, r.tail->first_tile);
     return r;
 }
 
-struct work {
-    int expert, first, count; /* rows [first, first + count) of the sort */
-    int m;                    /* first weight row of box 0 */
-};
-
-DEV int tile_total(const cmoe_gpu_wgmma &p, const ring &r)
+/* The works of a block: those of its cluster's number, then every so many. (A cluster has 1 or 2 blocks:
+ * shifts, for a division takes registers.) */
+DEV int work_total(const cmoe_gpu_wgmma &p, const ring &r)
 {
-    return r.tail->first_tile[p.g.call.local] * p.m_tiles;
+    return (r.tail->first_tile[p.g.call.local] >> (p.cluster - 1)) * p.m_tiles;
 }
 
-/* Weights outermost: blocks that run together share a weight tile's expert and its rows of x. */
-DEV work work_at(const cmoe_gpu_wgmma &p, const ring &r, int index)
+DEV int first_work(const cmoe_gpu_wgmma &p)
 {
-    int low = 0, high = p.g.call.local; /* first_tile[low] * m_tiles <= index < first_tile[high] * m_tiles */
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        if (r.tail->first_tile[middle] * p.m_tiles <= index)
-            low = middle;
-        else
-            high = middle;
-    }
-    const int begin = p.g.call.offsets[low], n = p.g.call.offsets[low + 1] - begin;
-    const int tiles = tiles_of(n, p.tile_n), at = index - r.tail->first_tile[low] * p.m_tiles;
-    const int each = ((n + tiles - 1) / tiles + 7) / 8 * 8, t = at % tiles;
-    return {low, begin + t * each, min(each, n - t * each),
-            at / tiles * (p.gated ? CMOE_WGMMA_HALF : 2 * CMOE_WGMMA_HALF)};
+    return (int)blockIdx.x >> (p.cluster - 1);
+}
+
+DEV int work_step(const cmoe_gpu_wgmma &p)
+{
+    return (int)gridDim.x >> (p.cluster - 1);
+}
+
+/* a / b for 0 <= a < 2^24 */
+DEV int quotient(int a, int b)
+{
+    const int q = (int)__fdividef((float)a, (float)b), rest = a - q * b;
+    return q + (rest >= b) - (rest < 0);
+}
+
+/* Weights outermost: blocks that run together share a weight tile's expert and its rows of x. The blocks
+ * of a cluster have the same weights and neighbouring rows. expert: that of an earlier work. */
+DEV work work_at(const cmoe_gpu_wgmma &p, const ring &r, int index, int expert)
+{
+    const int first = index << (p.cluster - 1), *first_tile = r.tail->first_tile;
+#pragma unroll 1
+    while (first_tile[expert + 1] * p.m_tiles <= first)
+        expert++;
+    const int begin = p.g.call.offsets[expert], n = p.g.call.offsets[expert + 1] - begin;
+    const int tiles = first_tile[expert + 1] - first_tile[expert], at = first - first_tile[expert] * p.m_tiles;
+    const int each = (quotient(n + tiles - 1, tiles) + 7) & ~7, m = quotient(at, tiles);
+    const int from = (at - m * tiles + (int)r.rank) * each;
+    return {expert, begin + from, max(0, min(each, n - from)), m * (p.gated ? CMOE_WGMMA_HALF : 2 * CMOE_WGMMA_HALF)};
 }
 
 #endif

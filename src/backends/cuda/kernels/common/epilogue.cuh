@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: MIT
+ * From a tile's sums to memory: scales, bias, activation, routing weight; 16-bit results by way of
+ * shared memory as 16-byte stores, e4m3 results with the scale of each row's 128 units. */
+#ifndef CMOE_KERNELS_EPILOGUE_CUH
+#define CMOE_KERNELS_EPILOGUE_CUH
+
+#include "backends/cuda/kernels/common/e4m3.cuh"
+#include "backends/cuda/kernels/common/multiply.cuh"
+
+/* Named barriers: one for each math warpgroup, one for both. */
+enum { STRIP_BARRIER = 1, MATH_BARRIER = 3 };
+
+/* One of the thread's rows of a box: what its sums are multiplied by and what is added. */
+struct unit {
+    int at; /* row of the half */
+    bool inside;
+    float scale[2], bias[2]; /* by box (ungated: its own box's in both) */
+};
+
+template <bool SCALED>
+DEV unit unit_of(const cmoe_gpu_wgmma &p, const work &w, const tile_facts &facts, const place &at, int box, int r)
+{
+    const int in_box = at.strip * 64 + at.warp * 16 + at.lane / 4 + r * 8;
+    unit u;
+    u.at = w.m + (p.gated ? 0 : box * CMOE_WGMMA_HALF) + in_box;
+    u.inside = u.at < p.out_used;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int known = (p.gated ? i : box) * CMOE_WGMMA_HALF + in_box;
+        u.scale[i] = SCALED ? facts.unit_scale[known] : 1.0f;
+        u.bias[i] = facts.bias[known];
+    }
+    return u;
+}
+
+/* 2^v and 1/v by the units for them; about 2 units in the last place, and 2^v's argument is rounded. */
+DEV float power_of_two(float v)
+{
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+    return out;
+}
+
+DEV float reciprocal(float v)
+{
+    float out;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+    return out;
+}
+
+DEV float silu(float v)
+{
+    const float LOG2_E = 1.4426950408889634f;
+    return v * reciprocal(1.0f + power_of_two(v * -LOG2_E));
+}
+
+/* gate*sigmoid(alpha*gate)*(up + beta): silu has alpha 1, beta 0. */
+DEV float gated_value(const cmoe_gpu_wgmma &p, float gate, float up)
+{
+    if (p.limit > 0.0f) {
+        gate = gate > p.limit ? p.limit : gate;
+        up = up > p.limit ? p.limit : (up < -p.limit ? -p.limit : up);
+    }
+    const float f = gate * __fdividef(1.0f, 1.0f + expf(-p.alpha * gate));
+    return p.gated ? f * (up + p.beta) : f;
+}
+
+/* Two neighbouring rows of x. */
+struct row_pair {
+    int row[2]; /* of the output; -1: none */
+    float scale[2], weight[2];
+};
+
+template <bool SCALED> DEV row_pair pair_of(const tile_facts &facts, int n)
+{
+    const int2 row = *(const int2 *)(facts.row + n);
+    const float2 weight = *(const float2 *)(facts.weight + n);
+    const float2 scale = SCALED ? *(const float2 *)(facts.scale + n) : make_float2(1.0f, 1.0f);
+    return {{row.x, row.y}, {scale.x, scale.y}, {weight.x, weight.y}};
+}
+
+/* PLAIN (the host says so): sums go out as they are but for their scales, or through silu(gate)*up. */
+template <bool SCALED, bool PLAIN>
+DEV float linear(const cmoe_gpu_wgmma &p, const unit &u, int box, const row_pair &f, int i, float sum)
+{
+    float v = SCALED ? sum * f.scale[i] * u.scale[box] : sum;
+    if (!PLAIN && p.g.weigh)
+        v *= f.weight[i];
+    return PLAIN ? v : v + u.bias[box];
+}
+
+/* Accumulator e of a box as the output has it. */
+template <bool ACT, bool SCALED, bool PLAIN, int COUNT>
+DEV float value(const cmoe_gpu_wgmma &p, const unit &u, const row_pair &f, const float (&acc)[2][COUNT], int box,
+                int e)
+{
+    const int i = e & 1;
+    float v = linear<SCALED, PLAIN>(p, u, ACT ? 0 : box, f, i, acc[box][e]);
+    if (ACT && PLAIN)
+        return silu(v) * linear<SCALED, PLAIN>(p, u, 1, f, i, acc[1][e]);
+    if (ACT) {
+        v = gated_value(p, v, p.gated ? linear<SCALED, PLAIN>(p, u, 1, f, i, acc[1][e]) : 0.0f);
+        v = p.weigh_act ? v * f.weight[i] : v;
+    }
+    return PLAIN || u.inside ? v : 0.0f;
+}
+
+/* Boxes of results: gate and up become one. */
+template <bool ACT, bool PLAIN> DEV int boxes_of(const cmoe_gpu_wgmma &p)
+{
+    return ACT && (PLAIN || p.gated) ? 1 : 2;
+}
+
+/* f32: a thread stores what it has. */
+template <bool ACT, bool SCALED, bool PLAIN, int COUNT>
+DEV void store_f32(const cmoe_gpu_wgmma &p, const work &w, const tile_facts &facts, const place &at,
+                   const float (&acc)[2][COUNT])
+{
+#pragma unroll
+    for (int box = 0; box < 2; box++) {
+        if (box >= boxes_of<ACT, PLAIN>(p))
+            break;
+        const unit u[2] = {unit_of<SCALED>(p, w, facts, at, box, 0), unit_of<SCALED>(p, w, facts, at, box, 1)};
+        /* Sums of gate and up: box 1's columns follow all of box 0's. */
+        const int shift = !ACT && p.gated && box ? p.g.split : 0;
+#pragma unroll
+        for (int j = 0; j < COUNT / 4; j++) {
+            if (j * 8 >= w.count)
+                break;
+            const row_pair f = pair_of<SCALED>(facts, j * 8 + at.lane % 4 * 2);
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const unit &mine = u[e / 2];
+                const float v = value<ACT, SCALED, PLAIN>(p, mine, f, acc, box, j * 4 + e);
+                if (f.row[e & 1] >= 0 && mine.at < p.out_cols)
+                    p.g.out[(int64_t)f.row[e & 1] * p.g.out_stride + mine.at + shift] = v;
+            }
+        }
+    }
+}
+
+/* Columns [column, column + 16 / BYTES) of a row of the output. */
+template <int BYTES> DEV void store_chunk(const cmoe_gpu_wgmma &p, int row, int column, uint4 v)
+{
+    constexpr int EACH = 16 / BYTES;
+    uint8_t *to = (uint8_t *)p.g.out + (row * p.g.out_stride + column) * BYTES;
+    if (column + EACH <= p.out_cols && (uintptr_t)to % 16 == 0) {
+        *(uint4 *)to = v;
+        return;
+    }
+    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        const uint32_t code = words[i * BYTES / 4] >> (i * BYTES % 4 * 8);
+        if (column + i < p.out_cols) {
+            if (BYTES == 2)
+                ((uint16_t *)to)[i] = (uint16_t)code;
+            else
+                to[i] = (uint8_t)code;
+        }
+    }
+}
+
+template <int TYPE> DEV uint32_t pack(float a, float b)
+{
+    if constexpr (TYPE == CMOE_BF16) {
+        const __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
+        return *(const uint32_t *)&v;
+    } else {
+        const __half2 v = __floats2half2_rn(a, b);
+        return *(const uint32_t *)&v;
+    }
+}
+
+/* 16 bits: 16 rows of x at a time, transposed into shared memory as rows of 64 columns of either box, the
+ * 16-byte parts of a row swizzled; then 8 threads store a row. */
+template <int OUT, bool ACT, bool SCALED, bool PLAIN, int COUNT>
+DEV void store_16(const cmoe_gpu_wgmma &p, const work &w, const ring &r, const tile_facts &facts, const place &at,
+                  const float (&acc)[2][COUNT])
+{
+    constexpr int ROWS = 16, ROW = 128, BOX = ROWS * ROW;
+    const int boxes = boxes_of<ACT, PLAIN>(p), thread = at.warp * 32 + at.lane;
+    const uint32_t staging = shared_address(r.tail->staging[at.strip]);
+    const int row = at.lane / 16 * 8 + at.lane % 8, part = at.warp * 2 + at.lane / 8 % 2; /* of stmatrix's lane */
+    const uint32_t put = staging + row * ROW + ((part ^ (row & 7)) << 4);
+    const uint32_t get = staging + thread / 8 * ROW + ((thread % 8 ^ (thread / 8 & 7)) << 4);
+    unit u[2][2];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        u[i / 2][i % 2] = unit_of<SCALED>(p, w, facts, at, i / 2, i % 2);
+#pragma unroll
+    for (int from = 0; from < COUNT * 2; from += ROWS) {
+        if (from >= w.count)
+            break;
+        uint32_t m[2][4];
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const row_pair f = pair_of<SCALED>(facts, from + j * 8 + at.lane % 4 * 2);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int box = i / 2, half = i % 2, e = (from / 8 + j) * 4 + half * 2;
+                if (box < boxes)
+                    m[box][j * 2 + half] = pack<OUT>(value<ACT, SCALED, PLAIN>(p, u[box][half], f, acc, box, e),
+                                                     value<ACT, SCALED, PLAIN>(p, u[box][half], f, acc, box, e + 1));
+            }
+        }
+        store_transposed(put, m[0]);
+        if (boxes > 1)
+            store_transposed(put + BOX, m[1]);
+        group_sync(STRIP_BARRIER + at.strip, 128);
+        const int to = from + thread / 8 < w.count ? facts.row[from + thread / 8] : -1;
+        if (to >= 0)
+            for (int box = 0; box < boxes; box++)
+                store_chunk<2>(p, to, w.m + box * CMOE_WGMMA_HALF + at.strip * 64 + thread % 8 * 8,
+                               load_shared_16(get + box * BOX));
+        group_sync(STRIP_BARRIER + at.strip, 128);
+    }
+}
+
+/* Largest magnitudes of 8 values over the 8 lanes that share lane % 4: at each step a lane gives half of its
+ * values away. A lane is left with number lane/4 (bits 4, 3, 2 of the lane pick bits 2, 1, 0). */
+DEV uint32_t largest_of(uint32_t (&top)[8], int lane)
+{
+#pragma unroll
+    for (int half = 4; half > 0; half /= 2) {
+        const bool high = lane & (half * 4);
+#pragma unroll
+        for (int i = 0; i < half; i++) {
+            const uint32_t mine = high ? top[i + half] : top[i], yours = high ? top[i] : top[i + half];
+            top[i] = max(mine, __shfl_xor_sync(0xffffffff, yours, half * 4));
+        }
+    }
+    return top[0];
+}
+
+/* The activation's result as e4m3, only where it is plain: the tile's 128 units are one span of h's scales.
+ * acc[0] becomes what is quantised, 32 rows of x at a time. */
+template <int COUNT>
+DEV void store_codes(const cmoe_gpu_wgmma &p, const work &w, const ring &r, const tile_facts &facts,
+                     const place &at, float (&acc)[2][COUNT])
+{
+    constexpr int ROWS = 32, ROW = 64;
+    const unit u[2] = {unit_of<false>(p, w, facts, at, 0, 0), unit_of<false>(p, w, facts, at, 0, 1)};
+    ring_tail *t = r.tail;
+#pragma unroll
+    for (int from = 0; from < COUNT * 2; from += ROWS) {
+        if (from >= w.count)
+            break;
+        uint32_t top[8];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const row_pair f = pair_of<false>(facts, from + j * 8 + at.lane % 4 * 2);
+            top[j * 2] = top[j * 2 + 1] = 0;
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                float &v = acc[0][from / 2 + j * 4 + e];
+                v = value<true, false, true>(p, u[e / 2], f, acc, 0, from / 2 + j * 4 + e);
+                top[j * 2 + (e & 1)] = max(top[j * 2 + (e & 1)], __float_as_uint(v) & 0x7fffffff);
+            }
+        }
+        const uint32_t largest = largest_of(top, at.lane);
+        t->amax[at.strip * 4 + at.warp][from + at.lane / 8 * 8 + at.lane % 4 * 2 + at.lane / 4 % 2] = largest;
+    }
+    group_sync(MATH_BARRIER, CMOE_WGMMA_MATH);
+    const int mine = (int)threadIdx.x - LOAD_THREADS;
+    if (mine < w.count) {
+        uint32_t top = 0;
+#pragma unroll
+        for (int i = 0; i < MATH_WARPS; i++)
+            top = max(top, t->amax[i][mine]);
+        const float scale = scale_f32(CMOE_E4M3, bits_f32(top));
+        t->mid_scale[mine] = make_float2(scale, __frcp_rn(scale));
+        p.mid_scales[facts.row[mine] * p.mid_scale_stride + w.m / 128] = scale;
+    }
+    group_sync(MATH_BARRIER, CMOE_WGMMA_MATH);
+    /* An element of stmatrix is the codes of units 8 apart, sorted out on the way back. */
+    const int thread = (int)threadIdx.x % 128, out = thread / 4;
+    const uint32_t staging = shared_address(t->staging[at.strip]);
+    const uint32_t put = staging + at.lane * ROW + ((at.warp ^ (at.lane >> 1 & 3)) << 4);
+    const uint32_t get = staging + out * ROW + ((thread % 4 ^ (out >> 1 & 3)) << 4);
+#pragma unroll
+    for (int from = 0; from < COUNT * 2; from += ROWS) {
+        if (from >= w.count)
+            break;
+        uint32_t m[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float4 s = *(const float4 *)&t->mid_scale[from + j * 8 + at.lane % 4 * 2];
+            const float *v = acc[0] + from / 2 + j * 4;
+            m[j] = e4m3_pair(v[0], v[2], s.x, s.y) | e4m3_pair(v[1], v[3], s.z, s.w) << 16;
+        }
+        store_transposed(put, m);
+        group_sync(STRIP_BARRIER + at.strip, 128);
+        const int to = from + out < w.count ? facts.row[from + out] : -1;
+        if (to >= 0) {
+            const uint4 v = load_shared_16(get);
+            store_chunk<1>(p, to, w.m + at.strip * 64 + thread % 4 * 16,
+                           make_uint4(__byte_perm(v.x, v.y, 0x6420), __byte_perm(v.z, v.w, 0x6420),
+                                      __byte_perm(v.x, v.y, 0x7531), __byte_perm(v.z, v.w, 0x7531)));
+        }
+        group_sync(STRIP_BARRIER + at.strip, 128);
+    }
+}
+
+/* OUT: type of the output. ACT: of the activation's result, else of the sums. */
+template <int OUT, bool ACT, bool SCALED, bool PLAIN, int COUNT>
+DEV void store_tile(const cmoe_gpu_wgmma &p, const work &w, const ring &r, const tile_facts &facts, const place &at,
+                    float (&acc)[2][COUNT])
+{
+    if constexpr (OUT == CMOE_F32)
+        store_f32<ACT, SCALED, PLAIN>(p, w, facts, at, acc);
+    else
+        store_16<OUT, ACT, SCALED, PLAIN>(p, w, r, facts, at, acc);
+}
+
+template <int OUT, bool ACT, bool SCALED, int COUNT>
+DEV void epilogue(const cmoe_gpu_wgmma &p, const work &w, const ring &r, const tile_facts &facts, const place &at,
+                  float (&acc)[2][COUNT])
+{
+    if constexpr (OUT == CMOE_E4M3)
+        store_codes(p, w, r, facts, at, acc);
+    else if (p.plain)
+        store_tile<OUT, ACT, SCALED, true>(p, w, r, facts, at, acc);
+    else
+        store_tile<OUT, ACT, SCALED, false>(p, w, r, facts, at, acc);
+}
+
+#endif
