@@ -138,7 +138,8 @@ static void multiply_panel(const struct cmoe_cpu_item *it, const char *panel, co
     for (int64_t at = 0; at < k; at += piece) {
         const int64_t n = cmoe__min64(piece, k - at);
         const char *const b = panel + at * k_bytes;
-        const char *const ahead = at + n < k ? b + n * k_bytes : next;
+        const char *ahead = at + n < k ? b + n * k_bytes : next;
+        if (it->m < CMOE_CPU_STREAM_ROWS) ahead = b + CMOE_CPU_STREAM_AHEAD;
         struct cmoe_cpu_share share =
             cmoe__cpu_share_ahead(it->m, ops->tile_rows, n, ahead, n * k_bytes);
         if (converts) ops->widen(g->w_dtype, n, b, it->gathered);

@@ -107,14 +107,14 @@ static void multiply_block(const struct cmoe_cpu_item *it, const char *panel, in
         g->quant->stream(&g->panel, panel, it->m, first, k, it->a, it->c + j, g->run, first > 0);
         return;
     }
-    const int64_t all_k = cmoe__round_up(g->k, g->panel.step);
-    for (int64_t at = 0; at < k; at += CMOE_CPU_PIECE) {
+    /* About where a piece lies: scales are in line. */
+    const int64_t bytes = CMOE_CPU_PIECE * g->panel.group / g->panel.span;
+    const char *const start = panel + first / CMOE_CPU_PIECE * bytes;
+    const char *next = start + bytes;
+    for (int64_t at = 0; at < k; at += CMOE_CPU_PIECE, next += bytes) {
         const int64_t n = cmoe__min64(CMOE_CPU_PIECE, k - at);
-        /* About where the next piece lies: scales are in line. */
-        const int64_t from = at + n < k ? first + at + n : g->k + first;
-        const char *const next = panel + from * g->panel.bytes / all_k;
-        struct cmoe_cpu_share share =
-            cmoe__cpu_share_ahead(it->m, ops->tile_rows, n, next, n * g->panel.bytes / all_k);
+        if (at + n == k) next = start + g->panel.bytes;
+        struct cmoe_cpu_share share = cmoe__cpu_share_ahead(it->m, ops->tile_rows, n, next, bytes);
         g->quant->decode(&g->panel, panel, first + at, n, it->gathered);
         for (int r = 0, m; r < it->m; r += m) {
             m = cmoe__cpu_next_tile(it->m - r, ops->tile_rows);

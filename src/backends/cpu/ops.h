@@ -13,6 +13,11 @@
 enum {
     CMOE_CPU_PANEL = 32, /* columns of a p32 panel */
     CMOE_CPU_CHUNK = 16, /* k's of a row that lie together in a packed block of rows */
+
+    /* Fewer rows than these keep pace with memory: they fetch what they read soon, as far ahead as this in
+     * bytes. More rows fetch the next panel. */
+    CMOE_CPU_STREAM_ROWS = 6,
+    CMOE_CPU_STREAM_AHEAD = 4096,
 };
 
 /* Activation with its defaults filled in. */

@@ -91,16 +91,22 @@ CMOE_INLINE void load_f8_pair(enum cmoe_cpu_code code, const uint8_t *p, vf out[
 /* Whether none of some e4m3 codes is NaN; n is a multiple of 32. */
 CMOE_INLINE bool all_finite(const uint8_t *codes, int64_t n)
 {
-    typedef uint8_t vb __attribute__((vector_size(32)));
-    vb any = {0};
-    for (int64_t i = 0; i < n; i += 32) {
-        vb v;
+    typedef uint8_t vb __attribute__((vector_size(64)));
+    vb any = {0}, v = {0};
+    uint64_t word[8], bits = 0;
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
         memcpy(&v, codes + i, sizeof v);
         any |= (v & 0x7f) + 1; /* the upper bit: 0x7f */
     }
-    uint64_t word[4];
+    if (i < n) {
+        memcpy(&v, codes + i, 32);
+        any |= (v & 0x7f) + 1;
+    }
     memcpy(word, &any, sizeof word);
-    return ((word[0] | word[1] | word[2] | word[3]) & 0x8080808080808080u) == 0;
+    for (int j = 0; j < 8; j++)
+        bits |= word[j];
+    return (bits & 0x8080808080808080u) == 0;
 }
 
 /* VEC bytes as unsigned or signed integers. */

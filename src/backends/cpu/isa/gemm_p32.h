@@ -33,9 +33,16 @@ CMOE_INLINE void p32_step(int m, const float *a, const vf b[TILE_VECS],
     }
 }
 
-/* k < 16 steps of a chunk: `a` at its first k, `b` at the panel's row of it. */
+/* Every steps-th line from the first-th on: all at once would fill the buffers that loads need. */
+CMOE_INLINE void fetch(struct cmoe_cpu_ahead ahead, int first, int steps)
+{
+    for (int i = first; i < ahead.lines; i += steps)
+        __builtin_prefetch((const void *)((uintptr_t)ahead.at + 64U * (unsigned)i), 0, 2);
+}
+
+/* k <= 16 steps of a chunk: `a` at its first k, `b` at the panel's row of it. */
 CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, int k, const float *a, const char *b,
-                           vf acc[TILE_ROWS][TILE_VECS])
+                           struct cmoe_cpu_ahead ahead, vf acc[TILE_ROWS][TILE_VECS])
 {
     vf b0[TILE_VECS], b1[TILE_VECS];
     if (w == CMOE_BF16) {
@@ -43,6 +50,7 @@ CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, int k, const float *a, const cha
 #pragma GCC unroll 2
             for (int v = 0; v < TILE_VECS; v++)
                 v_load_bf16_pairs((const uint16_t *)(const void *)b + 2 * v * VEC, &b0[v], &b1[v]);
+            fetch(ahead, i / 2, CMOE_CPU_CHUNK / 2);
             p32_step(m, a + i, b0, acc);
             p32_step(m, a + i + 1, b1, acc);
         }
@@ -53,6 +61,7 @@ CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, int k, const float *a, const cha
 #pragma GCC unroll 2
         for (int v = 0; v < TILE_VECS; v++)
             b0[v] = v_load_as(w, b + size * v * VEC);
+        fetch(ahead, i, CMOE_CPU_CHUNK);
         p32_step(m, a + i, b0, acc);
     }
 }
@@ -68,15 +77,13 @@ CMOE_INLINE void p32_tile(cmoe_dtype w, int m, int64_t k, const float *a, const 
 #pragma GCC unroll 2
         for (int v = 0; v < TILE_VECS; v++)
             acc[r][v] = more ? v_load(c + r * ldc + v * VEC) : v_set(0);
-    uintptr_t line = (uintptr_t)ahead.at;
     for (; k >= CMOE_CPU_CHUNK; k -= CMOE_CPU_CHUNK) {
-        for (int i = 0; i < ahead.lines; i++, line += 64)
-            __builtin_prefetch((const void *)line, 0, 2);
-        p32_chunk(w, m, CMOE_CPU_CHUNK, a, b, acc);
+        p32_chunk(w, m, CMOE_CPU_CHUNK, a, b, ahead, acc);
+        ahead.at = (const void *)((uintptr_t)ahead.at + 64U * (unsigned)ahead.lines);
         a += m * CMOE_CPU_CHUNK;
         b += chunk_bytes;
     }
-    p32_chunk(w, m, (int)k, a, b, acc);
+    p32_chunk(w, m, (int)k, a, b, (struct cmoe_cpu_ahead){0}, acc);
 #pragma GCC unroll 12
     for (int r = 0; r < m; r++)
 #pragma GCC unroll 2

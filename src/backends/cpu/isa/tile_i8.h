@@ -135,12 +135,11 @@ CMOE_INLINE void dot_i8_tile(const struct cmoe_cpu_panel *l, const char *panel, 
 #else
             acc[r][v] = vi_set(0);
 #endif
-    const uintptr_t next = (uintptr_t)l->bytes;
+    const uintptr_t next = m >= CMOE_CPU_STREAM_ROWS ? (uintptr_t)l->bytes : CMOE_CPU_STREAM_AHEAD;
     for (int64_t quads = (l->k + 3) / 4; quads > 0; quads--) {
         vi part[DOT8_VECS][PARTS];
-        if (m >= 6)
-            for (uintptr_t line = 0; line < 128; line += 64)
-                __builtin_prefetch((const void *)((uintptr_t)b + next + line), 0, 2);
+        for (uintptr_t line = 0; line < 128; line += 64)
+            __builtin_prefetch((const void *)((uintptr_t)b + next + line), 0, 2);
 #pragma GCC unroll 2
         for (int v = 0; v < DOT8_VECS; v++)
             split_codes(vi_load(b + 4 * v * VEC), part[v]);

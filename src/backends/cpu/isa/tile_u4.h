@@ -95,7 +95,10 @@ CMOE_INLINE void dot_u4_units(const struct cmoe_cpu_panel *l, const char *unit, 
 #else
             acc[r][v] = vi_set(0);
 #endif
+    const uintptr_t next = m >= CMOE_CPU_STREAM_ROWS ? (uintptr_t)l->bytes : CMOE_CPU_STREAM_AHEAD;
     for (; units > 0; units--, unit += l->unit, a += 8 * m) {
+        for (uintptr_t line = 0; line < 128; line += 64)
+            __builtin_prefetch((const void *)((uintptr_t)unit + next + line), 0, 2);
         vi low[DOT4_VECS], high[DOT4_VECS];
 #pragma GCC unroll 2
         for (int v = 0; v < DOT4_VECS; v++) {
