@@ -47,6 +47,8 @@ static void isa_levels_have_names(void **state)
     assert_string_equal(cmoe__isa_name(CMOE_ISA_LEVEL_AVX2), "avx2");
     assert_string_equal(cmoe__isa_name(CMOE_ISA_LEVEL_AVX512), "avx512");
     assert_string_equal(cmoe__isa_name(CMOE_ISA_LEVEL_AVX512VNNI), "avx512vnni");
+    assert_string_equal(cmoe__isa_name(CMOE_ISA_LEVEL_AVX512BF16), "avx512bf16");
+    assert_string_equal(cmoe__isa_name(CMOE_ISA_LEVEL_AMX), "amx");
     assert_string_equal(cmoe__isa_name(CMOE_ISA_LEVELS), "?");
 }
 

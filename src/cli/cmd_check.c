@@ -171,9 +171,11 @@ static void print_json_row(const cmoe_kernel_info *row, const struct tally *tall
 /* Place of a target among instruction sets; past the end where it is unknown. */
 static int target_rank(const char *target)
 {
-    const char *const order[] = {"ref", "generic", "avx2", "avx512"};
+    const char *const order[] = {"ref",        "generic",    "avx2", "avx512",
+                                 "avx512vnni", "avx512bf16", "amx"};
+    const int ranks = (int)(sizeof order / sizeof *order);
     int rank = 0;
-    while (rank < 4 && strcmp(order[rank], target) != 0)
+    while (rank < ranks && strcmp(order[rank], target) != 0)
         rank++;
     return rank;
 }

@@ -136,8 +136,8 @@ static cmoe_status choose_cpu(cmoe_context *ctx)
     }
     if (!known) {
         return CMOE_FAIL(CMOE_ERR_INVALID,
-                         "%s is \"%.60s\"; it must be \"generic\", \"avx2\", \"avx512\" or "
-                         "\"avx512vnni\".",
+                         "%s is \"%.60s\"; it must be \"generic\", \"avx2\", \"avx512\", "
+                         "\"avx512vnni\", \"avx512bf16\" or \"amx\".",
                          source, text);
     }
     ctx->cpu = cmoe__strdup(ctx, text);

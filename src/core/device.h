@@ -12,6 +12,8 @@ enum cmoe_isa {
     CMOE_ISA_LEVEL_AVX2,
     CMOE_ISA_LEVEL_AVX512,
     CMOE_ISA_LEVEL_AVX512VNNI,
+    CMOE_ISA_LEVEL_AVX512BF16, /* and VNNI */
+    CMOE_ISA_LEVEL_AMX,        /* bf16 and int8 tiles, and all of the above */
     CMOE_ISA_LEVELS
 };
 
@@ -28,6 +30,7 @@ struct cmoe_props {
     int arch; /* GPUs: 90 is compute capability 9.0 */
     int64_t l1d, l2, l3, memory;
     double gbps;   /* main memory bandwidth of CMOE_COST_THREADS threads, estimate for costs */
+    double pairs;  /* bf16 dot instructions: their rate over f32 multiply-adds' */
     double gflops; /* f32 multiply-adds x 2 a second of as many, estimate for costs */
 };
 

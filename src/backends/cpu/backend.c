@@ -6,6 +6,7 @@
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/probe.h"
 #include "backends/cpu/run.h"
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -14,6 +15,14 @@ static int probe(char *why, size_t len)
     (void)why;
     (void)len;
     return 1;
+}
+
+/* Features end with the reason where tiles are refused. */
+static void refuse_tiles(struct cmoe_props *props, const char *why)
+{
+    const size_t used = strlen(props->features);
+    props->isa = CMOE_ISA_LEVEL_AVX512BF16;
+    snprintf(props->features + used, sizeof props->features - used, " (tiles refused: %s)", why);
 }
 
 static enum cmoe_isa capped_isa(const char *cap)
@@ -33,6 +42,8 @@ static double flops_per_cycle(enum cmoe_isa isa)
     switch (isa) {
     case CMOE_ISA_LEVEL_AVX512:
     case CMOE_ISA_LEVEL_AVX512VNNI:
+    case CMOE_ISA_LEVEL_AVX512BF16:
+    case CMOE_ISA_LEVEL_AMX:
         return 64;
     case CMOE_ISA_LEVEL_AVX2:
         return 32;
@@ -47,10 +58,13 @@ static cmoe_status open_device(struct cmoe_device *dev)
 {
     struct cmoe_props *const props = &dev->props;
     double ghz;
+    char why[64];
     const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     cmoe__cpuid_describe(props, &ghz);
     props->host = true;
     props->isa = capped_isa(dev->ctx->cpu);
+    if (props->isa == CMOE_ISA_LEVEL_AMX && !cmoe__cpuid_allow_tiles(why, sizeof why))
+        refuse_tiles(props, why);
     props->threads = cmoe__threads_count(dev->ctx->threads);
     props->memory = pages > 0 && page > 0 ? (int64_t)pages * page : 0;
     props->gflops = CMOE_COST_THREADS * ghz * flops_per_cycle(props->isa);

@@ -50,6 +50,8 @@ static void describe_caches(struct cmoe_props *props)
 #if defined __x86_64__
 
 #    include <cpuid.h>
+#    include <errno.h>
+#    include <sys/syscall.h>
 
 enum word { LEAF1_ECX, LEAF7_EBX, LEAF7_ECX, LEAF7_EDX, LEAF7_1_EAX, WORDS };
 
@@ -76,6 +78,7 @@ static const struct feature {
     {"avx512vnni", LEAF7_ECX, 11, STATE_AVX512},
     {"avx512bf16", LEAF7_1_EAX, 5, STATE_AVX512},
     {"avx512fp16", LEAF7_EDX, 23, STATE_AVX512},
+    {"amx-tile", LEAF7_EDX, 24, STATE_AVX512 | STATE_AMX},
     {"amx-bf16", LEAF7_EDX, 22, STATE_AVX512 | STATE_AMX},
     {"amx-int8", LEAF7_EDX, 25, STATE_AVX512 | STATE_AMX},
 };
@@ -117,15 +120,52 @@ static bool has_all(const struct cpu *c, const char *const *names)
     return true;
 }
 
+/* Tests on CPUs without the instructions: bodies that do the same in plain C. */
+static enum cmoe_isa highest(enum cmoe_isa isa)
+{
+#    ifdef CMOE_EMULATE
+    return isa == CMOE_ISA_LEVEL_AVX512VNNI ? CMOE_ISA_LEVEL_AMX : isa;
+#    else
+    return isa;
+#    endif
+}
+
 enum cmoe_isa cmoe__cpuid_isa(void)
 {
     static const char *const avx2[] = {"avx2", "fma", "f16c", NULL};
     static const char *const avx512[] = {"avx512f", "avx512dq", "avx512bw", "avx512vl", NULL};
     static const char *const vnni[] = {"avx512vnni", NULL};
+    static const char *const bf16[] = {"avx512bf16", NULL};
+    static const char *const amx[] = {"amx-bf16", "amx-int8", "amx-tile", NULL};
     const struct cpu c = ask();
     if (!has_all(&c, avx2)) return CMOE_ISA_LEVEL_GENERIC;
     if (!has_all(&c, avx512)) return CMOE_ISA_LEVEL_AVX2;
-    return has_all(&c, vnni) ? CMOE_ISA_LEVEL_AVX512VNNI : CMOE_ISA_LEVEL_AVX512;
+    if (!has_all(&c, vnni)) return CMOE_ISA_LEVEL_AVX512;
+    if (!has_all(&c, bf16)) return highest(CMOE_ISA_LEVEL_AVX512VNNI);
+    return has_all(&c, amx) ? CMOE_ISA_LEVEL_AMX : highest(CMOE_ISA_LEVEL_AVX512BF16);
+}
+
+bool cmoe__cpuid_allow_tiles(char *why, size_t len)
+{
+#    if defined __linux__ && !defined CMOE_EMULATE
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0) return true;
+    snprintf(why, len, "%s", strerror(errno));
+    return false;
+#    else
+    (void)why;
+    (void)len;
+    return true;
+#    endif
+}
+
+/* Cores of AMD multiply pairs of bf16 at twice the rate of f32; those of Intel, measured on a Xeon
+ * 8581C, at half of it. */
+static double pairs_gain(void)
+{
+    unsigned a, b, c, d;
+    if (!__get_cpuid(0, &a, &b, &c, &d)) return 0.5;
+    return b == 0x68747541 /* "Auth" */ ? 2 : 0.5;
 }
 
 static void describe_name(struct cmoe_props *props)
@@ -160,6 +200,7 @@ void cmoe__cpuid_describe(struct cmoe_props *props, double *ghz)
         used += (size_t)snprintf(props->features + used, sizeof props->features - used, "%s%s",
                                  used ? " " : "", features[i].name);
     }
+    props->pairs = pairs_gain();
     *ghz = clock_ghz(props->name);
 }
 
@@ -168,6 +209,12 @@ void cmoe__cpuid_describe(struct cmoe_props *props, double *ghz)
 enum cmoe_isa cmoe__cpuid_isa(void)
 {
     return CMOE_ISA_LEVEL_GENERIC;
+}
+
+bool cmoe__cpuid_allow_tiles(char *why, size_t len)
+{
+    snprintf(why, len, "not an x86-64");
+    return false;
 }
 
 /* "Key : value" of the kernel's description of the CPUs; the first of them, without the newline. */

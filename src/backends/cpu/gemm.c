@@ -6,6 +6,7 @@
  * same weights. */
 #include "backends/cpu/gemm_item.h"
 #include "backends/cpu/ops_quant.h"
+#include "backends/cpu/ops_tile.h"
 
 #include "core/numeric.h"
 #include "core/size.h"
@@ -33,6 +34,10 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
     };
     if (p32) g.row_block = CMOE_CPU_PANEL_ROWS;
     if (config->how != CMOE_CPU_MULTIPLY_FLOATS) cmoe__cpu_panel_layout(p, matrix, &g.panel);
+    if (config->tiles) {
+        g.tile = cmoe__cpu_tile_ops((enum cmoe_isa)k->target);
+        g.row_block = CMOE_CPU_TILE_ROWS;
+    }
     g.cols = g.n;
     if (p32 && first) g.cols = cmoe__cpu_p32_panels(p, 1) * CMOE_CPU_PANEL;
     if (p32 && !first) g.cols = cmoe__round_up(g.n, CMOE_CPU_PANEL);
@@ -48,6 +53,7 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
  * first, a few of them, or a decoded panel. */
 static int64_t block_k(const struct cmoe_cpu_gemm *g)
 {
+    if (g->tile) return cmoe__cpu_tile_row(g);
     if (g->how == CMOE_CPU_MULTIPLY_DOTS) /* floats that hold a row of quads */
         return cmoe__round_up(cmoe__ceil_div(cmoe__cpu_dot_row(g), 4), CMOE_CPU_CHUNK);
     return cmoe__round_up(g->p32 ? cmoe__min64(g->k, CMOE_CPU_K_BLOCK) : g->k, CMOE_CPU_CHUNK);
@@ -58,10 +64,17 @@ enum {
     DECODE_AT = 4,   /* gathered rows from here on hold one row in f64; at least dot_rows */
 };
 
-/* Columns of results that a worker holds: dots finish a panel at a time. */
+/* Whether panels are finished and stored one at a time, all k's of a block of rows being packed. */
+static bool finishes_panels(const struct cmoe_cpu_gemm *g)
+{
+    if (g->tile) return cmoe__cpu_tile_finishes(g);
+    return g->how == CMOE_CPU_MULTIPLY_DOTS;
+}
+
+/* Columns of results that a worker holds. */
 static int64_t c_cols(const struct cmoe_cpu_gemm *g)
 {
-    return g->how == CMOE_CPU_MULTIPLY_DOTS ? CMOE_CPU_PANEL : g->run;
+    return finishes_panels(g) ? CMOE_CPU_PANEL : g->run;
 }
 
 size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g)
@@ -70,6 +83,7 @@ size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g)
     size_t gathered = g->p32 ? CMOE_CPU_PIECE * CMOE_CPU_PANEL : GATHER_ROWS * k;
     if (g->how == CMOE_CPU_MULTIPLY_DOTS) /* an offset of every row's groups */
         gathered = (size_t)(g->row_block * cmoe__ceil_div(g->k, g->panel.span));
+    if (g->tile) gathered = (size_t)cmoe__cpu_tile_scratch(g);
     return ((size_t)g->row_block * (k + (size_t)c_cols(g)) + gathered) * sizeof(float);
 }
 
@@ -215,14 +229,17 @@ static int64_t items_of(const struct cmoe_cpu_gemm *g, const struct cmoe_exec *x
     return cmoe__ceil_div(rows, g->row_block) * g->runs;
 }
 
-/* Where row blocks alone are items enough, dots pack them once for all columns. */
+/* Where row blocks alone are items enough, they are packed once for all columns. Tiles multiply so fast
+ * that uneven items would cost more than packing. */
 static void widen_runs(const struct cmoe_exec *x, struct cmoe_cpu_gemm *g)
 {
     int64_t blocks = 0;
-    if (g->how != CMOE_CPU_MULTIPLY_DOTS) return;
+    if (!finishes_panels(g)) return;
     for (int32_t e = 0; e < x->shape->local; e++)
         blocks += cmoe__ceil_div(x->offsets[e + 1] - x->offsets[e], g->row_block);
-    if (blocks < CMOE_CPU_MANY_ITEMS || x->offsets[x->shape->local] < 8 * blocks) return;
+    if (blocks < (g->tile ? 4 : 1) * CMOE_CPU_MANY_ITEMS ||
+        x->offsets[x->shape->local] < 8 * blocks)
+        return;
     g->run = g->cols;
     g->runs = 1;
 }
@@ -279,7 +296,9 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
         .c = scratch + g->row_block * k,
         .gathered = scratch + g->row_block * (k + c_cols(g)),
     };
-    if (g->how == CMOE_CPU_MULTIPLY_DOTS)
+    if (g->tile)
+        cmoe__cpu_multiply_tiles(&it);
+    else if (g->how == CMOE_CPU_MULTIPLY_DOTS)
         cmoe__cpu_multiply_dots(&it);
     else if (g->how == CMOE_CPU_MULTIPLY_CODES)
         cmoe__cpu_multiply_codes(&it);
@@ -287,7 +306,7 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
         multiply_p32(&it);
     else
         multiply_rows(&it);
-    if (g->how == CMOE_CPU_MULTIPLY_DOTS) return; /* stored panel by panel */
+    if (finishes_panels(g)) return;
     for (int64_t j = 0; j < it.cols; j += CMOE_CPU_PANEL)
         cmoe__cpu_store_panel(&it, j, it.c + j, g->run);
 }

@@ -57,4 +57,12 @@ int64_t cmoe__cpu_dot_row(const struct cmoe_cpu_gemm *g);
 void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it);
 void cmoe__cpu_multiply_codes(const struct cmoe_cpu_item *it);
 
+/* The same by pairs of bf16 and quads of int8. */
+void cmoe__cpu_multiply_tiles(const struct cmoe_cpu_item *it);
+/* Whether they finish and store a panel at a time. */
+bool cmoe__cpu_tile_finishes(const struct cmoe_cpu_gemm *g);
+/* What it needs of a worker, in floats: a packed row, and where panels are decoded. */
+int64_t cmoe__cpu_tile_row(const struct cmoe_cpu_gemm *g);
+int64_t cmoe__cpu_tile_scratch(const struct cmoe_cpu_gemm *g);
+
 #endif

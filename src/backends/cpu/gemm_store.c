@@ -60,7 +60,7 @@ static void store_activated(const struct cmoe_cpu_item *it, const float *gate, c
     const cmoe_dtype dtype = cmoe__shape_h_dtype(x->p);
     const int64_t size = dtype == CMOE_F32 ? 4 : 2;
     const int64_t used = cmoe__max64(0, cmoe__min64(n, x->shape->i_used - at));
-    float h[CMOE_CPU_PANEL_ROWS * CMOE_CPU_PANEL];
+    float h[CMOE_CPU_TILE_ROWS * CMOE_CPU_PANEL];
     ops->act(&it->run->act, it->m * width, gate, up, h);
     for (int r = 0; r < it->m; r++) {
         const int64_t row = it->rows[r];
@@ -79,8 +79,8 @@ static void activate_panel(const struct cmoe_cpu_item *it, int64_t panel, const 
     const int64_t width = s->gated ? CMOE_CPU_PANEL / 2 : CMOE_CPU_PANEL;
     const int64_t at = panel * width, n = cmoe__min64(width, s->I - at);
     const struct finish f = finish_columns(it, at, n);
-    float gate[CMOE_CPU_PANEL_ROWS * CMOE_CPU_PANEL];
-    float up[CMOE_CPU_PANEL_ROWS * CMOE_CPU_PANEL / 2];
+    float gate[CMOE_CPU_TILE_ROWS * CMOE_CPU_PANEL];
+    float up[CMOE_CPU_TILE_ROWS * CMOE_CPU_PANEL / 2];
     if (n < width) { /* what lies between rows is computed too, for nothing */
         memset(gate, 0, sizeof gate);
         memset(up, 0, sizeof up);

@@ -29,7 +29,7 @@ static bool takes_panels(const struct cmoe_kernel *k, const struct cmoe_query *q
 }
 
 /* Whole rows of int8 with one scale each; columns of int8 too, or 4-bit groups. */
-static bool takes_dots(const struct cmoe_query *q, cmoe_format a, const char *name,
+static bool takes_dots(bool tiles, const struct cmoe_query *q, cmoe_format a, const char *name,
                        struct cmoe_why *why)
 {
     const cmoe_format w = q->p->w;
@@ -41,9 +41,24 @@ static bool takes_dots(const struct cmoe_query *q, cmoe_format a, const char *na
     const bool grouped = w.dtype == CMOE_I4 || w.dtype == CMOE_U4;
     if (!grouped && (w.zero || (w.scaling != CMOE_SCALE_CHANNEL && w.scaling != CMOE_SCALE_TENSOR)))
         return cmoe__refuse(why, "w has zero points, or other scales than one a channel");
+    if (grouped && tiles) return cmoe__refuse(why, "w has 4 bits");
     if (k > CMOE_CPU_DOT_K)
         return cmoe__refuse(why, "K=%lld is more than %d", (long long)k, CMOE_CPU_DOT_K);
     return true;
+}
+
+/* Pairs of bf16 that are bf16 already, but for weights that may be rounded to x's type. */
+static bool takes_pairs(const struct cmoe_kernel *k, const struct cmoe_query *q, cmoe_format a,
+                        const char *name, struct cmoe_why *why)
+{
+    const struct cmoe_cpu_config *const config = k->config;
+    if (a.dtype != CMOE_BF16 || a.scaling != CMOE_SCALE_NONE)
+        return cmoe__refuse(why, "%s=%s is not bf16", name, cmoe_dtype_name((cmoe_dtype)a.dtype));
+    if (config->how == CMOE_CPU_MULTIPLY_FLOATS && q->p->w.dtype != CMOE_BF16)
+        return cmoe__refuse(why, "w=%s is not bf16", cmoe_dtype_name((cmoe_dtype)q->p->w.dtype));
+    if (q->p->flags & CMOE_BATCH_INVARIANT)
+        return cmoe__refuse(why, "sums in another order than rows that other token counts get");
+    return config->how == CMOE_CPU_MULTIPLY_FLOATS || takes_panels(k, q, why);
 }
 
 /* A GEMM: floats as they are, or anything else decoded. */
@@ -52,9 +67,11 @@ static bool takes_operands(const struct cmoe_kernel *k, const struct cmoe_query 
 {
     const struct cmoe_cpu_config *const config = k->config;
     const cmoe_format w = q->p->w;
+    if (config->tiles && config->how != CMOE_CPU_MULTIPLY_DOTS)
+        return takes_pairs(k, q, a, name, why);
     if (config->how != CMOE_CPU_MULTIPLY_FLOATS && !takes_panels(k, q, why)) return false;
     if (config->how == CMOE_CPU_MULTIPLY_CODES) return true;
-    if (config->how == CMOE_CPU_MULTIPLY_DOTS) return takes_dots(q, a, name, why);
+    if (config->how == CMOE_CPU_MULTIPLY_DOTS) return takes_dots(config->tiles, q, a, name, why);
     if (!config->decodes) return float_operand(a, name, why) && float_operand(w, "w", why);
     if (!float_operand(a, name, NULL) || !float_operand(w, "w", NULL)) return true;
     return cmoe__refuse(why, "nothing has to be decoded");
@@ -119,19 +136,31 @@ static bool supports(const struct cmoe_kernel *k, const struct cmoe_query *q, st
 
 /* --- what it costs -------------------------------------------------------------------------- */
 
-/* Of one core with each instruction set: flops a cycle, of them by int8 dots, weights it can stream
- * in GB/s, and the time to decode a packed weight in ns. */
+/* Of one core with each instruction set: flops a cycle, the same by int8 dots and by pairs of bf16 (0:
+ * as the device says), weights it can stream in GB/s, and the time to decode a packed weight in ns. */
 static const struct speed {
-    double flops, dots, gbps, decode_ns;
+    double flops, dots, gbps, decode_ns, pairs;
 } speeds[CMOE_ISA_LEVELS] = {
-    [CMOE_ISA_LEVEL_GENERIC] = {4, 4, 6, 2},
-    [CMOE_ISA_LEVEL_AVX2] = {32, 48, 18, 0.3},
-    [CMOE_ISA_LEVEL_AVX512] = {64, 96, 30, 0.15},
-    [CMOE_ISA_LEVEL_AVX512VNNI] = {64, 256, 30, 0.15},
+    [CMOE_ISA_LEVEL_GENERIC] = {4, 4, 6, 2, 0},
+    [CMOE_ISA_LEVEL_AVX2] = {32, 48, 18, 0.3, 0},
+    [CMOE_ISA_LEVEL_AVX512] = {64, 96, 30, 0.15, 0},
+    [CMOE_ISA_LEVEL_AVX512VNNI] = {64, 256, 30, 0.15, 0},
+    [CMOE_ISA_LEVEL_AVX512BF16] = {64, 256, 30, 0.2, 0},
+    [CMOE_ISA_LEVEL_AMX] = {64, 1024, 30, 0.2, 512},
 };
 
 /* Waking the workers, a barrier between loops, a loop of one item, and a step of a plan: us. */
 static const double fork_us = 6, barrier_us = 0.2, loop_us = 0.3, step_us = 0.5;
+
+/* Flops a cycle of a row's products. */
+static double product_rate(const struct cmoe_kernel *k, const struct cmoe_props *props)
+{
+    const struct cmoe_cpu_config *const config = k->config;
+    const struct speed *const s = &speeds[k->target];
+    if (config->how == CMOE_CPU_MULTIPLY_DOTS) return s->dots;
+    if (!config->tiles) return s->flops;
+    return s->pairs > 0 ? s->pairs : s->flops * props->pairs;
+}
 
 static double larger(double a, double b)
 {
@@ -145,7 +174,8 @@ static double decode_us(const struct cmoe_kernel *k, const struct cmoe_query *q,
     const struct cmoe_shape *const s = q->shape;
     const bool packed = config->how == CMOE_CPU_MULTIPLY_CODES;
     const double ns = packed ? speeds[k->target].decode_ns : 2;
-    const int block = packed ? CMOE_CPU_PANEL_ROWS : CMOE_CPU_ROW_BLOCK;
+    const int panel_rows = config->tiles ? CMOE_CPU_TILE_ROWS : CMOE_CPU_PANEL_ROWS;
+    const int block = packed ? panel_rows : CMOE_CPU_ROW_BLOCK;
     if (!config->decodes && !packed) return 0;
     const double weights = (double)(stage == CMOE_STAGE_GEMM1 ? s->rows1 * s->H : s->H * s->I);
     const double hit = cmoe__experts_hit(q->p, q->tokens);
@@ -160,10 +190,9 @@ static double stage_us(const struct cmoe_kernel *k, const struct cmoe_query *q, 
     const struct speed own = speeds[k->target], top = speeds[props->isa];
     const double flops = cmoe__stage_flops(q->p, stage, q->tokens);
     const double bytes = cmoe__stage_bytes(q->p, stage, q->tokens);
-    const struct cmoe_cpu_config *const config = k->config;
     const bool gemm = stage == CMOE_STAGE_GEMM1 || stage == CMOE_STAGE_GEMM2;
-    const bool dots = gemm && config->how == CMOE_CPU_MULTIPLY_DOTS;
-    const double peak = props->gflops * (dots ? own.dots : own.flops) / top.flops * 1e3; /* a us */
+    const double rate = gemm ? product_rate(k, props) : own.flops;
+    const double peak = props->gflops * rate / top.flops * 1e3; /* a us */
     const double limit = own.gbps * CMOE_COST_THREADS;
     const double gbps = props->gbps < limit ? props->gbps : limit;
     double share = 0.1; /* of the peak: everything that is not a GEMM */
@@ -205,7 +234,9 @@ static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
 
 static const struct cmoe_cpu_config floats = {.decodes = false}, decoded = {.decodes = true},
                                     codes = {.how = CMOE_CPU_MULTIPLY_CODES},
-                                    dots = {.how = CMOE_CPU_MULTIPLY_DOTS};
+                                    dots = {.how = CMOE_CPU_MULTIPLY_DOTS}, pairs = {.tiles = true},
+                                    pair_codes = {.tiles = true, .how = CMOE_CPU_MULTIPLY_CODES},
+                                    quads = {.tiles = true, .how = CMOE_CPU_MULTIPLY_DOTS};
 
 static const struct cmoe_family family = {
     .supports = supports, .cost_us = cost_us, .scratch = scratch, .run = cmoe__cpu_run};

@@ -23,12 +23,16 @@ static const struct cmoe_cpu_probe *find(enum cmoe_isa isa)
 #if defined __x86_64__
     case CMOE_ISA_LEVEL_AVX512:
     case CMOE_ISA_LEVEL_AVX512VNNI:
+    case CMOE_ISA_LEVEL_AVX512BF16:
+    case CMOE_ISA_LEVEL_AMX:
         return &cmoe__cpu_probe_avx512;
     case CMOE_ISA_LEVEL_AVX2:
         return &cmoe__cpu_probe_avx2;
 #else
     case CMOE_ISA_LEVEL_AVX512:
     case CMOE_ISA_LEVEL_AVX512VNNI:
+    case CMOE_ISA_LEVEL_AVX512BF16:
+    case CMOE_ISA_LEVEL_AMX:
     case CMOE_ISA_LEVEL_AVX2:
 #endif
     case CMOE_ISA_LEVEL_GENERIC:
@@ -53,10 +57,17 @@ static void run_dots(void *arg, int i, int n)
     job->probe->dot[job->dot](ROUNDS, job->memory, &job->sink[i % MOST_THREADS]);
 }
 
-/* The instruction for activations of a type; what this CPU lacks is f32's work. */
-static enum cmoe_cpu_dot choose(const struct cmoe_props *props, const struct cmoe_cpu_probe *probe,
-                                cmoe_dtype dtype)
+/* The instruction for activations of a type, and its table; what this CPU lacks is f32's work. */
+static enum cmoe_cpu_dot choose(const struct cmoe_props *props, cmoe_dtype dtype,
+                                const struct cmoe_cpu_probe **table)
 {
+    const struct cmoe_cpu_probe *const probe = *table;
+#if defined __x86_64__
+    if (props->isa == CMOE_ISA_LEVEL_AMX && (dtype == CMOE_I8 || dtype == CMOE_BF16)) {
+        *table = &cmoe__cpu_probe_amx;
+        return dtype == CMOE_I8 ? CMOE_CPU_DOT_I8 : CMOE_CPU_DOT_BF16;
+    }
+#endif
     const bool vnni = strstr(props->features, "avx512vnni") != NULL;
     const bool bf16 = strstr(props->features, "avx512bf16") != NULL;
     if (dtype == CMOE_I8 && vnni && probe->dot[CMOE_CPU_DOT_I8]) return CMOE_CPU_DOT_I8;
@@ -95,10 +106,10 @@ cmoe_status cmoe__cpu_measure(cmoe_device *dev, cmoe_probe what, cmoe_dtype dtyp
         *rate = (double)pieces * PIECE / (now() - start);
         return CMOE_OK;
     }
-    const enum cmoe_cpu_dot dot = choose(&dev->props, job.probe, dtype);
+    const enum cmoe_cpu_dot dot = choose(&dev->props, dtype, &job.probe);
     *rate = dot_rate(dev, &job, dot);
     /* The first CPUs with BF16 multiply it no faster than f32. */
-    if (dot == CMOE_CPU_DOT_BF16) {
+    if (dot == CMOE_CPU_DOT_BF16 && job.probe->dot[CMOE_CPU_DOT_F32]) {
         const double f32 = dot_rate(dev, &job, CMOE_CPU_DOT_F32);
         if (f32 > *rate) *rate = f32;
     }

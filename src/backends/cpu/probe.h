@@ -20,6 +20,7 @@ struct cmoe_cpu_probe {
 extern const struct cmoe_cpu_probe cmoe__cpu_probe_generic;
 extern const struct cmoe_cpu_probe cmoe__cpu_probe_avx2;
 extern const struct cmoe_cpu_probe cmoe__cpu_probe_avx512;
+extern const struct cmoe_cpu_probe cmoe__cpu_probe_amx; /* bf16 and int8 only */
 
 cmoe_status cmoe__cpu_measure(cmoe_device *dev, cmoe_probe what, cmoe_dtype dtype,
                               const void *memory, size_t bytes, double *rate);

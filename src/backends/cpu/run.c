@@ -3,6 +3,7 @@
 #include "backends/cpu/run.h"
 
 #include "backends/cpu/ops_quant.h"
+#include "backends/cpu/ops_tile.h"
 #include "core/size.h"
 #include <math.h>
 #include <stdatomic.h>
@@ -16,11 +17,15 @@ const struct cmoe_cpu_ops *cmoe__cpu_ops(enum cmoe_isa isa)
         return &cmoe__cpu_ops_avx2;
     case CMOE_ISA_LEVEL_AVX512:
     case CMOE_ISA_LEVEL_AVX512VNNI:
+    case CMOE_ISA_LEVEL_AVX512BF16:
+    case CMOE_ISA_LEVEL_AMX:
         return &cmoe__cpu_ops_avx512;
 #else
     case CMOE_ISA_LEVEL_AVX2:
     case CMOE_ISA_LEVEL_AVX512:
     case CMOE_ISA_LEVEL_AVX512VNNI:
+    case CMOE_ISA_LEVEL_AVX512BF16:
+    case CMOE_ISA_LEVEL_AMX:
         return NULL;
 #endif
     case CMOE_ISA_LEVEL_GENERIC:
@@ -39,11 +44,15 @@ const struct cmoe_cpu_quant_ops *cmoe__cpu_quant_ops(enum cmoe_isa isa)
     case CMOE_ISA_LEVEL_AVX512:
         return &cmoe__cpu_quant_ops_avx512;
     case CMOE_ISA_LEVEL_AVX512VNNI:
+    case CMOE_ISA_LEVEL_AVX512BF16:
+    case CMOE_ISA_LEVEL_AMX:
         return &cmoe__cpu_quant_ops_avx512vnni;
 #else
     case CMOE_ISA_LEVEL_AVX2:
     case CMOE_ISA_LEVEL_AVX512:
     case CMOE_ISA_LEVEL_AVX512VNNI:
+    case CMOE_ISA_LEVEL_AVX512BF16:
+    case CMOE_ISA_LEVEL_AMX:
         return NULL;
 #endif
     case CMOE_ISA_LEVEL_GENERIC:
@@ -51,6 +60,16 @@ const struct cmoe_cpu_quant_ops *cmoe__cpu_quant_ops(enum cmoe_isa isa)
         break;
     }
     return &cmoe__cpu_quant_ops_generic;
+}
+
+const struct cmoe_cpu_tile_ops *cmoe__cpu_tile_ops(enum cmoe_isa isa)
+{
+#if defined __x86_64__
+    if (isa == CMOE_ISA_LEVEL_AVX512BF16) return &cmoe__cpu_tile_ops_avx512bf16;
+    if (isa == CMOE_ISA_LEVEL_AMX) return &cmoe__cpu_tile_ops_amx;
+#endif
+    (void)isa;
+    return NULL;
 }
 
 bool cmoe__cpu_is_float(int dtype)

@@ -21,6 +21,7 @@ enum {
     CMOE_CPU_PANEL_ROWS = 96,     /* rows of one expert that share a pass over panels */
     CMOE_CPU_K_BLOCK = 1024,      /* k's of a pass over panels; whole groups and chunks */
     CMOE_CPU_PIECE = 128,         /* k's of a panel decoded at a time: 16 KiB of the first cache */
+    CMOE_CPU_TILE_ROWS = 128,     /* the same of pairs and quads: the most of all rows */
     CMOE_CPU_DOT_BLOCK = 16,      /* rows that share a pass over canonical weights */
     CMOE_CPU_SMALL_TOKENS = 16,   /* most tokens of a whole-layer row */
 };
@@ -35,10 +36,12 @@ enum cmoe_cpu_multiply {
 /* The family's config. */
 struct cmoe_cpu_config {
     bool decodes; /* GEMM rows: operands of any format, decoded to f32; else f32, f16 and bf16 */
+    bool tiles;   /* by the target's cmoe_cpu_tile_ops: pairs of bf16, quads of int8 */
     enum cmoe_cpu_multiply how;
 };
 
 struct cmoe_cpu_quant_ops;
+struct cmoe_cpu_tile_ops;
 
 /* One GEMM of a run: geometry and how it is cut into items. */
 struct cmoe_cpu_gemm {
@@ -47,6 +50,7 @@ struct cmoe_cpu_gemm {
     bool fused;        /* the row covers ACT: results become h */
     enum cmoe_cpu_multiply how;
     const struct cmoe_cpu_quant_ops *quant; /* codes, dots */
+    const struct cmoe_cpu_tile_ops *tile;   /* NULL: f32 and the tiles of `quant` */
     struct cmoe_cpu_panel panel;
     cmoe_dtype a_dtype, w_dtype;
     int64_t k;        /* inputs that count */

@@ -15,7 +15,7 @@
 struct dot {
     double value, magnitude; /* sum of products, of their magnitudes */
     double moved, q;         /* the operand's errors d and q through the weights */
-    double narrow;           /* what tensor cores may lose of 8-bit products */
+    double lost;             /* what tensor cores lose of 8-bit products, and flushed subnormals */
 };
 
 /* Tensor cores may add 32 products of two e4m3 numbers to a sum after cutting all of them off 13 bits
@@ -44,10 +44,29 @@ static double narrow_error(const double *a, const double *w, int64_t n)
     return error;
 }
 
-static struct dot dot(const double *a, const double *d, const double *q, const double *w, int64_t n,
-                      double unit, bool narrow)
+/* Instructions for pairs of bf16 take subnormals for 0 and make none: of operands, and of two sums a
+ * product. */
+static double flush_error(const double *a, const double *w, int64_t n)
 {
-    struct dot out = {.narrow = narrow ? narrow_error(a, w, n) : 0};
+    double error = 2 * (double)n * FLT_MIN;
+    for (int64_t i = 0; i < n; i++)
+        if (fabs(a[i]) < FLT_MIN || fabs(w[i]) < FLT_MIN) error += fabs(a[i] * w[i]);
+    return error;
+}
+
+/* What a kernel may make of a product of two formats. */
+struct product {
+    double unit; /* weight_unit */
+    bool narrow; /* narrow_sums */
+    bool flush;  /* subnormals may count as 0 */
+};
+
+static struct dot dot(const double *a, const double *d, const double *q, const double *w, int64_t n,
+                      struct product kind)
+{
+    struct dot out = {.lost = kind.narrow ? narrow_error(a, w, n) : 0};
+    const double unit = kind.unit;
+    if (kind.flush) out.lost += flush_error(a, w, n);
     double squares = 0, moved_squares = 0;
     for (int64_t i = 0; i < n; i++) {
         const double product = a[i] * w[i], off = d[i] * w[i], loose = q ? q[i] * w[i] : 0;
@@ -69,10 +88,17 @@ static double weight_unit(cmoe_format a, cmoe_format w)
     return weight_only ? cmoe__unit((cmoe_dtype)a.dtype) : 0;
 }
 
+static struct product product_of(cmoe_format a, cmoe_format w)
+{
+    return (struct product){.unit = weight_unit(a, w),
+                            .narrow = narrow_sums(a, w),
+                            .flush = a.dtype == CMOE_BF16 && a.scaling == CMOE_SCALE_NONE};
+}
+
 /* f32 accumulation of n terms in any order, the operand's error, and what its columns share. */
 static double dot_error(int64_t n, struct dot d, double common)
 {
-    return ((double)(n + 8) * U + common) * d.magnitude + d.moved + d.narrow;
+    return ((double)(n + 8) * U + common) * d.magnitude + d.moved + d.lost;
 }
 
 /* Relative error that all columns of a row of h (or of a weighted x) have in common. */
@@ -117,7 +143,7 @@ static void first_gemm(struct cmoe_layer_error *l, int32_t e)
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
     const int32_t begin = x->offsets[e], count = x->offsets[e + 1] - begin;
-    const double unit = weight_unit(p->x, p->w);
+    const struct product kind = product_of(p->x, p->w);
     for (int32_t i = 0; i < count; i++)
         cmoe__layer_input(l, x->rows[begin + i], l->xv + i * s->H, l->xd + i * s->H);
     for (int64_t n = 0; n < s->rows1 && count > 0; n++) {
@@ -127,8 +153,8 @@ static void first_gemm(struct cmoe_layer_error *l, int32_t e)
         const double bias = (double)cmoe__weights_bias(x->w, 1, e, n);
         for (int32_t i = 0; i < count; i++) {
             const int64_t row = x->rows[begin + i];
-            const struct dot d = dot(l->xv + i * s->H, l->xd + i * s->H, NULL, l->w, s->h_used,
-                                     unit, narrow_sums(p->x, p->w));
+            const struct dot d =
+                dot(l->xv + i * s->H, l->xd + i * s->H, NULL, l->w, s->h_used, kind);
             double value = d.value, q = d.q;
             double error = dot_error(s->h_used, d, common_error(l, row));
             if (p->weight_on == CMOE_WEIGHT_ON_GEMM1) {
@@ -258,7 +284,7 @@ static void second_gemm(struct cmoe_layer_error *l, int32_t e)
     const struct cmoe_exec *x = &l->x;
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
-    const double unit = weight_unit(p->mid, p->w);
+    const struct product kind = product_of(p->mid, p->w);
     for (int64_t n = 0; n < s->h_used; n++) {
         struct cmoe_row r;
         cmoe__weights_row(x->w, 2, e, n, &r);
@@ -267,7 +293,7 @@ static void second_gemm(struct cmoe_layer_error *l, int32_t e)
         for (int32_t i = x->offsets[e]; i < x->offsets[e + 1]; i++) {
             const int64_t row = x->rows[i];
             const struct dot d = dot(l->hv + row * s->I, l->hd + row * s->I, l->hq + row * s->I,
-                                     l->w, s->i_used, unit, narrow_sums(p->mid, p->w));
+                                     l->w, s->i_used, kind);
             const double error = dot_error(s->i_used, d, common_error(l, row)) + 8 * d.q +
                                  4 * U * (fabs(d.value) + fabs(bias)) + FLT_MIN;
             add_slot(l, row, n, d.value + bias, error);

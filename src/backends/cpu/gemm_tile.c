@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT
+ * An item by the target's pairs of bf16 or quads of int8 (ops_tile.h).
+ *
+ * Panels of bf16 and of int8 are read as they lie. Other weights become a panel of bf16 pairs in
+ * scratch, which all rows of the item pass over. */
+#include "backends/cpu/gemm_item.h"
+
+#include "backends/cpu/ops_quant.h"
+#include "backends/cpu/ops_tile.h"
+#include "core/format.h"
+#include "core/numeric.h"
+#include "core/size.h"
+
+enum { PAIRS_K = 2048 /* bf16 of a row that are packed at a time; whole steps */ };
+
+static int64_t block_k(const struct cmoe_cpu_gemm *g)
+{
+    return g->how == CMOE_CPU_MULTIPLY_DOTS ? g->k : cmoe__min64(g->k, PAIRS_K);
+}
+
+bool cmoe__cpu_tile_finishes(const struct cmoe_cpu_gemm *g)
+{
+    return block_k(g) == g->k;
+}
+
+static int element_bytes(const struct cmoe_cpu_gemm *g)
+{
+    return g->how == CMOE_CPU_MULTIPLY_DOTS ? 1 : 2;
+}
+
+int64_t cmoe__cpu_tile_row(const struct cmoe_cpu_gemm *g)
+{
+    return cmoe__round_up(block_k(g) * element_bytes(g), CMOE_CPU_STEP) / 4;
+}
+
+int64_t cmoe__cpu_tile_scratch(const struct cmoe_cpu_gemm *g)
+{
+    if (g->how != CMOE_CPU_MULTIPLY_CODES) return 0;
+    return CMOE_CPU_PANEL * (CMOE_CPU_PIECE + CMOE_CPU_K_BLOCK / 2);
+}
+
+/* Rows of the next call: calls of nearly equal size, in whole units. */
+static int next_rows(const struct cmoe_cpu_gemm *g, int left)
+{
+    const int each = cmoe__cpu_next_tile(left, g->tile->rows), unit = g->tile->unit;
+    const int rows = (each + unit - 1) / unit * unit;
+    return rows < left ? rows : left;
+}
+
+/* Packed row r of the item, all of the block's k's. */
+static char *packed_row(const struct cmoe_cpu_item *it, int r)
+{
+    return (char *)it->a + r * 4 * cmoe__cpu_tile_row(it->g);
+}
+
+static void pack_rows(const struct cmoe_cpu_item *it, int64_t first, int64_t k)
+{
+    const struct cmoe_exec *const x = &it->run->x;
+    const bool one = it->g->matrix == 1;
+    const int64_t size = element_bytes(it->g);
+    const int64_t stride = one ? x->xq_stride : x->shape->I * size;
+    const char *const codes = one ? x->xq : x->hq;
+    const void *rows[CMOE_CPU_TILE_ROWS];
+    for (int r = 0, m; r < it->m; r += m) {
+        m = next_rows(it->g, it->m - r);
+        for (int i = 0; i < m; i++) {
+            const int64_t row = it->rows[r + i];
+            rows[i] = codes + (one ? cmoe__exec_x_row(x, row) : row) * stride + first * size;
+        }
+        it->g->tile->pack(rows, m, k * size, packed_row(it, r));
+    }
+}
+
+/* Scales of rows of int8. */
+static void row_scales(const struct cmoe_cpu_item *it, float *scale)
+{
+    const struct cmoe_exec *const x = &it->run->x;
+    const bool one = it->g->matrix == 1;
+    const cmoe_format f = one ? x->p->x : x->p->mid;
+    const size_t step = cmoe__row_scale_bytes(f, one ? x->shape->H : x->shape->I);
+    const char *const scales = one ? x->xs : x->hs;
+    for (int r = 0; r < it->m; r++) {
+        const int64_t row = one ? cmoe__exec_x_row(x, it->rows[r]) : it->rows[r];
+        scale[r] = *(const float *)(const void *)(scales + (size_t)row * step);
+    }
+}
+
+/* Panel `at` columns into the item's run, from its k `first` on, as pairs. */
+static const void *pairs_of(const struct cmoe_cpu_item *it, int64_t at, int64_t first, int64_t k)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const char *const slab = cmoe__weights_slab(it->run->x.w, g->matrix, it->expert);
+    const int64_t panel = (it->col + at) / CMOE_CPU_PANEL;
+    if (g->how == CMOE_CPU_MULTIPLY_FLOATS) {
+        const int64_t bytes = (int64_t)cmoe__cpu_p32_panel(it->run->x.p, g->matrix);
+        return slab + panel * bytes + first * 2 * CMOE_CPU_PANEL;
+    }
+    float *const decoded = it->gathered;
+    uint16_t *const pairs = (uint16_t *)(void *)(decoded + CMOE_CPU_PIECE * CMOE_CPU_PANEL);
+    for (int64_t i = 0; i < k; i += CMOE_CPU_PIECE) {
+        const int64_t n = cmoe__min64(CMOE_CPU_PIECE, k - i);
+        g->quant->decode(&g->panel, slab + panel * g->panel.bytes, first + i, n, decoded);
+        g->tile->pair(n, decoded, pairs + i * CMOE_CPU_PANEL);
+    }
+    return pairs;
+}
+
+/* k's [first, first + k), which are packed, of the panel at column j: to column `to` of c. */
+static void multiply_panel(const struct cmoe_cpu_item *it, int64_t j, int64_t first, int64_t k,
+                           float *to, int64_t ldc)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const int64_t block = g->how == CMOE_CPU_MULTIPLY_CODES ? CMOE_CPU_K_BLOCK : k;
+    for (int64_t at = 0; at < k; at += block) {
+        const int64_t n = cmoe__min64(block, k - at);
+        const void *const pairs = pairs_of(it, j, first + at, n);
+        for (int r = 0, m; r < it->m; r += m) {
+            m = next_rows(g, it->m - r);
+            const char *const a = packed_row(it, r) + 2 * at * cmoe__round_up(m, g->tile->unit);
+            g->tile->dot_bf16(m, n, a, pairs, to + r * ldc, ldc, first + at > 0);
+        }
+    }
+}
+
+static void multiply_pairs(const struct cmoe_cpu_item *it)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const bool finishes = cmoe__cpu_tile_finishes(g);
+    for (int64_t first = 0; first < g->k; first += PAIRS_K) {
+        const int64_t k = cmoe__min64(PAIRS_K, g->k - first);
+        pack_rows(it, first, k);
+        for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
+            multiply_panel(it, j, first, k, finishes ? it->c : it->c + j,
+                           finishes ? CMOE_CPU_PANEL : g->run);
+            if (finishes) cmoe__cpu_store_panel(it, j, it->c, CMOE_CPU_PANEL);
+        }
+    }
+}
+
+static void multiply_quads(const struct cmoe_cpu_item *it)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const char *const slab = cmoe__weights_slab(it->run->x.w, g->matrix, it->expert);
+    float scale[CMOE_CPU_TILE_ROWS];
+    row_scales(it, scale);
+    pack_rows(it, 0, g->k);
+    for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
+        const char *const panel = slab + (it->col + j) / CMOE_CPU_PANEL * g->panel.bytes;
+        for (int r = 0, m; r < it->m; r += m) {
+            m = next_rows(g, it->m - r);
+            g->tile->dot_i8(&g->panel, panel, m, packed_row(it, r), scale + r,
+                            it->c + r * CMOE_CPU_PANEL, CMOE_CPU_PANEL);
+        }
+        cmoe__cpu_store_panel(it, j, it->c, CMOE_CPU_PANEL);
+    }
+}
+
+void cmoe__cpu_multiply_tiles(const struct cmoe_cpu_item *it)
+{
+    it->g->tile->begin();
+    if (it->g->how == CMOE_CPU_MULTIPLY_DOTS)
+        multiply_quads(it);
+    else
+        multiply_pairs(it);
+    it->g->tile->end();
+}

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: MIT
+ * Rows x 32 columns by AVX512-BF16: a word of a panel holds two k's of a column, a word of a row the
+ * same two, and one instruction adds both products to a sum in a register.
+ *
+ * Its order: the odd k's product, then the even one's, one rounding each; subnormals count as zero. */
+#include "backends/cpu/isa/tile/pack.h"
+
+#include "backends/cpu/isa/vec.h"
+
+enum { PAIR_ROWS = 12, VECS = CMOE_CPU_PANEL / VEC, LINE = 4 * CMOE_CPU_PANEL };
+
+/* acc += the pairs of one word of a row by a vector of the panel's. */
+CMOE_INLINE vf dot_pairs(vf acc, uint32_t row, const char *panel)
+{
+#ifdef CMOE_EMULATE
+    vf even, odd;
+    v_load_bf16_pairs((const uint16_t *)(const void *)panel, &even, &odd);
+    acc = v_fma(v_float((vi){0} + (int32_t)(row & 0xffff0000)), odd, acc);
+    return v_fma(v_float((vi){0} + (int32_t)(row << 16)), even, acc);
+#else
+    const __m512i words = _mm512_loadu_si512(panel);
+    return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32((int)row),
+                                (__m512bh)words);
+#endif
+}
+
+static void begin(void) {}
+
+static void end(void) {}
+
+static void pack(const void *const *rows, int m, int64_t bytes, void *a)
+{
+    pack_steps(rows, m, m, bytes, a);
+}
+
+/* The pairs of one step, at most 16. m is a constant after inlining. */
+CMOE_INLINE void step(int m, int pairs, const char *a, const char *b, vf acc[PAIR_ROWS][VECS])
+{
+    for (int i = 0; i < pairs; i++, b += LINE)
+#pragma GCC unroll 12
+        for (int r = 0; r < m; r++) {
+            uint32_t word;
+            memcpy(&word, a + r * CMOE_CPU_STEP + 4 * i, sizeof word);
+#pragma GCC unroll 8
+            for (int v = 0; v < VECS; v++)
+                acc[r][v] = dot_pairs(acc[r][v], word, b + 4 * v * VEC);
+        }
+}
+
+CMOE_INLINE void tile(int m, int64_t k, const char *a, const char *b, float *c, int64_t ldc,
+                      bool more)
+{
+    const uintptr_t next = (uintptr_t)(k + 1) / 2 * LINE;
+    int64_t pairs = (k + 1) / 2;
+    vf acc[PAIR_ROWS][VECS];
+#pragma GCC unroll 12
+    for (int r = 0; r < m; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECS; v++)
+            acc[r][v] = more ? v_load(c + r * ldc + v * VEC) : v_set(0);
+    for (; pairs >= 16; pairs -= 16, a += m * CMOE_CPU_STEP, b += 16 * LINE) {
+        for (uintptr_t line = 0; line < 16 * LINE; line += 64)
+            __builtin_prefetch((const void *)((uintptr_t)b + next + line), 0, 2);
+        step(m, 16, a, b, acc);
+    }
+    if (pairs > 0) step(m, (int)pairs, a, b, acc);
+#pragma GCC unroll 12
+    for (int r = 0; r < m; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECS; v++)
+            v_store(c + r * ldc + v * VEC, acc[r][v]);
+}
+
+/* One body for each number of rows, so that accumulators are registers. */
+static void dot_bf16(int m, int64_t k, const void *a, const void *b, float *c, int64_t ldc,
+                     bool more)
+{
+    switch (m) {
+#define ROWS(n)                                                                                    \
+    case n:                                                                                        \
+        tile(n, k, a, b, c, ldc, more);                                                            \
+        break;
+        ROWS(1)
+        ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+#undef ROWS
+    }
+}
+
+const struct cmoe_cpu_tile_ops cmoe__cpu_tile_ops_avx512bf16 = {
+    .rows = PAIR_ROWS,
+    .unit = 1,
+    .begin = begin,
+    .end = end,
+    .pack = pack,
+    .dot_bf16 = dot_bf16,
+    .pair = pair,
+};

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT
+ * What the tiles of all extensions share: rows in steps, and f32 panels as pairs of bf16. */
+#ifndef CMOE_BACKENDS_CPU_ISA_TILE_PACK_H
+#define CMOE_BACKENDS_CPU_ISA_TILE_PACK_H
+
+#include "backends/cpu/ops_tile.h"
+#include "core/attr.h"
+#include <string.h>
+
+/* padded: rows of a step; those past m are 0. */
+CMOE_INLINE void pack_steps(const void *const *rows, int m, int padded, int64_t bytes, char *a)
+{
+    const int64_t whole = bytes / CMOE_CPU_STEP, tail = bytes % CMOE_CPU_STEP;
+    const int64_t step = (int64_t)padded * CMOE_CPU_STEP;
+    for (int r = 0; r < padded; r++) {
+        char *to = a + r * CMOE_CPU_STEP;
+        const char *from = r < m ? rows[r] : NULL;
+        for (int64_t i = 0; i < whole; i++, to += step) {
+            if (from)
+                memcpy(to, from + i * CMOE_CPU_STEP, CMOE_CPU_STEP);
+            else
+                memset(to, 0, CMOE_CPU_STEP);
+        }
+        if (!tail) continue;
+        memset(to, 0, CMOE_CPU_STEP);
+        if (from) memcpy(to, from + whole * CMOE_CPU_STEP, (size_t)tail);
+    }
+}
+
+/* The bf16 nearest to v, ties to even, in the upper half; NaN stays NaN. */
+CMOE_INLINE uint32_t bf16_bits(float v)
+{
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
+    return (bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : rounded;
+}
+
+static void pair(int64_t k, const float *w, uint16_t *out)
+{
+    uint32_t *to = (uint32_t *)(void *)out;
+    for (int64_t i = 0; i < k; i += 2, w += 2 * CMOE_CPU_PANEL, to += CMOE_CPU_PANEL) {
+        if (i + 1 == k) {
+            for (int j = 0; j < CMOE_CPU_PANEL; j++)
+                to[j] = bf16_bits(w[j]) >> 16;
+            continue;
+        }
+        for (int j = 0; j < CMOE_CPU_PANEL; j++)
+            to[j] = bf16_bits(w[j]) >> 16 | (bf16_bits(w[CMOE_CPU_PANEL + j]) & 0xffff0000);
+    }
+}
+
+#endif

@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: MIT
+ * ctest: labels=kernels,portable
+ * Products of bf16 pairs and int8 quads: the bodies of AVX512-BF16 and AMX with their instructions in
+ * plain C, on any machine, and as compiled where the CPU has them. Sums of small integers are exact,
+ * others lie within the bound of docs/numerics.md. All buffers end at an inaccessible page. */
+#include "harness.h"
+
+#include "backends/cpu/cpuid.h"
+#include "backends/cpu/ops_tile.h"
+#include "core/float_bits.h"
+#include "core/numeric.h"
+#include "core/size.h"
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+enum { MOST_ROWS = 32, MOST_K = 300, COLS = CMOE_CPU_PANEL };
+
+/* The same files, compiled with CMOE_EMULATE. */
+extern const struct cmoe_cpu_tile_ops cmoe__cpu_tile_ops_amx_emulated;
+extern const struct cmoe_cpu_tile_ops cmoe__cpu_tile_ops_avx512bf16_emulated;
+
+static const int64_t depths[] = {1, 2, 5, 31, 32, 33, 63, 64, 65, 130, MOST_K};
+enum { DEPTHS = sizeof depths / sizeof *depths };
+
+typedef void (*check_tables)(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng);
+
+/* Emulated tables, and the CPU's own where the system lets it. */
+static void for_tables(check_tables check)
+{
+    const struct cmoe_cpu_tile_ops *const emulated[] = {&cmoe__cpu_tile_ops_amx_emulated,
+                                                        &cmoe__cpu_tile_ops_avx512bf16_emulated};
+    struct rng rng = {test_seed()};
+    struct guard g;
+    char why[64];
+    guard_init(&g);
+    for (int i = 0; i < 2; i++)
+        check(emulated[i], &g, &rng);
+    for (int level = CMOE_ISA_LEVEL_AVX512BF16; level <= (int)cmoe__cpuid_isa(); level++)
+        if (level < CMOE_ISA_LEVEL_AMX || cmoe__cpuid_allow_tiles(why, sizeof why))
+            check(cmoe__cpu_tile_ops((enum cmoe_isa)level), &g, &rng);
+    guard_end(&g);
+}
+
+/* Rows, a panel, packed rows and results of one call. */
+struct call {
+    int m;
+    int64_t k;
+    const void *rows[MOST_ROWS];
+    const uint16_t *panel; /* [k/2][32][2] */
+    void *a;
+    float *c;
+};
+
+static float value(struct rng *rng, bool exact)
+{
+    return exact ? (float)rng_between(rng, -8, 8) : (float)rng_normal(rng);
+}
+
+static void make_call(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng, int m,
+                      int64_t k, bool exact, struct call *out)
+{
+    const int64_t pairs = cmoe__ceil_div(k, 2), padded = cmoe__round_up(m, ops->unit);
+    const int64_t step = cmoe__round_up(2 * k, CMOE_CPU_STEP);
+    uint16_t *const panel = guard_alloc(g, (size_t)(4 * pairs * COLS), 4, GUARD_INPUT);
+    for (int64_t i = 0; i < 2 * pairs; i++)
+        for (int j = 0; j < COLS; j++)
+            cmoe__store(CMOE_BF16, panel, i / 2 * 2 * COLS + 2 * j + i % 2,
+                        i < k ? value(rng, exact) : 0);
+    *out = (struct call){.m = m, .k = k, .panel = panel};
+    for (int r = 0; r < m; r++) {
+        uint16_t *const row = guard_alloc(g, (size_t)(2 * k), 2, GUARD_INPUT);
+        for (int64_t i = 0; i < k; i++)
+            cmoe__store(CMOE_BF16, row, i, value(rng, exact));
+        out->rows[r] = row;
+    }
+    out->a = guard_alloc(g, (size_t)(padded * step), 4, GUARD_OUTPUT);
+    out->c = guard_alloc(g, (size_t)(padded * COLS) * sizeof(float), 4, GUARD_OUTPUT);
+}
+
+static double element(const struct call *t, int r, int j, double *magnitude)
+{
+    double sum = 0;
+    *magnitude = 0;
+    for (int64_t i = 0; i < t->k; i++) {
+        const double product =
+            (double)cmoe__load(CMOE_BF16, t->rows[r], i) *
+            (double)cmoe__load(CMOE_BF16, t->panel, i / 2 * 2 * COLS + 2 * j + i % 2);
+        sum += product;
+        *magnitude += fabs(product);
+    }
+    return sum;
+}
+
+static void expect_products(const struct call *t, bool exact)
+{
+    for (int r = 0; r < t->m; r++)
+        for (int j = 0; j < COLS; j++) {
+            double magnitude;
+            const double want = element(t, r, j, &magnitude), got = (double)t->c[r * COLS + j];
+            const double bound = exact ? 0 : (double)(t->k + 8) * 0x1p-24 * magnitude;
+            if (!(fabs(got - want) <= bound))
+                fail_with("K=%ld, %d rows: (%d, %d) is %.9g, not %.9g +- %.3g", (long)t->k, t->m, r,
+                          j, got, want, bound);
+        }
+}
+
+static void check_products(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng)
+{
+    for (int m = 1; m <= ops->rows; m++)
+        for (int d = 0; d < DEPTHS; d++)
+            for (int exact = 0; exact < 2; exact++) {
+                struct call t;
+                make_call(ops, g, rng, m, depths[d], exact, &t);
+                ops->begin();
+                ops->pack(t.rows, m, 2 * t.k, t.a);
+                ops->dot_bf16(m, t.k, t.a, t.panel, t.c, COLS, false);
+                ops->end();
+                expect_products(&t, exact);
+                assert_true(guard_check(g));
+                guard_reset(g);
+            }
+}
+
+static void products_lie_within_the_bound(void **state)
+{
+    (void)state;
+    for_tables(check_products);
+}
+
+/* A row's bits depend neither on the rows beside it nor, for whole steps, on where K is cut. */
+static void check_alone(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng)
+{
+    struct call t;
+    float together[MOST_ROWS][COLS];
+    make_call(ops, g, rng, ops->rows, 128, false, &t);
+    ops->begin();
+    ops->pack(t.rows, t.m, 2 * t.k, t.a);
+    ops->dot_bf16(t.m, t.k, t.a, t.panel, t.c, COLS, false);
+    memcpy(together, t.c, (size_t)t.m * sizeof *together);
+    for (int r = 0; r < t.m; r++) {
+        for (int64_t first = 0; first < t.k; first += 64) {
+            const void *const row = (const uint16_t *)t.rows[r] + first;
+            ops->pack(&row, 1, 2 * 64, t.a);
+            ops->dot_bf16(1, 64, t.a, t.panel + first * COLS, t.c, COLS, first > 0);
+        }
+        assert_same_bytes(t.c, together[r], sizeof *together);
+    }
+    ops->end();
+    assert_true(guard_check(g));
+    guard_reset(g);
+}
+
+static void rows_are_alone(void **state)
+{
+    (void)state;
+    for_tables(check_alone);
+}
+
+/* Subnormals may be lost; what is normal beside them is not. */
+static void check_subnormals(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng)
+{
+    struct call t;
+    make_call(ops, g, rng, 1, 2, true, &t);
+    uint16_t row[2], panel[2 * COLS];
+    cmoe__store(CMOE_BF16, row, 0, 0x1p-130f);
+    cmoe__store(CMOE_BF16, row, 1, 3.0f);
+    for (int j = 0; j < 2 * COLS; j++)
+        cmoe__store(CMOE_BF16, panel, j, 0.5f);
+    t.rows[0] = row;
+    ops->begin();
+    ops->pack(t.rows, 1, sizeof row, t.a);
+    ops->dot_bf16(1, 2, t.a, panel, t.c, COLS, false);
+    ops->end();
+    for (int j = 0; j < COLS; j++)
+        assert_true(t.c[j] == 1.5f);
+    guard_reset(g);
+}
+
+static void subnormals_are_small(void **state)
+{
+    (void)state;
+    for_tables(check_subnormals);
+}
+
+/* --- int8 ----------------------------------------------------------------------------------- */
+
+static void check_quads_of(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng,
+                           int m, int64_t k, bool extreme)
+{
+    const int64_t quads = cmoe__ceil_div(k, 4), padded = cmoe__round_up(m, ops->unit);
+    const struct cmoe_cpu_panel l = {
+        .k = k, .head = 4 * COLS, .scales = 4 * COLS, .bytes = (8 + 4 * quads) * COLS};
+    char *const panel = guard_alloc(g, (size_t)l.bytes, 4, GUARD_INPUT);
+    int8_t *const codes = (int8_t *)panel + l.head + l.scales;
+    const void *rows[MOST_ROWS];
+    float row_scale[MOST_ROWS];
+    memset(panel, 0, (size_t)l.bytes);
+    for (int j = 0; j < COLS; j++) {
+        const float scale = 0.25f + (float)j;
+        memcpy(panel + l.head + 4 * j, &scale, sizeof scale);
+        for (int64_t i = 0; i < k; i++)
+            codes[i / 4 * 4 * COLS + 4 * j + i % 4] =
+                (int8_t)(extreme ? (j % 2 ? 127 : -128) : rng_between(rng, -128, 127));
+    }
+    for (int r = 0; r < m; r++) {
+        int8_t *const row = guard_alloc(g, (size_t)k, 1, GUARD_INPUT);
+        for (int64_t i = 0; i < k; i++)
+            row[i] = (int8_t)(extreme ? -128 : rng_between(rng, -128, 127));
+        rows[r] = row;
+        row_scale[r] = 1.0f / (float)(r + 1);
+    }
+    void *const a =
+        guard_alloc(g, (size_t)(padded * cmoe__round_up(k, CMOE_CPU_STEP)), 4, GUARD_OUTPUT);
+    float *const c = guard_alloc(g, (size_t)m * COLS * sizeof *c, 4, GUARD_OUTPUT);
+    ops->begin();
+    ops->pack(rows, m, k, a);
+    ops->dot_i8(&l, panel, m, a, row_scale, c, COLS);
+    ops->end();
+    for (int r = 0; r < m; r++)
+        for (int j = 0; j < COLS; j++) {
+            const int8_t *const x = rows[r];
+            int64_t sum = 0;
+            for (int64_t i = 0; i < k; i++)
+                sum += x[i] * codes[i / 4 * 4 * COLS + 4 * j + i % 4];
+            const float want = (float)sum * ((0.25f + (float)j) * row_scale[r]);
+            if (c[r * COLS + j] != want)
+                fail_with("K=%ld, %d rows: dot (%d, %d) is %.9g, not %.9g", (long)k, m, r, j,
+                          (double)c[r * COLS + j], (double)want);
+        }
+    assert_true(guard_check(g));
+    guard_reset(g);
+}
+
+static void check_quads(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng)
+{
+    for (int m = 1; m <= ops->rows && ops->dot_i8; m++)
+        for (int d = 0; d < DEPTHS; d++)
+            check_quads_of(ops, g, rng, m, depths[d], false);
+    if (ops->dot_i8) check_quads_of(ops, g, rng, 3, 5000, true);
+}
+
+static void quads_are_exact(void **state)
+{
+    (void)state;
+    for_tables(check_quads);
+}
+
+/* --- panels --------------------------------------------------------------------------------- */
+
+static void check_pairs(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng)
+{
+    for (int64_t k = 1; k <= 5; k++) {
+        float *const w = guard_alloc(g, (size_t)(k * COLS) * sizeof *w, 4, GUARD_INPUT);
+        const size_t bytes = (size_t)(cmoe__ceil_div(k, 2) * COLS) * 4;
+        uint16_t *const out = guard_alloc(g, bytes, 4, GUARD_OUTPUT);
+        for (int64_t i = 0; i < k * COLS; i++) /* ties and NaN among them */
+            w[i] = i % 7 ? cmoe__f32_from_bits((uint32_t)rng_below(rng, 1 << 16) << 16 | 0x8000)
+                         : (float)rng_normal(rng);
+        ops->pair(k, w, out);
+        for (int64_t i = 0; i < cmoe__round_up(k, 2); i++)
+            for (int j = 0; j < COLS; j++) {
+                uint16_t want = 0;
+                if (i < k) cmoe__store(CMOE_BF16, &want, 0, w[i * COLS + j]);
+                assert_int_equal(out[i / 2 * 2 * COLS + 2 * j + i % 2], want);
+            }
+        assert_true(guard_check(g));
+        guard_reset(g);
+    }
+}
+
+static void panels_become_pairs(void **state)
+{
+    (void)state;
+    for_tables(check_pairs);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(products_lie_within_the_bound), cmocka_unit_test(rows_are_alone),
+        cmocka_unit_test(subnormals_are_small),          cmocka_unit_test(quads_are_exact),
+        cmocka_unit_test(panels_become_pairs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
