@@ -73,15 +73,29 @@ def gpu_tables(data, peers):
     return lines, won, lost
 
 
+# Per cent of the nearer ceiling that were set as goals for CPUs at 2048 tokens, by the start of a scheme's name.
+CPU_GOALS = [("bf16", 92), ("int8-w8a8", 85), ("int4-w4a8", 65), ("mxfp4-w4a8", 65), ("int4-w4a16", 85), ("mxfp4-w4a16", 85),
+             ("fp8-w8a16", 85)]
+
+
+def cpu_goal(cell):
+    if cell["tokens"] <= 4:
+        return 97
+    if cell["tokens"] >= 2048:
+        return next((goal for name, goal in CPU_GOALS if cell["scheme"].startswith(name)), "-")
+    rows = cell["slots"] / max(cell["experts_hit"], 1)
+    return 85 if 8 <= rows <= 64 and cell["scheme"] in ("bf16", "int8-w8a8") else "-"
+
+
 def cpu_tables(data):
     lines, groups = [], {}
     for cell in data["cells"]:
         groups.setdefault((cell["model"], cell["scheme"]), []).append(cell)
-    lines += ["| model | scheme | tokens | us | GB/s | TFLOP/s | us floor | % of ceiling |", "|---|---|---|---|---|---|---|---|"]
+    lines += ["| model | scheme | tokens | us | GB/s | TFLOP/s | us floor | % of ceiling | goal % |", "|---|---|---|---|---|---|---|---|---|"]
     for (model, scheme), cells in groups.items():
         for c in cells:
             lines.append(f"| {model} | {scheme} | {c['tokens']} | {us(c['us_median'])} | {c['gbps']:.1f} | "
-                         f"{c['tflops']:.3f} | {us(c['us_floor'])} | {share(c)} |")
+                         f"{c['tflops']:.3f} | {us(c['us_floor'])} | {share(c)} | {cpu_goal(c)} |")
     return lines + [""]
 
 
