@@ -3,6 +3,7 @@
 #include "backends/cuda/families.h"
 
 #include "backends/cuda/cuda.h"
+#include "backends/cuda/gemv.h"
 #include "backends/cuda/stream.h"
 #include "backends/cuda/wgmma.h"
 #include "core/size.h"
@@ -256,6 +257,8 @@ static const struct cmoe_family stream1 = {cmoe__cuda_stream_supports, cmoe__cud
                                            cmoe__cuda_stream_gemm1};
 static const struct cmoe_family stream2 = {cmoe__cuda_stream_supports, cmoe__cuda_stream_cost, NULL,
                                            cmoe__cuda_stream_gemm2};
+static const struct cmoe_family gemv = {cmoe__cuda_gemv_supports, cmoe__cuda_gemv_cost,
+                                        cmoe__cuda_gemv_scratch, cmoe__cuda_gemv};
 static const struct cmoe_family combine = {starts_here, cost_us, NULL, cmoe__cuda_combine};
 static const struct cmoe_family export_sort = {converts, convert_cost_us, NULL,
                                                cmoe__cuda_sort_export};
