@@ -295,6 +295,13 @@ static void test_memory_and_disk_fail(void **state)
         .struct_size = sizeof call, .problem = &p, .tensors = &c.t, .weights = w, .device = "ref"};
     char dir[700];
     snprintf(dir, sizeof dir, "%s/other", rig.folder.path);
+    cmoe_record far = call; /* as a GPU's plan records it: nothing of it may be read */
+    const cmoe_tensors nowhere = {.struct_size = sizeof nowhere, .x = (void *)64};
+    far.far = 1;
+    far.device = "cuda";
+    far.tensors = &nowhere;
+    expect_error(cmoe_record_write(dir, &far), CMOE_ERR_UNSUPPORTED, "memory of device cuda");
+    assert_false(file_exists(dir));
     status = CMOE_ERR_NO_MEMORY;
     for (n = 1; status == CMOE_ERR_NO_MEMORY; n++) {
         cmoe__io_alloc_fail(n);

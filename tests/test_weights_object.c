@@ -229,12 +229,109 @@ static void test_no_memory(void **state)
     cmoe_context_destroy(ctx);
 }
 
+/* All rows of both matrices, decoded; biases and smooth vectors behind them. */
+static double *contents(const cmoe_weights *w, size_t *n)
+{
+    const int64_t rows1 = cmoe_problem_rows1(&w->p);
+    double *const out = calloc((size_t)E * (2 * I + H) * (H + I + 2), sizeof *out);
+    assert_non_null(out);
+    *n = 0;
+    for (int e = 0; e < E; e++)
+        for (int matrix = 1; matrix <= 2; matrix++) {
+            const int64_t rows = matrix == 1 ? rows1 : H, cols = matrix == 1 ? H : I;
+            for (int64_t r = 0; r < rows; r++) {
+                struct cmoe_row row;
+                cmoe__weights_row(w, matrix, e, r, &row);
+                cmoe__row_decode_f64(w->p.w, &row, cols, out + *n);
+                *n += (size_t)cols;
+                out[(*n)++] = (double)cmoe__weights_bias(w, matrix, e, r);
+            }
+            const float *const smooth = cmoe__weights_smooth(w, matrix, e);
+            const bool used = (matrix == 1 ? w->p.x : w->p.mid).scaling == CMOE_SCALE_SMOOTH;
+            for (int64_t c = 0; used && c < cols; c++)
+                out[(*n)++] = (double)smooth[c];
+        }
+    return out;
+}
+
+/* An upload holds what the matrices held, and nothing of the caller's. */
+static void check_upload(cmoe_device *dev, struct weights_made *m)
+{
+    cmoe_weights *plain, *w;
+    size_t n, again;
+    expect_ok(cmoe_weights_create(dev, &m->p, &m->desc, &plain));
+    double *const want = contents(plain, &n);
+    expect_ok(cmoe_weights_upload(dev, &m->p, &m->desc, &w));
+    assert_true(cmoe_weights_owned_bytes(w) > 0);
+    memset(m->stores, 0, 3 * E * sizeof *m->stores);
+    double *const got = contents(w, &again);
+    assert_int_equal(n, again);
+    assert_same_bytes(got, want, n * sizeof *got);
+    free(want);
+    free(got);
+    cmoe_weights_destroy(plain);
+    cmoe_weights_destroy(w);
+}
+
+static void test_upload(void **state)
+{
+    (void)state;
+    struct rng rng = {test_seed()};
+    struct counter counter = {0};
+    cmoe_context *const ctx = test_context(1, &counter);
+    cmoe_device *const dev = test_device(ctx, "ref");
+    struct weights_made m = {0};
+    int checked = 0;
+    for (int f = 0; f < WEIGHT_FORMATS; f++)
+        for (int layout = 0; layout < LAYOUTS; layout++) {
+            weights_make(&rng, weight_formats[f], (enum layout)layout, &m);
+            if (m.p.w.dtype == CMOE_I8)
+                m.p.x = (cmoe_format){.dtype = CMOE_I8, .scaling = CMOE_SCALE_SMOOTH};
+            if (cmoe_problem_check(&m.p) != CMOE_OK) continue;
+            checked++;
+            check_upload(dev, &m);
+        }
+    assert_true(checked > WEIGHT_FORMATS);
+    /* Rows apart, and columns apart: the store's memory read as another matrix. */
+    weights_make(&rng, weight_formats[FORMAT_BF16], SEPARATE, &m);
+    for (int e = 0; e < E; e++) {
+        m.gate_up[e].row_stride = 2 * H + 6;
+        m.up[e].row_stride = 2;
+        m.up[e].col_stride = 2 * I;
+        m.down[e].row_stride = 4;
+        m.down[e].col_stride = 4 * H;
+    }
+    check_upload(dev, &m);
+    weights_make(&rng, weight_formats[FORMAT_U4_ZERO], FUSED, &m);
+    m.gate_up[1].row_stride = H;
+    check_upload(dev, &m);
+    cmoe_weights *w;
+    m.down[2].zero = NULL;
+    expect_error(cmoe_weights_upload(dev, &m.p, &m.desc, &w), CMOE_ERR_INVALID,
+                 "down of expert 2 has no zero points");
+    assert_null(w);
+    weights_make(&rng, weight_formats[FORMAT_BF16], SEPARATE, &m);
+    for (int n = 1;; n++) {
+        counter.fail_at = counter.calls + n;
+        const cmoe_status status = cmoe_weights_upload(dev, &m.p, &m.desc, &w);
+        counter.fail_at = 0;
+        if (status == CMOE_OK) break;
+        assert_int_equal(status, CMOE_ERR_NO_MEMORY);
+        assert_true(n < 20);
+    }
+    cmoe_weights_destroy(w);
+    weights_made_end(&m);
+    cmoe_device_close(dev);
+    cmoe_context_destroy(ctx);
+    assert_int_equal(counter.live, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_missing_data), cmocka_unit_test(test_wrong_tables),
         cmocka_unit_test(test_matrix),       cmocka_unit_test(test_packed),
-        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_no_memory),    cmocka_unit_test(test_upload),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,17 +1,46 @@
 #!/usr/bin/env bash
-# gpu_check.sh [check|sanitize|determinism|bench] [build folder]: the CUDA rows on a machine with an NVIDIA
-# GPU, which CI does not have. Only the built programs are needed there: cmoe, libcmoe.so.0, libcmoe-io.so.0.
+# gpu_check.sh [check|sanitize|determinism|demo|bench] [build folder]: the CUDA rows on a machine with an
+# NVIDIA GPU, which CI does not have. Only the built programs are needed there: cmoe, libcmoe.so.0,
+# libcmoe-io.so.0, and those named below.
 #
 # check     every row against the reference on the built-in and on random problems
 # bench     times of twelve models' layers in bf16 and fp8 into $RESULT (default: h100.json)
-# determinism  100 replays of captured plans, alone, beside another stream and with other inputs; needs
-#           gpu_replay as well (cmake --build build/release --target gpu_replay)
-# sanitize  memcheck, initcheck, racecheck and synccheck of compute-sanitizer on a few problems
+# determinism  gpu_replay: 100 replays of captured plans, alone, beside another stream and with other inputs;
+#           gpu_batch: a token's bits alone and in batches (cmake --build build/release --target gpu_replay gpu_batch)
+# demo      cmoe-lm-demo and cmoe-lm-schemes on the GPU: the CPU's greedy text, logits within the tests' limits;
+#           cmoe run and replay of a layer under every scheme
+# sanitize  memcheck, initcheck, racecheck and synccheck of compute-sanitizer on small problems that use every row
 set -eu
 what=${1:-check}
 build=$(cd "${2:-build/release}" && pwd)
 export LD_LIBRARY_PATH=$build${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 cmoe=$build/cmoe
+model=${MODEL:-$(dirname "$0")/../models/tiny-moe}
+
+# Small problems that together use every row: ragged and whole sizes, all kinds of weights, sorts of few and
+# many ids, the orders of other libraries.
+small='t=7 e=5 k=2 h=75 i=53 renorm scheme=bf16;t=7 e=5 k=2 h=72 i=56 renorm scheme=f16;t=7 e=5 k=2 h=75 i=53 scheme=f32'
+small+=';t=9 e=16 k=4 h=48 i=40 rx renorm scheme=bf16;t=140 e=3 k=2 h=264 i=192 hpad=3 acc=0.5 reduced scheme=bf16'
+small+=';t=70 e=2 k=1 h=256 i=136 reduced scheme=fp8-block;t=7 e=5 k=2 h=80 i=64 scheme=fp8-token'
+small+=';t=7 e=5 k=2 h=75 i=53 scheme=int8-w8a8;t=7 e=5 k=2 h=72 i=56 scheme=int4-w4a8'
+small+=';t=5 e=4 k=2 h=160 i=96 scheme=int4-w4a16;t=5 e=4 k=2 h=72 i=88 scheme=mxfp4-w4a16'
+small+=';t=7 e=5 k=2 h=75 i=53 scheme=nvfp4-w4a4;t=7 e=5 k=2 h=64 i=96 scheme=nvfp4-w4a4;t=7 e=5 k=2 h=75 i=53 scheme=nvfp4-w4a16'
+small+=';t=3000 e=12 k=3 h=8 i=8 stages=route..sort scheme=bf16'
+small+=';t=20 e=12 k=3 h=40 i=36 stages=sort..sort sort=packed bm=8 scheme=bf16'
+small+=';t=20 e=12 k=3 h=40 i=36 stages=gemm1..combine sort=packed bm=8 shared=1 scheme=bf16'
+small+=';t=20 e=12 k=3 h=40 i=36 stages=gemm1..combine sort=flat bm=16 scheme=int8-w8a8'
+small+=';t=20 e=12 k=1 h=40 i=36 stages=gemm1..combine sort=m-indices scheme=bf16'
+small+=';e=4 k=2 h=40 i=36 stages=gemm1..combine sort=batched cap=7 scheme=bf16'
+small+=';t=20 e=12 k=3 h=40 i=36 stages=route..sort sort=flat bm=16 scheme=bf16'
+small+=';t=6 e=4 k=2 h=40 i=36 reduced scheme=f16'
+
+sanitize() { # tool
+    compute-sanitizer --tool "$1" --error-exitcode 1 "$cmoe" check --device cuda:0 --problem "${PROBLEM:-$small}"
+}
+
+demo() { "$build/cmoe-lm-demo" --model "$model" --temp 0 --tokens 200 "$@"; }
+text() { sed '/^[0-9]* tokens, /,$d' "$1"; }
+
 "$cmoe" info
 case $what in
 check)
@@ -20,11 +49,53 @@ check)
     ;;
 determinism)
     "$build/gpu_replay"
+    "$build/gpu_batch" cuda:0 8192
+    ;;
+demo)
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    demo >"$work/auto"
+    grep '^[0-9]* tokens, ' "$work/auto"
+    grep -q -- '--device cpu' "$work/auto" || { echo "the demo did not choose the GPU"; exit 1; }
+    for scheme in bf16 f32 fp8-block int4-w4a16 mxfp4-w4a8; do
+        demo --scheme $scheme --device cuda:0 >"$work/gpu"
+        demo --scheme $scheme --device cpu >"$work/cpu"
+        text "$work/gpu" >"$work/gpu.text"
+        text "$work/cpu" >"$work/cpu.text"
+        if cmp "$work/gpu.text" "$work/cpu.text"; then echo "$scheme: the same text"; else echo "$scheme: DIFFERS"; fi
+    done
+    "$build/cmoe-lm-schemes" --model "$model" --windows 0 --max-error 2e-4 f32
+    "$build/cmoe-lm-schemes" --model "$model" --windows 0 --max-error 0.5 bf16
+    "$build/cmoe-lm-schemes" --model "$model" --windows 1 --max-error 8
+    "$cmoe" list --schemes >"$work/schemes"
+    while read -r scheme; do
+        echo "run and replay: $scheme"
+        CMOE_RECORD=$work/call "$cmoe" run --device cuda:0 --model "$model" --layer 2 --input "$model/hidden.npy" \
+            --scheme "$scheme" --scales "$model/expected/scales.npy" --expected "$model/expected/$scheme.npy" >"$work/run"
+        "$cmoe" replay --device cuda:0 "$work/call" >"$work/replay"
+        "$cmoe" replay --device cpu "$work/call" >>"$work/replay"
+        grep -h '^reference\|^expected' "$work/run" "$work/replay"
+        rm -r "$work/call"
+    done <"$work/schemes"
     ;;
 sanitize)
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    failed=0
     for tool in memcheck initcheck racecheck synccheck; do
-        compute-sanitizer --tool $tool --error-exitcode 1 "$cmoe" check --device cuda:0 --count "${COUNT:-5}"
+        (sanitize $tool >"$work/$tool" 2>&1 && echo passed >"$work/$tool.ok") &
     done
+    wait
+    for tool in memcheck initcheck racecheck synccheck; do
+        echo "== $tool"
+        grep -v '^=========     ' "$work/$tool" | tail -n "${LINES_OF_EACH:-60}"
+        [ -e "$work/$tool.ok" ] || failed=1
+    done
+    # Rows of the GPU that no problem used
+    "$cmoe" list | awk '$2 == "cuda" { print $1 }' | while read -r row; do
+        grep -q "^$row " "$work/memcheck" || echo "not used: $row"
+    done
+    exit $failed
     ;;
 bench)
     MODELS=${MODELS:-qwen3-30b-a3b deepseek-v3-tp8 qwen3-235b-a22b gpt-oss-120b gpt-oss-20b mixtral-8x7b deepseek-v3 \
@@ -33,7 +104,7 @@ deepseek-v3-ep8 llama4-scout kimi-k2 mixtral-8x22b deepseek-v2} SCHEMES=${SCHEME
         "$(dirname "$0")/bench_grid.sh" cuda:0 "${RESULT:-h100.json}" "$build"
     ;;
 *)
-    echo "usage: gpu_check.sh [check|sanitize|determinism|bench] [build folder]" >&2
+    echo "usage: gpu_check.sh [check|sanitize|determinism|demo|bench] [build folder]" >&2
     exit 64
     ;;
 esac

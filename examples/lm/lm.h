@@ -22,18 +22,22 @@ struct lm {
 struct lm_moe {
     cmoe_quantized *quantized;
     cmoe_weights *weights;
-    float x_scale, mid_scale; /* of schemes with static activation scales */
-    int64_t *load;            /* [E]: tokens each expert has computed */
+    int64_t *load; /* [E]: tokens each expert has computed */
+    /* In the device's memory: */
+    float *router, *scales; /* [E, H]; of x and mid, for schemes where they are static */
+    int64_t *device_load;
 };
 
 struct lm_experts {
     const struct lm *lm;
     cmoe_context *context;
     cmoe_device *device;
+    cmoe_device_info info;
     cmoe_problem problem; /* the same for every layer, and so is the plan */
     cmoe_plan *plan;
     struct lm_moe *layers;
-    void *x, *workspace;    /* x in the type that the scheme wants */
+    void *x; /* in the type that the scheme wants */
+    void *device_x, *device_y, *workspace;
     cmoe_observation *amax; /* [layers]: collects magnitudes while running; NULL: does not */
 };
 
@@ -50,6 +54,7 @@ void ok(cmoe_status status);
 void *zeroed(int64_t n, size_t size);
 void lm_load(struct lm *lm, const char *dir);
 void lm_unload(struct lm *lm);
+/* device: a name, or NULL for the GPU where there is one, unless CMOE_DEVICE says otherwise. */
 void experts_open(struct lm_experts *e, const struct lm *lm, const char *scheme,
                   const char *device);
 void experts_close(struct lm_experts *e);

@@ -11,10 +11,11 @@
 
 static const char usage[] =
     "usage: cmoe-lm-demo [--model DIR] [--prompt TEXT] [--tokens N] [--temp T] [--seed S]\n"
-    "                    [--scheme S] [--device cpu|ref]\n"
+    "                    [--scheme S] [--device cpu|ref|cuda:N]\n"
     "Continues TEXT by N bytes at temperature T (0: the likeliest byte every time), the experts "
     "of\n"
-    "the model in DIR being quantised to scheme S.\n";
+    "the model in DIR being quantised to scheme S. Without --device they run on a GPU if there is "
+    "one.\n";
 
 static double seconds(void)
 {
@@ -56,7 +57,8 @@ static void generate(struct lm_experts *e, const char *prompt, int tokens, doubl
         fflush(stdout);
         lm_forward(e, &s, &byte, 1);
     }
-    printf("\n\n%d tokens, %.0f tokens/s\n", tokens, tokens / (seconds() - start));
+    printf("\n\n%d tokens, %.0f tokens/s, experts on %s%s\n", tokens, tokens / (seconds() - start),
+           e->info.name, e->info.host ? "" : " (--device cpu: on the CPU)");
     state_close(&s);
 }
 

@@ -16,7 +16,7 @@ static const char usage[] =
     "usage: cmoe-lm-schemes [options] [SCHEME]...\n"
     "Prints bytes per weight, held-out perplexity and logit error of schemes (default: all).\n"
     "  --model DIR      Qwen3-MoE checkpoint over bytes with its texts (models/tiny-moe)\n"
-    "  --device D       cpu or ref (cpu)\n"
+    "  --device D       cpu, ref or cuda:N (a GPU if there is one, else cpu)\n"
     "  --windows N      windows of 512 bytes to compute the perplexity on (16)\n"
     "  --step N         bytes fed at a time for the logit error (512)\n"
     "  --max-error E    exit status 1 if a logit error is larger than E\n";

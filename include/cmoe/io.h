@@ -169,7 +169,8 @@ CMOE_API cmoe_status cmoe_checkpoint_quantize(const char *in, const char *out,
 
 /** Write one call as a directory: npy files of what the call reads (fields of cmoe_tensors as
  *  [rows, columns], weights as [experts, rows, columns], codes as bytes) and, last, problem.txt.
- *  Host memory and canonical weights only. @return CMOE_OK; CMOE_ERR_UNSUPPORTED (packed weights);
+ *  Host memory and canonical weights only. @return CMOE_OK; CMOE_ERR_UNSUPPORTED (packed weights,
+ *  arrays in a device's memory);
  *  CMOE_ERR_IO; CMOE_ERR_NO_MEMORY; CMOE_ERR_INVALID. */
 CMOE_API cmoe_status cmoe_record_write(const char *dir, const cmoe_record *call) CMOE_MUST_CHECK;
 

@@ -14,7 +14,8 @@ typedef struct cmoe_record {
     const cmoe_tensors *tensors;
     const cmoe_weights *weights;
     const char *path;   /* kernels that will run, joined by " > " */
-    const char *device; /* "cpu", "cuda:0" */
+    const char *device; /* backend: "cpu", "cuda" */
+    int far;            /* 1: the arrays lie in the device's memory, out of the host's reach */
 } cmoe_record;
 
 typedef struct cmoe_recorder {

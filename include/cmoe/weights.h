@@ -53,12 +53,18 @@ typedef struct cmoe_weights_desc {
 CMOE_API cmoe_status cmoe_weights_create(cmoe_device *dev, const cmoe_problem *p,
                                          const cmoe_weights_desc *desc, cmoe_weights **out)
     CMOE_MUST_CHECK;
+/** The same from matrices in host memory, whatever the device: what `desc` points to is copied to the
+ *  device's memory first, every matrix tight, and may be freed afterwards.
+ *  @return as cmoe_weights_create; CMOE_ERR_DEVICE. */
+CMOE_API cmoe_status cmoe_weights_upload(cmoe_device *dev, const cmoe_problem *p,
+                                         const cmoe_weights_desc *desc, cmoe_weights **out)
+    CMOE_MUST_CHECK;
 /** Destroy; NULL is fine. Plans made with it must be gone. */
 CMOE_API void cmoe_weights_destroy(cmoe_weights *w);
 
 /** Format of matrix 1 (gate|up) or 2 (down): "canonical", or a packed one. */
 CMOE_API const char *cmoe_weights_format(const cmoe_weights *w, int matrix);
-/** Bytes that the object itself owns (packed copies); 0 for canonical. */
+/** Bytes that the object itself owns (packed or uploaded copies); 0 for canonical ones in place. */
 CMOE_API size_t cmoe_weights_owned_bytes(const cmoe_weights *w);
 
 /** A fused tensor of all experts, [experts, rows, cols]. */

@@ -14,8 +14,8 @@ cmoe_status cli_observe(struct cli_session *session, const cmoe_problem *p,
                         cmoe_observation *seen)
 {
     cmoe_weights *weights = NULL;
-    cmoe_status status = cmoe_weights_create(session->dev, p, desc, &weights);
-    if (status == CMOE_OK) status = cmoe_observe(session->dev, p, weights, t, seen);
+    cmoe_status status = cmoe_weights_create(session->host, p, desc, &weights);
+    if (status == CMOE_OK) status = cmoe_observe(session->host, p, weights, t, seen);
     cmoe_weights_destroy(weights);
     return status;
 }

@@ -135,8 +135,17 @@ static int check_text(struct check *check, const char *text)
 static int check_all(struct check *check, int64_t count)
 {
     const char *text = cli_args_value(check->args, "problem");
-    if (text != NULL) return check_text(check, text);
     int code = CLI_OK;
+    if (text != NULL) {
+        char copy[8 * CLI_PROBLEM_TEXT];
+        if (snprintf(copy, sizeof copy, "%s", text) >= (int)sizeof copy)
+            return cli_fail(CLI_USAGE, "check: --problem is too long");
+        char *rest = copy;
+        for (char *one = strsep(&rest, ";"); one != NULL && code == CLI_OK;
+             one = strsep(&rest, ";"))
+            code = check_text(check, one);
+        return code;
+    }
     const int64_t total = count > 0 ? count : PROBLEMS;
     for (int64_t n = 0; n < total && code == CLI_OK; n++) {
         cli_progress_show(&check->progress, n, total);
@@ -180,11 +189,18 @@ static int target_rank(const char *target)
     return rank;
 }
 
+/* Whether a device is one of a backend: "cuda:0" of "cuda". */
+static bool is_of(const char *device, const char *backend)
+{
+    const size_t n = strlen(backend);
+    return strncmp(device, backend, n) == 0 && (device[n] == '\0' || device[n] == ':');
+}
+
 /* Whether a device that tries this row has its instruction set. */
 static bool is_reachable(const struct check *check, const cmoe_kernel_info *row)
 {
     for (int d = 0; d < check->n_devices; d++)
-        if (strcmp(row->backend, check->devices[d]) == 0 &&
+        if (is_of(check->devices[d], row->backend) && !row->conversion &&
             (strcmp(row->target, "ref") == 0 ||
              target_rank(row->target) <= target_rank(check->sessions[d].info.isa)))
             return true;
@@ -297,10 +313,10 @@ static int run(const struct cli_args *args)
 
 static const struct cli_option options[] = {
     {"kernels", "GLOBS", "kernel rows to check, comma separated (default: all)"},
-    {"problem", "STRING", "one problem instead of the built-in list"},
+    {"problem", "STRING", "problems, separated by ';', instead of the built-in list"},
     {"count", "N", "N random problems instead of the built-in list"},
     {"seed", "N", "seed of inputs and random problems (default: 1)"},
-    {"device", "NAME", "ref or cpu (default: every row on its own)"},
+    {"device", "NAME", "ref, cpu or cuda:N (default: every row on its own)"},
     {"json", NULL, "print one JSON object a kernel"},
     {NULL, NULL, NULL},
 };

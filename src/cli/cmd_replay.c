@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * cmoe replay: run a recorded call again and compare it with the reference. */
 #include "cli/commands.h"
+#include "cli/far.h"
 #include "cli/report.h"
 #include "cli/trial.h"
 
@@ -57,13 +58,18 @@ static cmoe_status run_call(struct replay *replay, cmoe_tensors *tensors)
     struct cli_expected expected = {.y = NULL};
     cmoe_status status = cli_expect(replay->session.ctx, p, replay->job.canonical, tensors,
                                     elements(replay), false, &expected);
-    if (status == CMOE_OK) status = cli_job_run(&replay->session, &replay->job, tensors);
+    struct cli_far far = {.dev = NULL};
+    replay->job.near = tensors;
+    if (status == CMOE_OK) status = cli_far_open(replay->session.dev, p, tensors, &far);
+    if (status == CMOE_OK) status = cli_job_run(&replay->session, &replay->job, &far.tensors);
+    if (status == CMOE_OK) status = cli_far_fetch(&far);
     if (status == CMOE_OK)
         cmoe_compare((cmoe_dtype)p->y, tensors->y, expected.y, expected.bound, elements(replay),
                      &replay->error);
     cli_expected_free(&expected);
     if (status == CMOE_OK)
-        status = cli_job_time(&replay->session, &replay->job, tensors, 0.5, &replay->times);
+        status = cli_job_time(&replay->session, &replay->job, &far.tensors, 0.5, &replay->times);
+    cli_far_close(&far);
     return status;
 }
 
@@ -104,8 +110,8 @@ static int run_opened(struct replay *replay)
     if (status != CMOE_OK) return cli_fail_status(status, NULL);
     const int code = check_kind(replay);
     if (code != CLI_OK) return code;
-    status = cli_job_open(&replay->session, &replay->call.problem, &replay->call.weights,
-                          cli_args_value(replay->args, "pin"), &replay->job);
+    status = cli_job_open_near(&replay->session, &replay->call.problem, &replay->call.weights,
+                               cli_args_value(replay->args, "pin"), &replay->job);
     if (status != CMOE_OK) return cli_fail_status(status, NULL);
     cmoe_tensors tensors = replay->call.tensors;
     void *y = make_y(replay, &tensors);
@@ -121,8 +127,7 @@ static int run(const struct cli_args *args)
 {
     struct replay replay = {.args = args};
     int code = cli_session_open(&replay.session);
-    if (code == CLI_OK)
-        code = cli_session_host_device(&replay.session, cli_args_value(args, "device"));
+    if (code == CLI_OK) code = cli_session_device(&replay.session, cli_args_value(args, "device"));
     if (code == CLI_OK) code = run_opened(&replay);
     cli_job_close(&replay.job);
     cmoe_replay_free(&replay.call);
@@ -130,7 +135,7 @@ static int run(const struct cli_args *args)
 }
 
 static const struct cli_option options[] = {
-    {"device", "NAME", "ref or cpu"},
+    {"device", "NAME", "ref, cpu or cuda:N"},
     {"pin", "GLOBS", "kernels to use where they can be used, comma separated"},
     {"json", NULL, "print one JSON object"},
     {NULL, NULL, NULL},

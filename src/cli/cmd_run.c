@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * cmoe run: router and experts of one layer of a real checkpoint on a real input. */
 #include "cli/commands.h"
+#include "cli/far.h"
 #include "cli/layer.h"
 #include "cli/report.h"
 #include "cli/trial.h"
@@ -32,9 +33,14 @@ static int execute(struct run *run)
     const cmoe_problem *p = &layer->problem;
     layer->tensors.y = malloc(cmoe_dtype_bytes((cmoe_dtype)p->y, count(run)));
     if (layer->tensors.y == NULL) return cli_fail(CLI_NO_MEMORY, "out of memory");
-    cmoe_status status = cli_job_open(&run->session, p, &layer->weights, NULL, &run->job);
+    struct cli_far far = {.dev = NULL};
+    cmoe_status status = cli_job_open_near(&run->session, p, &layer->weights, NULL, &run->job);
+    run->job.near = &layer->tensors;
+    if (status == CMOE_OK) status = cli_far_open(run->session.dev, p, &layer->tensors, &far);
     if (status == CMOE_OK)
-        status = cli_job_time(&run->session, &run->job, &layer->tensors, run_seconds, &run->times);
+        status = cli_job_time(&run->session, &run->job, &far.tensors, run_seconds, &run->times);
+    if (status == CMOE_OK) status = cli_far_fetch(&far);
+    cli_far_close(&far);
     if (status == CMOE_OK)
         status = cli_expect(run->session.ctx, p, run->job.canonical, &layer->tensors, count(run),
                             false, &run->reference);
@@ -180,8 +186,7 @@ static int run(const struct cli_args *args)
     }
     struct run run = {.args = args};
     int code = cli_session_open(&run.session);
-    if (code == CLI_OK)
-        code = cli_session_host_device(&run.session, cli_args_value(args, "device"));
+    if (code == CLI_OK) code = cli_session_device(&run.session, cli_args_value(args, "device"));
     if (code == CLI_OK) code = run_opened(&run);
     free(run.layer.tensors.y);
     cli_expected_free(&run.reference);
@@ -196,7 +201,7 @@ static const struct cli_option options[] = {
     {"input", "FILE.npy", "hidden states before the layer, [tokens, hidden]"},
     {"output", "FILE.npy", "where to write the result (bf16 as u2)"},
     {"scheme", "NAME", "quantise experts and activations (default: as the checkpoint is)"},
-    {"device", "NAME", "ref or cpu"},
+    {"device", "NAME", "ref, cpu or cuda:N"},
     {"expected", "FILE.npy", "a result from elsewhere to compare with, too"},
     {"scales", "FILE.npy", "static scales: two f32 numbers, of x and of the intermediate"},
     {"x-scale", "S", "static scale of x (default: from the input itself)"},

@@ -22,6 +22,10 @@ static void record(void *user, const cmoe_record *call)
     session->armed = false;
     cmoe_record copy = *call;
     if (session->canonical != NULL) copy.weights = session->canonical;
+    if (session->near != NULL) {
+        copy.tensors = session->near;
+        copy.far = 0;
+    }
     session->record_status = cmoe_record_write(session->record_dir, &copy);
     if (session->record_status != CMOE_OK)
         cli_fail_output(session->record_status);
@@ -106,6 +110,16 @@ static cmoe_status pack(struct cli_session *session, const cmoe_problem *p,
     return status;
 }
 
+static cmoe_status plan_job(struct cli_session *session, const cmoe_problem *p,
+                            const cmoe_plan_options *options, struct cli_job *job)
+{
+    const cmoe_weights *weights = job->packed != NULL ? job->packed : job->canonical;
+    const cmoe_status status = cmoe_plan_create(session->dev, p, weights, options, &job->plan);
+    if (status != CMOE_OK) return status;
+    job->workspace_size = cmoe_plan_workspace_size(job->plan);
+    return cmoe_device_alloc(session->dev, job->workspace_size, &job->workspace);
+}
+
 cmoe_status cli_job_open(struct cli_session *session, const cmoe_problem *p,
                          const cmoe_weights_desc *weights, const char *pin, struct cli_job *out)
 {
@@ -113,14 +127,21 @@ cmoe_status cli_job_open(struct cli_session *session, const cmoe_problem *p,
     const cmoe_plan_options options = {.struct_size = sizeof options, .pin = pin};
     cmoe_status status = pack(session, p, weights, &options, &out->packed);
     if (status == CMOE_OK) status = cmoe_weights_create(session->dev, p, weights, &out->canonical);
-    if (status == CMOE_OK)
-        status =
-            cmoe_plan_create(session->dev, p, out->packed != NULL ? out->packed : out->canonical,
-                             &options, &out->plan);
-    if (status == CMOE_OK) {
-        out->workspace_size = cmoe_plan_workspace_size(out->plan);
-        status = cmoe_device_alloc(session->dev, out->workspace_size, &out->workspace);
-    }
+    if (status == CMOE_OK) status = plan_job(session, p, &options, out);
+    if (status != CMOE_OK) cli_job_close(out);
+    return status;
+}
+
+cmoe_status cli_job_open_near(struct cli_session *session, const cmoe_problem *p,
+                              const cmoe_weights_desc *weights, const char *pin,
+                              struct cli_job *out)
+{
+    if (session->info.host) return cli_job_open(session, p, weights, pin, out);
+    *out = (struct cli_job){.dev = session->dev};
+    const cmoe_plan_options options = {.struct_size = sizeof options, .pin = pin};
+    cmoe_status status = cmoe_weights_upload(session->dev, p, weights, &out->packed);
+    if (status == CMOE_OK) status = cmoe_weights_create(session->host, p, weights, &out->canonical);
+    if (status == CMOE_OK) status = plan_job(session, p, &options, out);
     if (status != CMOE_OK) cli_job_close(out);
     return status;
 }
@@ -129,9 +150,11 @@ cmoe_status cli_job_run(struct cli_session *session, const struct cli_job *job,
                         const cmoe_tensors *tensors)
 {
     session->canonical = job->canonical;
+    session->near = job->near;
     const cmoe_status status =
         cmoe_execute(job->plan, tensors, job->workspace, job->workspace_size, NULL);
     session->canonical = NULL;
+    session->near = NULL;
     return status == CMOE_OK ? cmoe_device_sync(session->dev, NULL) : status;
 }
 

@@ -18,6 +18,7 @@ struct cli_session {
     const char *record_dir;
     bool armed;
     const cmoe_weights *canonical; /* to record instead of packed weights */
+    const cmoe_tensors *near;      /* to record instead of those on a device */
     cmoe_status record_status;
 };
 
@@ -33,8 +34,9 @@ int cli_session_close(struct cli_session *session, int code);
 /* A problem with weights, planned and ready to run on the session's device. */
 struct cli_job {
     cmoe_device *dev;
-    cmoe_weights *canonical; /* in place, what the reference reads */
-    cmoe_weights *packed;    /* as the plan wants them; NULL: canonical as well */
+    cmoe_weights *canonical;  /* in place, what the reference reads */
+    cmoe_weights *packed;     /* as the plan wants them; NULL: canonical as well */
+    const cmoe_tensors *near; /* the call in host memory, to record; NULL: the one that is run */
     cmoe_plan *plan;
     void *workspace;
     size_t workspace_size;
@@ -43,6 +45,10 @@ struct cli_job {
 /* @return the library's status: cmoe_last_error has the sentence. `pin` may be NULL. */
 cmoe_status cli_job_open(struct cli_session *session, const cmoe_problem *p,
                          const cmoe_weights_desc *weights, const char *pin, struct cli_job *out);
+/* The same with weights in host memory, whatever the device; `canonical` stays there. */
+cmoe_status cli_job_open_near(struct cli_session *session, const cmoe_problem *p,
+                              const cmoe_weights_desc *weights, const char *pin,
+                              struct cli_job *out);
 cmoe_status cli_job_run(struct cli_session *session, const struct cli_job *job,
                         const cmoe_tensors *tensors);
 void cli_job_close(struct cli_job *job);

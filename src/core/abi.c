@@ -58,7 +58,7 @@ static const struct {
     SIZE(cmoe_observation),
     OFFSET(cmoe_observation, mid_amax),
     SIZE(cmoe_record),
-    OFFSET(cmoe_record, device),
+    OFFSET(cmoe_record, far),
     SIZE(cmoe_recorder),
     SIZE(cmoe_error),
     OFFSET(cmoe_error, zeros),

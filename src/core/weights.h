@@ -32,6 +32,7 @@ struct cmoe_weights {
     size_t owned;      /* bytes of packed and vectors */
     cmoe_device *dev;  /* whose memory the tables point to */
     void *state;       /* the backend's own */
+    void *memory;      /* of an upload: the device's, freed with the object */
 };
 
 /* Where logical row n of matrix 1 or 2 of an expert lies. Matrix 1's logical order is always gate

@@ -195,6 +195,12 @@ cmoe_status cmoe_record_write(const char *dir, const cmoe_record *call)
     CMOE_TRY(cmoe__check_argument(call->problem, "cmoe_record_write", "call->problem"));
     CMOE_TRY(cmoe__check_argument(call->tensors, "cmoe_record_write", "call->tensors"));
     CMOE_TRY(cmoe_problem_check(call->problem));
+    if (call->far)
+        return CMOE_FAIL(
+            CMOE_ERR_UNSUPPORTED,
+            "cmoe_record_write: the call's arrays lie in the memory of device %s; copy "
+            "them to the host, point to the copies and set far to 0",
+            call->device ? call->device : "?");
     if (mkdir(dir, 0777) != 0 && (errno != EEXIST || !cmoe__path_is_directory(dir))) {
         return CMOE_FAIL(CMOE_ERR_IO, "cannot make the folder %s: %s", dir, strerror(errno));
     }

@@ -261,7 +261,8 @@ static void record_call(const struct cmoe_plan *plan, const cmoe_tensors *t, con
                               .tensors = t,
                               .weights = w,
                               .path = path,
-                              .device = plan->dev->backend->name};
+                              .device = plan->dev->backend->name,
+                              .far = !plan->props.host};
     recorder->record(recorder->user, &call);
 }
 

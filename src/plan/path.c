@@ -229,3 +229,22 @@ double cmoe__path_search(const struct cmoe_plan *plan, int tokens, const char *f
     }
     return cost;
 }
+
+bool cmoe__path_repeat(const struct cmoe_plan *plan, int tokens, const struct cmoe_path *from,
+                       struct cmoe_path *out)
+{
+    const struct cmoe_query q = cmoe__plan_query(plan, tokens);
+    out->tokens = tokens;
+    out->n_steps = from->n_steps;
+    out->cost_us = 0;
+    for (int i = 0; i < from->n_steps; i++) {
+        const struct cmoe_kernel *k = from->step[i].kernel;
+        struct cmoe_edge edge;
+        if (!cmoe__kernel_usable(k, &q, from->step[i].in, &edge, NULL)) return false;
+        out->step[i] = from->step[i];
+        out->step[i].out = edge;
+        out->step[i].cost_us = k->family->cost_us(k, &q);
+        out->cost_us += out->step[i].cost_us;
+    }
+    return true;
+}

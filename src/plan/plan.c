@@ -92,19 +92,31 @@ static cmoe_status set_workspace(struct cmoe_plan *plan, size_t limit)
     return CMOE_OK;
 }
 
+/* The rows of a GPU for few and for many tokens add in different orders: where a token's bits must not
+ * depend on the other tokens, every bucket takes the chain of the largest. */
+static cmoe_status build_path(struct cmoe_plan *plan, int b)
+{
+    struct cmoe_path *path = &plan->path[b];
+    const struct cmoe_path *last = &plan->path[plan->n_buckets - 1];
+    const int tokens = cmoe__plan_bucket_tokens(&plan->p, b);
+    if ((plan->p.flags & CMOE_BATCH_INVARIANT) && !plan->props.host && path != last) {
+        if (!cmoe__path_repeat(plan, tokens, last, path))
+            return CMOE_FAIL(CMOE_ERR_UNSUPPORTED, "binv: the kernels for %d tokens do not run %d",
+                             last->tokens, tokens);
+    } else if (isinf(cmoe__path_search(plan, tokens, plan->format1, plan->format2, path))) {
+        return no_path(plan, tokens);
+    }
+    return cmoe__plan_book(plan, path);
+}
+
 static cmoe_status build_paths(struct cmoe_plan *plan, const cmoe_plan_options *opt)
 {
     const char *only1 = plan->w ? cmoe_weights_format(plan->w, 1) : opt->format1;
     const char *only2 = plan->w ? cmoe_weights_format(plan->w, 2) : opt->format2;
     if (!cmoe__plan_choose_formats(plan, opt, only1, only2))
         return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for planning");
-    for (int b = 0; b < plan->n_buckets; b++) {
-        struct cmoe_path *path = &plan->path[b];
-        const int tokens = cmoe__plan_bucket_tokens(&plan->p, b);
-        if (isinf(cmoe__path_search(plan, tokens, plan->format1, plan->format2, path)))
-            return no_path(plan, tokens);
-        CMOE_TRY(cmoe__plan_book(plan, path));
-    }
+    for (int b = plan->n_buckets - 1; b >= 0; b--)
+        CMOE_TRY(build_path(plan, b));
     return set_workspace(plan, opt->workspace_limit);
 }
 

@@ -56,6 +56,9 @@ struct cmoe_query cmoe__plan_query(const struct cmoe_plan *plan, int tokens);
  * its cost, infinite when there is none; fills *out when not NULL. */
 double cmoe__path_search(const struct cmoe_plan *plan, int tokens, const char *format1,
                          const char *format2, struct cmoe_path *out);
+/* The steps of another path for `tokens`; false where a row does not run that many. */
+bool cmoe__path_repeat(const struct cmoe_plan *plan, int tokens, const struct cmoe_path *from,
+                       struct cmoe_path *out);
 /* All checks that come before a family's own: target, weight format. */
 bool cmoe__kernel_usable(const struct cmoe_kernel *k, const struct cmoe_query *q,
                          struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why);

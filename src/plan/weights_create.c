@@ -7,6 +7,7 @@
 #include "core/fail.h"
 #include "core/size.h"
 #include "core/weights.h"
+#include "plan/weights.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -256,8 +257,8 @@ static cmoe_status make(cmoe_device *dev, const cmoe_problem *p, const cmoe_weig
     return CMOE_OK;
 }
 
-cmoe_status cmoe_weights_create(cmoe_device *dev, const cmoe_problem *p,
-                                const cmoe_weights_desc *desc, cmoe_weights **out)
+cmoe_status cmoe__weights_check(const cmoe_device *dev, const cmoe_problem *p,
+                                const cmoe_weights_desc *desc, cmoe_weights *const *out)
 {
     if (!dev || !p || !desc || !out)
         return CMOE_FAIL(CMOE_ERR_INVALID, "%s is NULL",
@@ -265,12 +266,18 @@ cmoe_status cmoe_weights_create(cmoe_device *dev, const cmoe_problem *p,
                          : !p    ? "the problem"
                          : !desc ? "desc"
                                  : "out");
-    *out = NULL;
     if (desc->struct_size != 0 && desc->struct_size < sizeof *desc)
         return CMOE_FAIL(CMOE_ERR_INVALID, "desc.struct_size is %zu, less than %zu",
                          desc->struct_size, sizeof *desc);
     CMOE_TRY(cmoe_problem_check(p));
-    CMOE_TRY(check_tables(p, desc));
+    return check_tables(p, desc);
+}
+
+cmoe_status cmoe_weights_create(cmoe_device *dev, const cmoe_problem *p,
+                                const cmoe_weights_desc *desc, cmoe_weights **out)
+{
+    if (out) *out = NULL;
+    CMOE_TRY(cmoe__weights_check(dev, p, desc, out));
     return make(dev, p, desc, out);
 }
 
@@ -286,6 +293,7 @@ void cmoe_weights_destroy(cmoe_weights *w)
         cmoe__free(ctx, w->packed[i]);
         cmoe__free(ctx, w->vectors[i]);
     }
+    cmoe_device_free(w->dev, w->memory);
     cmoe__free(ctx, w->gate); /* one block holds the three tables */
     cmoe__free(ctx, w);
 }

@@ -117,7 +117,7 @@ class ErrorStats(C.Structure):
 class Record(C.Structure):
     _fields_ = [
         ("struct_size", SIZE), ("problem", P), ("tensors", P), ("weights", P),
-        ("path", C.c_char_p), ("device", C.c_char_p),
+        ("path", C.c_char_p), ("device", C.c_char_p), ("far", C.c_int),
     ]  # fmt: skip
 
 
@@ -138,7 +138,7 @@ MIRRORS = {
     "cmoe_weights_desc": (WeightsDesc, ("format2",)),
     "cmoe_fused": (Fused, ("rows", "transposed")),
     "cmoe_kernel_info": (KernelInfo, ("conversion",)),
-    "cmoe_record": (Record, ("device",)),
+    "cmoe_record": (Record, ("far",)),
     "cmoe_recorder": (Recorder, ()),
     "cmoe_error": (ErrorStats, ("zeros",)),
 }  # fmt: skip
