@@ -338,7 +338,7 @@ cmoe_status cmoe__cuda_act(const struct cmoe_step *step, const struct cmoe_exec 
         .rows1 = (int32_t)x->shape->rows1,
         .i = (int32_t)x->shape->I,
         .i_used = (int32_t)x->shape->i_used,
-        .h_dtype = cmoe__shape_h_dtype(x->p),
+        .h_dtype = (int32_t)cmoe__shape_h_dtype(x->p),
     };
     void *args[] = {&a};
     const struct cmoe_cuda_grid grid = {(unsigned)all_rows(x), 1, 256, 0};
