@@ -145,8 +145,8 @@ static const struct speed {
     [CMOE_ISA_LEVEL_AVX2] = {32, 48, 18, 0.3, 0},
     [CMOE_ISA_LEVEL_AVX512] = {64, 96, 30, 0.15, 0},
     [CMOE_ISA_LEVEL_AVX512VNNI] = {64, 256, 30, 0.15, 0},
-    [CMOE_ISA_LEVEL_AVX512BF16] = {64, 256, 30, 0.2, 0},
-    [CMOE_ISA_LEVEL_AMX] = {64, 1024, 30, 0.2, 512},
+    [CMOE_ISA_LEVEL_AVX512BF16] = {64, 256, 30, 0.3, 0},
+    [CMOE_ISA_LEVEL_AMX] = {64, 1024, 30, 0.3, 512},
 };
 
 /* Waking the workers, a barrier between loops, a loop of one item, and a step of a plan: us. */
