@@ -84,6 +84,7 @@ bool cmoe__cuda_wgmma_supports(const struct cmoe_kernel *k, const struct cmoe_qu
             return cmoe__refuse(why, "the intermediate has no f32 scale every 128 columns");
     }
     if (k->last >= CMOE_STAGE_ACT && k->first == CMOE_STAGE_GEMM1) {
+        if (!q->shape->gated) return cmoe__refuse(why, "there is no gate");
         if (p->act != CMOE_ACT_SILU && p->act != CMOE_ACT_SWIGLU_OAI)
             return cmoe__refuse(why, "the activation is not gate*sigmoid(gate)");
         if (cmoe__shape_h_dtype(p) != (scales == NO_SCALES ? (cmoe_dtype)x.dtype : CMOE_F32))

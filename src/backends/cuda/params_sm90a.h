@@ -14,7 +14,7 @@ enum {
     CMOE_WGMMA_HALF = 128,    /* weight rows of one of a stage's two boxes */
     CMOE_WGMMA_STAGES = 8,
     CMOE_WGMMA_MOST_N = 160,     /* rows of x in a tile */
-    CMOE_WGMMA_SCALED_N = 128,   /* and where each span's sums are scaled by themselves */
+    CMOE_WGMMA_SCALED_N = 96,    /* and where each span's sums are scaled by themselves */
     CMOE_WGMMA_EXPERTS = 1024,   /* the table of tiles lies in shared memory */
     CMOE_WGMMA_TAIL = 21 * 1024, /* shared memory besides the stages */
     CMOE_WGMMA_SCALED_TAIL = 30 * 1024,

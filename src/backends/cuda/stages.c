@@ -191,7 +191,7 @@ static cmoe_status quantize_e4m3(const struct cmoe_exec *x, cmoe_gpu_quant *q, i
 {
     void *args[] = {q};
     const bool spans = q->f.scaling == CMOE_SCALE_GROUP;
-    const struct cmoe_cuda_grid grid = {(unsigned)rows, spans ? blocks(q->n, 1024) : 1, 256, 0};
+    const struct cmoe_cuda_grid grid = {(unsigned)rows, spans ? blocks(q->n, 1024) : 1, 128, 0};
     return cmoe__cuda_launch_after(
         x, spans ? CMOE_CUDA_cmoe_quant_e4m3_spans : CMOE_CUDA_cmoe_quant_e4m3_rows, grid, args);
 }

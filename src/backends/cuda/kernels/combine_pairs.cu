@@ -2,7 +2,7 @@
  * COMBINE of 16-bit z: a thread adds 8 columns of a token's slots in f32, in slot order. */
 #include "backends/cuda/kernels/common/depend.cuh"
 
-enum { COLUMNS = 8, THREADS = 128 };
+enum { COLUMNS = 8, THREADS = 128, AT_ONCE = 8 };
 
 template <int TYPE> DEV void add_slot(float (&sum)[COLUMNS], const uint4 v, float factor)
 {
@@ -33,10 +33,21 @@ template <int TYPE> DEV void combine(const cmoe_gpu_combine &c, float *factor)
     if (c.accumulate != 0.0f)
         for (int i = 0; i < COLUMNS; i++)
             sum[i] = c.accumulate * load(TYPE, y, h + i);
-#pragma unroll 8
-    for (int s = 0; s < slots; s++)
-        if (valid[s])
-            add_slot<TYPE>(sum, *(const uint4 *)(z + (int64_t)s * c.h), factor[s]);
+    for (int first = 0; first < slots; first += AT_ONCE) {
+        uint4 v[AT_ONCE];
+        uint32_t there = 0;
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            if (first + i >= slots || !valid[first + i])
+                continue;
+            there |= 1u << i;
+            v[i] = *(const uint4 *)(z + (int64_t)(first + i) * c.h);
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            if (there >> i & 1)
+                add_slot<TYPE>(sum, v[i], factor[first + i]);
+    }
 #pragma unroll
     for (int i = 0; i < COLUMNS; i++)
         if (h + i >= c.h_used) /* z has nothing there */

@@ -4,7 +4,7 @@
 #include "backends/cuda/kernels/common/depend.cuh"
 #include "backends/cuda/kernels/common/e4m3.cuh"
 
-enum { THREADS = 256, WARPS = THREADS / 32, SPAN = 128, EACH = 4 };
+enum { THREADS = 128, WARPS = THREADS / 32, SPAN = 128, EACH = 8 };
 
 struct row {
     const char *from;
@@ -27,19 +27,23 @@ DEV bool find_row(const cmoe_gpu_quant &q, row *r)
     return true;
 }
 
-/* Four columns, zero from n_used on. */
+/* EACH columns, zero from n_used on. */
 DEV void load_columns(const cmoe_gpu_quant &q, const row &r, int column, float (&v)[EACH])
 {
     const char *at = r.from + (int64_t)column * (q.in_dtype == CMOE_F32 ? 4 : 2);
-    if (column + EACH <= q.n_used && q.in_dtype == CMOE_F32 && (uintptr_t)at % 16 == 0) {
-        const float4 f = *(const float4 *)at;
-        v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
+    const bool vectors = column + EACH <= q.n_used && (uintptr_t)at % 16 == 0;
+    if (vectors && q.in_dtype == CMOE_F32) {
+        const float4 a = ((const float4 *)at)[0], b = ((const float4 *)at)[1];
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
         return;
     }
-    if (column + EACH <= q.n_used && q.in_dtype == CMOE_BF16 && (uintptr_t)at % 8 == 0) {
-        const uint2 w = *(const uint2 *)at;
-        v[0] = bits_f32(w.x << 16), v[1] = bits_f32(w.x & 0xffff0000);
-        v[2] = bits_f32(w.y << 16), v[3] = bits_f32(w.y & 0xffff0000);
+    if (vectors && q.in_dtype == CMOE_BF16) {
+        const uint4 w = *(const uint4 *)at;
+        const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            v[i] = bits_f32(i % 2 ? words[i / 2] & 0xffff0000 : words[i / 2] << 16);
         return;
     }
 #pragma unroll
@@ -59,31 +63,43 @@ DEV uint32_t largest(const float (&v)[EACH])
 DEV void store_codes(const cmoe_gpu_quant &q, const row &r, int column, const float (&v)[EACH], float scale)
 {
     const float inverse = __frcp_rn(scale);
-    const uint32_t word = e4m3_pair(v[0], v[1], scale, inverse) | e4m3_pair(v[2], v[3], scale, inverse) << 16;
+    uint32_t words[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        words[i] = e4m3_pair(v[i * 4], v[i * 4 + 1], scale, inverse) |
+                   e4m3_pair(v[i * 4 + 2], v[i * 4 + 3], scale, inverse) << 16;
     uint8_t *to = r.codes + column;
-    if (column + EACH <= q.n && (uintptr_t)to % 4 == 0) {
-        *(uint32_t *)to = word;
+    if (column + EACH <= q.n && (uintptr_t)to % 8 == 0) {
+        *(uint2 *)to = make_uint2(words[0], words[1]);
         return;
     }
-    for (int i = 0; i < EACH && column + i < q.n; i++)
-        to[i] = (uint8_t)(word >> (8 * i));
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        if (column + i < q.n)
+            to[i] = (uint8_t)(words[i / 4] >> (i % 4 * 8));
 }
 
-/* A warp a span of 128 columns. */
+/* Half a warp a span of 128 columns. */
 extern "C" __global__ void __launch_bounds__(THREADS)
     cmoe_quant_e4m3_spans(const __grid_constant__ cmoe_gpu_quant q)
 {
-    const int span = (int)blockIdx.y * WARPS + (int)threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int column = ((int)blockIdx.y * THREADS + (int)threadIdx.x) * EACH;
     row r;
     depend();
-    if (span * SPAN >= q.n || !find_row(q, &r))
+    if (!find_row(q, &r)) /* the same for the block */
         return;
     float v[EACH];
-    load_columns(q, r, span * SPAN + lane * EACH, v);
-    const float scale = scale_f32(CMOE_E4M3, bits_f32(__reduce_max_sync(0xffffffff, largest(v))));
-    if (lane == 0)
-        r.scales[span] = scale;
-    store_codes(q, r, span * SPAN + lane * EACH, v, scale);
+    load_columns(q, r, column, v);
+    uint32_t top = largest(v);
+#pragma unroll
+    for (int offset = 8; offset > 0; offset /= 2)
+        top = max(top, __shfl_xor_sync(0xffffffff, top, offset));
+    const float scale = scale_f32(CMOE_E4M3, bits_f32(top));
+    if (column >= q.n)
+        return;
+    if (column % SPAN == 0)
+        r.scales[column / SPAN] = scale;
+    store_codes(q, r, column, v, scale);
 }
 
 /* A block a row. */

@@ -61,8 +61,7 @@ DEV float gated_value(const cmoe_gpu_wgmma &p, float gate, float up)
         gate = gate > p.limit ? p.limit : gate;
         up = up > p.limit ? p.limit : (up < -p.limit ? -p.limit : up);
     }
-    const float f = gate * __fdividef(1.0f, 1.0f + expf(-p.alpha * gate));
-    return p.gated ? f * (up + p.beta) : f;
+    return gate * __fdividef(1.0f, 1.0f + expf(-p.alpha * gate)) * (up + p.beta);
 }
 
 /* Two neighbouring rows of x. */
@@ -99,17 +98,14 @@ DEV float value(const cmoe_gpu_wgmma &p, const unit &u, const row_pair &f, const
     if (ACT && PLAIN)
         return silu(v) * linear<SCALED, PLAIN>(p, u, 1, f, i, acc[1][e]);
     if (ACT) {
-        v = gated_value(p, v, p.gated ? linear<SCALED, PLAIN>(p, u, 1, f, i, acc[1][e]) : 0.0f);
+        v = gated_value(p, v, linear<SCALED, PLAIN>(p, u, 1, f, i, acc[1][e]));
         v = p.weigh_act ? v * f.weight[i] : v;
     }
     return PLAIN || u.inside ? v : 0.0f;
 }
 
 /* Boxes of results: gate and up become one. */
-template <bool ACT, bool PLAIN> DEV int boxes_of(const cmoe_gpu_wgmma &p)
-{
-    return ACT && (PLAIN || p.gated) ? 1 : 2;
-}
+template <bool ACT> constexpr int boxes = ACT ? 1 : 2;
 
 /* f32: a thread stores what it has. */
 template <bool ACT, bool SCALED, bool PLAIN, int COUNT>
@@ -117,9 +113,7 @@ DEV void store_f32(const cmoe_gpu_wgmma &p, const work &w, const tile_facts &fac
                    const float (&acc)[2][COUNT])
 {
 #pragma unroll
-    for (int box = 0; box < 2; box++) {
-        if (box >= boxes_of<ACT, PLAIN>(p))
-            break;
+    for (int box = 0; box < boxes<ACT>; box++) {
         const unit u[2] = {unit_of<SCALED>(p, w, facts, at, box, 0), unit_of<SCALED>(p, w, facts, at, box, 1)};
         /* Sums of gate and up: box 1's columns follow all of box 0's. */
         const int shift = !ACT && p.gated && box ? p.g.split : 0;
@@ -172,49 +166,42 @@ template <int TYPE> DEV uint32_t pack(float a, float b)
     }
 }
 
-/* 16 bits: 16 rows of x at a time, transposed into shared memory as rows of 64 columns of either box, the
- * 16-byte parts of a row swizzled; then 8 threads store a row. */
+/* 16 bits: 8 rows of x of both boxes, or 16 of one, are transposed into shared memory as lines of 64 columns,
+ * the 16-byte parts of a line swizzled; then 8 threads store a line. Two halves of the staging take turns. */
 template <int OUT, bool ACT, bool SCALED, bool PLAIN, int COUNT>
 DEV void store_16(const cmoe_gpu_wgmma &p, const work &w, const ring &r, const tile_facts &facts, const place &at,
                   const float (&acc)[2][COUNT])
 {
-    constexpr int ROWS = 16, ROW = 128, BOX = ROWS * ROW;
-    const int boxes = boxes_of<ACT, PLAIN>(p), thread = at.warp * 32 + at.lane;
+    constexpr int ROWS = ACT ? 16 : 8, LINE = 128, HALF = STAGING_BYTES / 2;
+    const int thread = (int)threadIdx.x % 128, line = at.lane / 16 * 8 + at.lane % 8, part = thread % 8;
     const uint32_t staging = shared_address(r.tail->staging[at.strip]);
-    const int row = at.lane / 16 * 8 + at.lane % 8, part = at.warp * 2 + at.lane / 8 % 2; /* of stmatrix's lane */
-    const uint32_t put = staging + row * ROW + ((part ^ (row & 7)) << 4);
-    const uint32_t get = staging + thread / 8 * ROW + ((thread % 8 ^ (thread / 8 & 7)) << 4);
-    unit u[2][2];
+    const uint32_t put = staging + line * LINE + (((at.warp * 2 + at.lane / 8 % 2) ^ (line & 7)) << 4);
+    const uint32_t get = staging + thread / 8 * LINE + ((part ^ (thread / 8 & 7)) << 4);
+    const int n = ACT ? thread / 8 : thread / 8 % 8;
+    const int column = w.m + (ACT ? 0 : thread / 64) * CMOE_WGMMA_HALF + at.strip * 64 + part * 8;
+    unit u[4]; /* of stmatrix's four matrices */
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        u[i / 2][i % 2] = unit_of<SCALED>(p, w, facts, at, i / 2, i % 2);
+        u[i] = unit_of<SCALED>(p, w, facts, at, ACT ? 0 : i / 2, i % 2);
 #pragma unroll
     for (int from = 0; from < COUNT * 2; from += ROWS) {
         if (from >= w.count)
             break;
-        uint32_t m[2][4];
+        const int to = from + n < w.count ? facts.row[from + n] : -1, turn = from / ROWS % 2 * HALF;
+        uint32_t m[4];
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const row_pair f = pair_of<SCALED>(facts, from + j * 8 + at.lane % 4 * 2);
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int box = i / 2, half = i % 2, e = (from / 8 + j) * 4 + half * 2;
-                if (box < boxes)
-                    m[box][j * 2 + half] = pack<OUT>(value<ACT, SCALED, PLAIN>(p, u[box][half], f, acc, box, e),
-                                                     value<ACT, SCALED, PLAIN>(p, u[box][half], f, acc, box, e + 1));
-            }
+        for (int i = 0; i < 4; i++) {
+            const int j = from / 8 + (ACT ? i / 2 : 0), box = ACT ? 0 : i / 2, e = j * 4 + i % 2 * 2;
+            const row_pair f = pair_of<SCALED>(facts, j * 8 + at.lane % 4 * 2);
+            m[i] = pack<OUT>(value<ACT, SCALED, PLAIN>(p, u[i], f, acc, box, e),
+                             value<ACT, SCALED, PLAIN>(p, u[i], f, acc, box, e + 1));
         }
-        store_transposed(put, m[0]);
-        if (boxes > 1)
-            store_transposed(put + BOX, m[1]);
+        store_transposed(put + turn, m);
         group_sync(STRIP_BARRIER + at.strip, 128);
-        const int to = from + thread / 8 < w.count ? facts.row[from + thread / 8] : -1;
         if (to >= 0)
-            for (int box = 0; box < boxes; box++)
-                store_chunk<2>(p, to, w.m + box * CMOE_WGMMA_HALF + at.strip * 64 + thread % 8 * 8,
-                               load_shared_16(get + box * BOX));
-        group_sync(STRIP_BARRIER + at.strip, 128);
+            store_chunk<2>(p, to, column, load_shared_16(get + turn));
     }
+    group_sync(STRIP_BARRIER + at.strip, 128);
 }
 
 /* Largest magnitudes of 8 values over the 8 lanes that share lane % 4: at each step a lane gives half of its
@@ -314,9 +301,10 @@ DEV void store_tile(const cmoe_gpu_wgmma &p, const work &w, const ring &r, const
 }
 
 template <int OUT, bool ACT, bool SCALED, int COUNT>
-DEV void epilogue(const cmoe_gpu_wgmma &p, const work &w, const ring &r, const tile_facts &facts, const place &at,
-                  float (&acc)[2][COUNT])
+DEV void epilogue(const cmoe_gpu_wgmma &p, const ring &r, const tile_facts &facts, float (&acc)[2][COUNT])
 {
+    const work w = facts.w;
+    const place at = place_of();
     if constexpr (OUT == CMOE_E4M3)
         store_codes(p, w, r, facts, at, acc);
     else if (p.plain)

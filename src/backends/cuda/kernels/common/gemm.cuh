@@ -15,7 +15,6 @@
 template <int TYPE, int OUT, bool ACT, bool BLOCK, int MOST>
 DEV void consume(const cmoe_gpu_wgmma &p, const ring &r)
 {
-    const place at = place_of();
     cursor c = {0, 0};
     int turn = 0;
     float acc[2][MOST / 2] = {};
@@ -23,12 +22,11 @@ DEV void consume(const cmoe_gpu_wgmma &p, const ring &r)
         const int slot = turn & 1, parity = turn >> 1 & 1;
         const tile_facts &facts = r.tail->facts[slot];
         barrier_wait(shared_address(&r.tail->begun[slot]), parity);
-        const work w = facts.w;
-        accumulate_from<TYPE, BLOCK, 8>(p, r, w, at, c, acc);
+        accumulate_from<TYPE, BLOCK, 8>(p, r, facts.w, place_of(), c, acc);
         barrier_wait(shared_address(&r.tail->ready[slot]), parity);
-        epilogue<OUT, ACT, TYPE == CMOE_E4M3 && !BLOCK>(p, w, r, facts, at, acc);
+        epilogue<OUT, ACT, TYPE == CMOE_E4M3 && !BLOCK>(p, r, facts, acc);
         __syncwarp();
-        if (at.lane == 0)
+        if (threadIdx.x % 32 == 0)
             barrier_arrive(shared_address(&r.tail->unused[slot]));
     }
 }

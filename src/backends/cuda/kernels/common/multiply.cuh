@@ -14,9 +14,12 @@ struct place {
     int warp, lane;
 };
 
+/* Read anew at every call: to keep it takes registers that the sums need. */
 DEV place place_of(void)
 {
-    const int thread = (int)threadIdx.x - LOAD_THREADS;
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    thread -= LOAD_THREADS;
     return {thread / 128, thread / 32 % 4, thread % 32};
 }
 
@@ -75,40 +78,56 @@ DEV void accumulate_all(const cmoe_gpu_wgmma &p, const ring &r, const place &at,
     return (const float *)h.scale + (int64_t)(row / 128) * ((p.g.a_cols + 127) / 128);
 }
 
+/* total += sums times their scales; token: where those of the thread's rows of x lie, four by four. */
+template <bool BLOCK, int N, int COUNT>
+DEV void add_scaled(float (&total)[COUNT], const float (&sums)[N / 2], uint32_t token, float weight)
+{
+    uint4 s = {};
+#pragma unroll
+    for (int j = 0; j < N / 8; j++) {
+        if (BLOCK && j % 2 == 0)
+            s = load_shared_16(token + j * 32);
+        const float s0 = BLOCK ? bits_f32(j % 2 ? s.z : s.x) * weight : 1.0f;
+        const float s1 = BLOCK ? bits_f32(j % 2 ? s.w : s.y) * weight : 1.0f;
+        total[j * 4] += sums[j * 4] * s0;
+        total[j * 4 + 1] += sums[j * 4 + 1] * s1;
+        total[j * 4 + 2] += sums[j * 4 + 2] * s0;
+        total[j * 4 + 3] += sums[j * 4 + 3] * s1;
+    }
+}
+
+template <int N> DEV void multiply_box(float (&sums)[N / 2], const ring &r, const cursor &c, const place &at, int box)
+{
+    wgmma_begin();
+    multiply<CMOE_E4M3, N>(sums, stage_at(r, c) + box * HALF_BYTES + at.strip * 64 * SPAN, stage_at(r, c) + A_BYTES,
+                           true);
+    wgmma_commit();
+}
+
 /* e4m3: the instruction keeps few bits of its sums, so each span's are added to the total in f32, with
- * BLOCK times their scales. The other warpgroup's instructions run meanwhile. */
+ * BLOCK times their scales, while the other box's instructions run. */
 template <bool BLOCK, int N, int COUNT>
 DEV void accumulate_spans(const cmoe_gpu_wgmma &p, const ring &r, const work &w, const place &at, cursor &c,
                            float (&acc)[2][COUNT])
 {
     const float *scales[2] = {BLOCK ? block_scales(p, w, at, 0) : NULL, BLOCK ? block_scales(p, w, at, 1) : NULL};
-    float part[N / 2];
+    float sums[2][N / 2];
 #pragma unroll
     for (int i = 0; i < N / 2; i++)
         acc[0][i] = acc[1][i] = 0.0f;
-    for (int column = 0; column < p.g.k; column += SPAN) {
-        const uint32_t a = stage_at(r, c) + at.strip * 64 * SPAN, b = stage_at(r, c) + A_BYTES;
-        const float weight[2] = {BLOCK ? scales[0][column / 128] : 1.0f, BLOCK ? scales[1][column / 128] : 1.0f};
-        const float4 *token = (const float4 *)r.tail->scale[c.stage] + at.lane % 4;
+    for (int span = 0; span * SPAN < p.g.k; span++) {
+        const float weight[2] = {BLOCK ? scales[0][span] : 1.0f, BLOCK ? scales[1][span] : 1.0f};
+        const uint32_t token = shared_address(r.tail->scale[c.stage]) + at.lane % 4 * 16;
         barrier_wait(full_at(r, c), c.parity);
         fence_proxy();
-#pragma unroll
-        for (int box = 0; box < 2; box++) {
-            wgmma_begin();
-            multiply<CMOE_E4M3, N>(part, a + box * HALF_BYTES, b, true);
-            wgmma_commit();
-            wgmma_wait<0>();
-            wgmma_done(part);
-#pragma unroll
-            for (int j = 0; j < N / 8; j++) {
-                const float4 s = BLOCK ? token[j / 2 * 4] : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
-                const float s0 = (j % 2 ? s.z : s.x) * weight[box], s1 = (j % 2 ? s.w : s.y) * weight[box];
-                acc[box][j * 4] += part[j * 4] * s0;
-                acc[box][j * 4 + 1] += part[j * 4 + 1] * s1;
-                acc[box][j * 4 + 2] += part[j * 4 + 2] * s0;
-                acc[box][j * 4 + 3] += part[j * 4 + 3] * s1;
-            }
-        }
+        multiply_box<N>(sums[0], r, c, at, 0);
+        multiply_box<N>(sums[1], r, c, at, 1);
+        wgmma_wait<1>();
+        wgmma_done(sums[0]);
+        add_scaled<BLOCK, N>(acc[0], sums[0], token, weight[0]);
+        wgmma_wait<0>();
+        wgmma_done(sums[1]);
+        add_scaled<BLOCK, N>(acc[1], sums[1], token, weight[1]);
         __syncwarp();
         release(p, empty_at(r, c));
         advance(c, r);
