@@ -223,8 +223,9 @@ static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, enum cmo
         w->tma = w->tma && encode_map(x, &state->half[w->g.half + (w->gated ? box : 0)], type,
                                       w->g.k, w->out_used, &w->map[box]);
     const bool silu = w->gated && w->alpha == 1.0f && w->beta == 0.0f && w->limit == 0.0f;
+    const bool lines = (uintptr_t)w->g.out % 16 == 0 && w->g.out_stride % 16 == 0;
     w->plain = !w->g.bias && !w->g.weigh && !w->weigh_act && w->out_used % step == 0 &&
-               (w->g.half == 2 || silu);
+               w->out_used == w->out_cols && lines && (w->g.half == 2 || silu);
     w->cluster = w->tma ? c.cluster : 1;
     w->ahead = w->tma && w->g.half == 2 && x->p->first <= CMOE_STAGE_SORT;
     const int64_t each = (int64_t)c.tile_n * w->cluster,

@@ -133,12 +133,12 @@ DEV void store_f32(const cmoe_gpu_wgmma &p, const work &w, const tile_facts &fac
     }
 }
 
-/* Columns [column, column + 16 / BYTES) of a row of the output. */
-template <int BYTES> DEV void store_chunk(const cmoe_gpu_wgmma &p, int row, int column, uint4 v)
+/* Columns [column, column + 16 / BYTES) of a row of the output, which PLAIN has and aligned. */
+template <int BYTES, bool PLAIN> DEV void store_chunk(const cmoe_gpu_wgmma &p, int row, int column, uint4 v)
 {
     constexpr int EACH = 16 / BYTES;
     uint8_t *to = (uint8_t *)p.g.out + (row * p.g.out_stride + column) * BYTES;
-    if (column + EACH <= p.out_cols && (uintptr_t)to % 16 == 0) {
+    if (PLAIN || (column + EACH <= p.out_cols && (uintptr_t)to % 16 == 0)) {
         *(uint4 *)to = v;
         return;
     }
@@ -199,7 +199,7 @@ DEV void store_16(const cmoe_gpu_wgmma &p, const work &w, const ring &r, const t
         store_transposed(put + turn, m);
         group_sync(STRIP_BARRIER + at.strip, 128);
         if (to >= 0)
-            store_chunk<2>(p, to, column, load_shared_16(get + turn));
+            store_chunk<2, PLAIN>(p, to, column, load_shared_16(get + turn));
     }
     group_sync(STRIP_BARRIER + at.strip, 128);
 }
@@ -281,7 +281,7 @@ DEV void store_codes(const cmoe_gpu_wgmma &p, const work &w, const ring &r, cons
         const int to = from + out < w.count ? facts.row[from + out] : -1;
         if (to >= 0) {
             const uint4 v = load_shared_16(get);
-            store_chunk<1>(p, to, w.m + at.strip * 64 + thread % 4 * 16,
+            store_chunk<1, false>(p, to, w.m + at.strip * 64 + thread % 4 * 16,
                            make_uint4(__byte_perm(v.x, v.y, 0x6420), __byte_perm(v.z, v.w, 0x6420),
                                       __byte_perm(v.x, v.y, 0x7531), __byte_perm(v.z, v.w, 0x7531)));
         }
