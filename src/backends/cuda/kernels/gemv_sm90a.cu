@@ -17,6 +17,12 @@ template <int W> struct piece_of {
     static constexpr int WORDS = BITS == 16 ? 2 : 1, GROUPS = 4 / WORDS, GROUP = COLUMNS / GROUPS;
 };
 
+/* Where the codes and scales of a row lie. */
+struct matrix_row {
+    const uint8_t *codes, *scales;
+    int64_t col_stride;
+};
+
 /* What a block has in shared memory: vector v of 4 columns of piece p of token t's rows lies at
  * x[(t * VECTORS + v) * row + p], so that neighbouring lanes read neighbouring vectors. */
 struct layout {
@@ -24,11 +30,33 @@ struct layout {
     cmoe_gpu_half *half; /* of slot rows: gate and up, or down; data NULL: the slot is not computed */
     int tokens, pieces;  /* pieces of a matrix row */
     int row;             /* pieces of a token: of one row (GEMM1), or of all slots' rows */
+    int scale_type, shift, groups, scale_bytes; /* of the weights; columns a scale: 1 << shift */
+    int grid_shift;                             /* rows a scale: 1 << grid_shift */
+    bool whole;                                 /* every piece is one aligned load */
+
+    /* Row n of a half; codes NULL: it is not computed. */
+    MEMBER matrix_row row_of(int at, int n) const
+    {
+        const cmoe_gpu_half &h = half[at];
+        const int grid = (n * h.step + h.first) >> grid_shift;
+        return {h.data ? h.data + n * h.row_stride : NULL,
+                (const uint8_t *)h.scale + (int64_t)grid * groups * scale_bytes, h.col_stride};
+    }
 };
 
 DEV float2 floats_of_f16x2(uint32_t v)
 {
     return __half22float2(*(const __half2 *)&v);
+}
+
+/* A weight's scale: f32 as a rule. */
+DEV float scale_number(int type, uint32_t code)
+{
+    if (type == CMOE_F32)
+        return bits_f32(code);
+    if (type == CMOE_E8M0)
+        return code == 255 ? bits_f32(0x7fc00000) : (code ? bits_f32(code << 23) : 0x1p-127f);
+    return decode(type, code);
 }
 
 /* A group's codes as numbers, in the order of columns. */
@@ -110,29 +138,41 @@ template <int W, bool FIRST> struct batch {
         return (at.batch * STEPS + step) * 32 + (int)(threadIdx.x % 32);
     }
 
+    MEMBER void load_piece(const cmoe_gpu_gemv &s, const layout &m, int j, const matrix_row &r, int q)
+    {
+        const int k = q * shape::COLUMNS;
+        if (!r.codes)
+            return;
+        if (m.whole || (s.vectors && k + shape::COLUMNS <= s.g.k))
+            w[j] = load_once(r.codes + q * 16);
+        else
+            w[j] = load_slowly<W>(r.codes, r.col_stride, k, s.g.k);
+        if (shape::BITS < 16)
+            scale[j] = raw_scale(m.scale_type, r.scales, k >> m.shift);
+    }
+
     MEMBER void load(const cmoe_gpu_gemv &s, const layout &m, const place &at, uint32_t reciprocal)
     {
-        const int type = scale_type(s.g.w), shift = span_shift(s.g.w);
+        matrix_row r[2];
+        if (FIRST) {
+            r[0] = m.row_of(2 * at.slot, at.n);
+            r[1] = m.row_of(2 * at.slot + 1, at.n);
+            if (!s.gated)
+                r[1].codes = NULL;
+        }
 #pragma unroll
         for (int j = 0; j < LOADS; j++) {
             const int p = piece_at(at, FIRST ? j / 2 : j);
-            const int part = FIRST || m.pieces == 1 ? 0 : (int)__umulhi((uint32_t)p, reciprocal);
-            const int slot = FIRST ? 2 * at.slot + j % 2 : at.token * s.g.call.slots + (m.pieces == 1 ? p : part);
-            const int q = FIRST ? p : (m.pieces == 1 ? 0 : p - part * m.pieces), k = q * shape::COLUMNS;
             w[j] = make_uint4(0, 0, 0, 0);
             scale[j] = 0;
-            if (p >= m.row || (FIRST && j % 2 && !s.gated))
+            if (p >= m.row)
                 continue;
-            const cmoe_gpu_half &h = m.half[slot];
-            if (!h.data)
-                continue;
-            const uint8_t *row = h.data + at.n * h.row_stride;
-            if (s.vectors && k + shape::COLUMNS <= s.g.k)
-                w[j] = load_once(row + q * 16);
-            else
-                w[j] = load_slowly<W>(row, h.col_stride, k, s.g.k);
-            if (shape::BITS < 16)
-                scale[j] = raw_scale(type, scales_of(s.g, h, at.n, shift).at, k >> shift);
+            if (FIRST) {
+                load_piece(s, m, j, r[j % 2], p);
+            } else {
+                const int part = m.pieces == 1 ? p : (int)__umulhi((uint32_t)p, reciprocal);
+                load_piece(s, m, j, m.row_of(at.token * s.g.call.slots + part, at.n), p - part * m.pieces);
+            }
         }
     }
 
@@ -154,7 +194,6 @@ template <int W, bool FIRST> struct batch {
     {
         const bool is_signed = s.g.w.dtype == CMOE_I8 || s.g.w.dtype == CMOE_I4;
         const uint32_t flip = is_signed ? (shape::BITS == 4 ? 0x88888888 : 0x80808080) : 0;
-        const int type = scale_type(s.g.w);
         const float4 *x = m.x + (int64_t)at.token * shape::VECTORS * m.row;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
@@ -185,7 +224,7 @@ template <int W, bool FIRST> struct batch {
 #pragma unroll
             for (int h = 0; h < (FIRST ? 2 : 1); h++) {
                 const uint32_t code = scale[FIRST ? 2 * step + h : step];
-                sum[h] += shape::BITS == 16 ? part[h] : part[h] * scale_value(type, code);
+                sum[h] += shape::BITS == 16 ? part[h] : part[h] * scale_number(m.scale_type, code);
             }
         }
     }
@@ -380,6 +419,12 @@ template <int W, bool FIRST> DEV void gemv(const cmoe_gpu_gemv &s)
     m.tokens = token_count(s.g.call);
     m.pieces = (s.g.k + shape::COLUMNS - 1) / shape::COLUMNS;
     m.row = FIRST ? m.pieces : m.pieces * s.g.call.slots;
+    m.scale_type = scale_type(s.g.w);
+    m.shift = span_shift(s.g.w);
+    m.groups = (int)((s.g.a_cols + (1ll << m.shift) - 1) >> m.shift);
+    m.scale_bytes = m.scale_type == CMOE_F32 ? 4 : (m.scale_type == CMOE_E8M0 ? 1 : 2);
+    m.grid_shift = s.g.w.scaling == CMOE_SCALE_TENSOR ? 31 : (s.g.w.scaling == CMOE_SCALE_BLOCK ? 7 : 0);
+    m.whole = s.vectors && s.g.k % shape::COLUMNS == 0;
     m.x = memory;
     m.half = (cmoe_gpu_half *)(memory + s.g.call.tokens * shape::VECTORS * m.row);
     if (threadIdx.x < MOST_ROWS)
