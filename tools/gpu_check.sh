@@ -22,6 +22,7 @@ model=${MODEL:-$(dirname "$0")/../models/tiny-moe}
 small='t=7 e=5 k=2 h=75 i=53 renorm scheme=bf16;t=7 e=5 k=2 h=72 i=56 renorm scheme=f16;t=7 e=5 k=2 h=75 i=53 scheme=f32'
 small+=';t=9 e=16 k=4 h=48 i=40 rx renorm scheme=bf16;t=140 e=3 k=2 h=264 i=192 hpad=3 acc=0.5 reduced scheme=bf16'
 small+=';t=70 e=2 k=1 h=256 i=136 reduced scheme=fp8-block;t=7 e=5 k=2 h=80 i=64 scheme=fp8-token'
+small+=';t=70 e=2 k=1 h=256 i=128 reduced scheme=fp8-block;t=400 e=1 k=1 h=128 i=128 reduced scheme=bf16'
 small+=';t=7 e=5 k=2 h=75 i=53 scheme=int8-w8a8;t=7 e=5 k=2 h=72 i=56 scheme=int4-w4a8'
 small+=';t=5 e=4 k=2 h=160 i=96 scheme=int4-w4a16;t=5 e=4 k=2 h=72 i=88 scheme=mxfp4-w4a16'
 small+=';t=7 e=5 k=2 h=75 i=53 scheme=nvfp4-w4a4;t=7 e=5 k=2 h=64 i=96 scheme=nvfp4-w4a4;t=7 e=5 k=2 h=75 i=53 scheme=nvfp4-w4a16'
@@ -62,7 +63,7 @@ demo)
         demo --scheme $scheme --device cpu >"$work/cpu"
         text "$work/gpu" >"$work/gpu.text"
         text "$work/cpu" >"$work/cpu.text"
-        if cmp "$work/gpu.text" "$work/cpu.text"; then echo "$scheme: the same text"; else echo "$scheme: DIFFERS"; fi
+        if cmp "$work/gpu.text" "$work/cpu.text"; then echo "$scheme: the same text"; else echo "$scheme: DIFFERS"; exit 1; fi
     done
     "$build/cmoe-lm-schemes" --model "$model" --windows 0 --max-error 2e-4 f32
     "$build/cmoe-lm-schemes" --model "$model" --windows 0 --max-error 0.5 bf16

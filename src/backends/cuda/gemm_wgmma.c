@@ -176,8 +176,9 @@ double cmoe__cuda_wgmma_cost_us(const struct cmoe_kernel *k, const struct cmoe_q
                           (double)cmoe__round_up((int64_t)(each + 0.999), 8);
     const double arithmetic = padded / (q->props->gflops * 1e3 * 0.55 * fp8);
     /* Fewer tiles than multiprocessors: those that load do not reach all of the bandwidth. */
-    const double reached = tiles < blocks ? 0.7 : 0.92;
-    const double memory = bytes / (q->props->gbps * 1e3 * reached);
+    enum { BLOCK_GBPS = 60 };
+    const double some = tiles < blocks ? 0.7 * q->props->gbps : 0.92 * q->props->gbps;
+    const double memory = bytes / (1e3 * (some < tiles * BLOCK_GBPS ? some : tiles * BLOCK_GBPS));
     return LAUNCH_US + (arithmetic > memory ? arithmetic * (uneven > 1.5 ? 1.5 : uneven) : memory);
 }
 
@@ -288,16 +289,15 @@ cmoe_status cmoe__cuda_wgmma_gemm2(const struct cmoe_step *step, const struct cm
 {
     (void)step;
     const cmoe_problem *p = x->p;
+    const bool shorts = short_z(p, x->shape); /* read whole by the combine */
     enum scales scales = NO_SCALES;
     (void)scales_of(p->mid, p->w, &scales);
     cmoe_gpu_wgmma w = {
         .g = cmoe__cuda_gemm2_params(x),
         .out_used = (int32_t)x->shape->h_used,
-        .out_cols = (int32_t)x->shape->h_used,
+        .out_cols = (int32_t)(shorts ? x->shape->H : x->shape->h_used),
     };
     fix_scale(&w.g);
-    return launch(
-        x, &w,
-        function_of((cmoe_dtype)p->w.dtype, scales, short_z(p, x->shape) ? SHORT_SUMS : SUMS),
-        scales);
+    return launch(x, &w, function_of((cmoe_dtype)p->w.dtype, scales, shorts ? SHORT_SUMS : SUMS),
+                  scales);
 }

@@ -33,11 +33,11 @@ typedef struct cmoe_gpu_wgmma {
     int32_t stages;   /* of the ring */
     int32_t cluster;  /* blocks, 1 or 2, that share a tile of weights between rows of x */
     int32_t ahead;    /* the sort is complete when the kernel before this one starts */
-    int32_t
-        plain; /* no bias, weights or limit: sums as they are, or silu(gate)*up in whole tiles */
+    /* No bias, weights or limit, whole tiles, aligned rows: the sums, or silu(gate)*up. */
+    int32_t plain;
     int32_t weigh_act;        /* multiply the activation's result by the routing weight */
     float alpha, beta, limit; /* gate*sigmoid(alpha*gate)*(up + beta), clamped at limit first */
-    float *mid_scales;        /* of the activation's result as e4m3, one a row and 128 units */
+    float *mid_scales;        /* of the result as e4m3, one a row and 128 units */
     int64_t mid_scale_stride; /* elements */
 } cmoe_gpu_wgmma;
 
