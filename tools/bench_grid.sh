@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # bench_grid.sh <device> <result.json> [build folder]: cmoe bench over models, schemes and token counts, as
 # one JSON object with the date, the machine and the command. MODELS, SCHEMES, TOKENS, MIN_TIME and
-# PROBLEM say what; LIMIT ends it after so many seconds with the models that are done.
+# PROBLEM say what; a model's own changes follow its name (deepseek-v3-ep8:e=32,local=32). LIMIT ends it
+# after so many seconds with the models that are done.
 set -eu
 device=${1:?usage: bench_grid.sh DEVICE RESULT [BUILD]} result=${2:?no result file}
 build=$(cd "${3:-build/release}" && pwd)
@@ -11,10 +12,12 @@ trap 'rm -rf "$work"' EXIT
 problem=${PROBLEM:-stages=quant..combine}
 end=$((SECONDS + ${LIMIT:-540}))
 : >"$work/cells"
-for model in $MODELS; do
+for entry in $MODELS; do
+    model=${entry%%:*} own=
+    [ "$model" = "$entry" ] || own=" ${entry#*:}"
     left=$((end - SECONDS))
     if [ "$left" -le 0 ]; then echo "bench_grid: no time for $model" >&2; continue; fi
-    timeout "$left" "$build/cmoe" bench --device "$device" --model "$model" --problem "$problem" \
+    timeout "$left" "$build/cmoe" bench --device "$device" --model "$model" --problem "$problem${own//,/ }" \
         --scheme "$SCHEMES" --tokens "$TOKENS" --min-time "${MIN_TIME:-0.1}" --json - >>"$work/cells" ||
         echo "bench_grid: $model ended with $?" >&2
 done

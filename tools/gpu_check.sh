@@ -4,7 +4,8 @@
 # libcmoe-io.so.0, and those named below.
 #
 # check     every row against the reference on the built-in and on random problems
-# bench     times of twelve models' layers in bf16 and fp8 into $RESULT (default: h100.json)
+# bench     times of twelve models' layers in bf16 and fp8 into $RESULT (default: h100.json), as the peers were
+#           measured: no shared experts, no weights on inputs, all slots local under expert parallelism
 # determinism  gpu_replay: 100 replays of captured plans, alone, beside another stream and with other inputs;
 #           gpu_batch: a token's bits alone and in batches (cmake --build build/release --target gpu_replay gpu_batch)
 # demo      cmoe-lm-demo and cmoe-lm-schemes on the GPU: the CPU's greedy text, logits within the tests' limits;
@@ -100,8 +101,8 @@ sanitize)
     ;;
 bench)
     MODELS=${MODELS:-qwen3-30b-a3b deepseek-v3-tp8 qwen3-235b-a22b gpt-oss-120b gpt-oss-20b mixtral-8x7b deepseek-v3 \
-deepseek-v3-ep8 llama4-scout kimi-k2 mixtral-8x22b deepseek-v2} SCHEMES=${SCHEMES:-bf16+fp8-token+fp8-block} \
-        TOKENS=${TOKENS:-1,8,32,128,512,2048,8192} PROBLEM=${PROBLEM:-stages=quant..combine reduced} \
+deepseek-v3-ep8:e=32,local=32 llama4-scout kimi-k2 mixtral-8x22b deepseek-v2} SCHEMES=${SCHEMES:-bf16+fp8-token+fp8-block} \
+        TOKENS=${TOKENS:-1,8,32,128,512,2048,8192} PROBLEM=${PROBLEM:-stages=quant..combine reduced shared=0 won=out} \
         "$(dirname "$0")/bench_grid.sh" cuda:0 "${RESULT:-h100.json}" "$build"
     ;;
 *)

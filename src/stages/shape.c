@@ -89,8 +89,7 @@ double cmoe__experts_hit(const cmoe_problem *p, int64_t tokens)
     return (s.local - p->shared) * (1 - none) + p->shared;
 }
 
-/* Rows that local experts compute. */
-static double local_rows(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
+double cmoe__shape_local_rows(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
 {
     const double rows = (double)cmoe__shape_rows(p, s, tokens);
     return s->batched || s->route_all ? rows : rows * s->local / s->ids;
@@ -100,7 +99,7 @@ double cmoe__stage_flops(const cmoe_problem *p, int stage, int64_t tokens)
 {
     struct cmoe_shape s;
     cmoe__shape(p, &s);
-    const double rows = local_rows(p, &s, tokens), H = (double)s.H, I = (double)s.I;
+    const double rows = cmoe__shape_local_rows(p, &s, tokens), H = (double)s.H, I = (double)s.I;
     switch ((cmoe_stage)stage) {
     case CMOE_STAGE_ROUTE:
         return (double)tokens * p->experts * (p->flags & CMOE_ROUTE_FROM_X ? 2 * H : 20);
@@ -128,7 +127,7 @@ double cmoe__stage_bytes(const cmoe_problem *p, int stage, int64_t tokens)
 {
     struct cmoe_shape s;
     cmoe__shape(p, &s);
-    const double rows = local_rows(p, &s, tokens), H = (double)s.H, I = (double)s.I;
+    const double rows = cmoe__shape_local_rows(p, &s, tokens), H = (double)s.H, I = (double)s.I;
     const double in = cmoe_dtype_bits((cmoe_dtype)p->in) / 8.0;
     const double xb = cmoe_dtype_bits((cmoe_dtype)p->x.dtype) / 8.0;
     const double mb = cmoe_dtype_bits((cmoe_dtype)p->mid.dtype) / 8.0;

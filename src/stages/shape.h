@@ -29,6 +29,8 @@ void cmoe__shape(const cmoe_problem *p, struct cmoe_shape *s);
 
 /* Rows of the slot-ordered buffers for `tokens` tokens: tokens*S, or E_local*capacity. */
 int64_t cmoe__shape_rows(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens);
+/* Of these, how many the local experts are expected to have. */
+double cmoe__shape_local_rows(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens);
 
 /* Element type of ACT's result: f32 when mid is quantised, else mid's type. */
 cmoe_dtype cmoe__shape_h_dtype(const cmoe_problem *p);

@@ -144,7 +144,7 @@ static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
     if (!gemm) return LAUNCH_US + bytes;
     const struct cmoe_cuda_gemm_config *config = k->config;
     /* A tile computes all its rows, used or not. */
-    const double rows = (double)cmoe__shape_rows(q->p, q->shape, q->tokens);
+    const double rows = cmoe__shape_local_rows(q->p, q->shape, q->tokens);
     const double each = rows / (cmoe__experts_hit(q->p, q->tokens) + 1e-9);
     const int tile = config->rows ? config->rows : 32;
     const double padded = (double)cmoe__round_up((int64_t)(each + 0.999), tile);

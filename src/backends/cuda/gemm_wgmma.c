@@ -144,8 +144,8 @@ static struct cut cut_of(double each, int64_t most, enum scales scales)
 static struct cut cut(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens,
                       enum scales scales)
 {
-    const int64_t rows = cmoe__shape_rows(p, s, tokens);
-    const double each = (double)rows / (cmoe__experts_hit(p, tokens) + 1e-9);
+    const double rows = cmoe__shape_local_rows(p, s, tokens);
+    const double each = rows / (cmoe__experts_hit(p, tokens) + 1e-9);
     return cut_of(each, s->batched ? p->capacity : tokens, scales);
 }
 
@@ -156,7 +156,7 @@ double cmoe__cuda_wgmma_cost_us(const struct cmoe_kernel *k, const struct cmoe_q
     const cmoe_problem *p = q->p;
     const int last = k->last;
     double bytes = cmoe__stage_bytes(p, k->first, q->tokens);
-    const double rows = (double)cmoe__shape_rows(p, q->shape, q->tokens);
+    const double rows = cmoe__shape_local_rows(p, q->shape, q->tokens);
     if (k->first == CMOE_STAGE_GEMM1 && last >= CMOE_STAGE_ACT)
         bytes -= rows * (double)q->shape->rows1 * 4 - rows * (double)q->shape->I * 2;
     const double hit = cmoe__experts_hit(p, q->tokens) + 1e-9, each = rows / hit;

@@ -105,7 +105,7 @@ bool cmoe__cuda_gemv_supports(const struct cmoe_kernel *k, const struct cmoe_que
  * H100: 16-bit weights are bound by memory, others by the instructions of their decoding. */
 double cmoe__cuda_gemv_cost(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
-    const double rows = (double)cmoe__shape_rows(q->p, q->shape, q->tokens);
+    const double rows = cmoe__shape_local_rows(q->p, q->shape, q->tokens);
     const double expert = cmoe__expert_bytes(q->p, 1) + cmoe__expert_bytes(q->p, 2);
     const int bits = cmoe_dtype_bits((cmoe_dtype)q->p->w.dtype);
     const double share = bits == 16 ? 0.8 : (bits == 8 ? 0.52 : 0.28);

@@ -99,7 +99,7 @@ double cmoe__cuda_stream_cost(const struct cmoe_kernel *k, const struct cmoe_que
 {
     const int stage = k->first;
     const double hit = cmoe__experts_hit(q->p, q->tokens) + 1e-9;
-    const double each = (double)cmoe__shape_rows(q->p, q->shape, q->tokens) / hit;
+    const double each = cmoe__shape_local_rows(q->p, q->shape, q->tokens) / hit;
     const double weights = hit * cmoe__expert_bytes(q->p, stage == CMOE_STAGE_GEMM1 ? 1 : 2);
     const double more = each > 4 ? weights * 16 / bits_of(q->p->w) * each / 8 : 0;
     const double bytes =
