@@ -68,8 +68,10 @@ cmoe_status cmoe__cuda_launch_after(const struct cmoe_exec *x, enum cmoe_cuda_fu
 cmoe_status cmoe__cuda_launch_clusters(const struct cmoe_exec *x, enum cmoe_cuda_function function,
                                        struct cmoe_cuda_grid grid, unsigned cluster, void **args);
 
-/* The part of the parameters that every kernel has, and what every GEMM has. */
+/* The part of the parameters that every kernel has, and what some have. */
 cmoe_gpu_call cmoe__cuda_call(const struct cmoe_exec *x);
+cmoe_gpu_route cmoe__cuda_route_params(const struct cmoe_exec *x);
+cmoe_gpu_quant cmoe__cuda_quant_params(const struct cmoe_exec *x);
 cmoe_gpu_gemm cmoe__cuda_gemm1_params(const struct cmoe_exec *x);
 cmoe_gpu_gemm cmoe__cuda_gemm2_params(const struct cmoe_exec *x);
 
@@ -78,7 +80,6 @@ static inline const struct cmoe_cuda *cmoe__cuda_of(const struct cmoe_exec *x)
     return x->dev->state;
 }
 
-enum { CMOE_CUDA_SORT_BLOCK = 2048 }; /* ids that a block of sort_wide takes */
 /* Floats of shared memory that routing a token takes. */
 size_t cmoe__cuda_route_floats(const cmoe_problem *p);
 
@@ -86,13 +87,6 @@ size_t cmoe__cuda_route_floats(const cmoe_problem *p);
 cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_quant(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_quant_e4m3(const struct cmoe_step *step, const struct cmoe_exec *x);
-cmoe_status cmoe__cuda_sort(const struct cmoe_step *step, const struct cmoe_exec *x);
-cmoe_status cmoe__cuda_sort_wide(const struct cmoe_step *step, const struct cmoe_exec *x);
-cmoe_status cmoe__cuda_sort_block(const struct cmoe_step *step, const struct cmoe_exec *x);
-cmoe_status cmoe__cuda_sort_blocks(const struct cmoe_step *step, const struct cmoe_exec *x);
-cmoe_status cmoe__cuda_route_sort(const struct cmoe_step *step, const struct cmoe_exec *x);
-cmoe_status cmoe__cuda_sort_export(const struct cmoe_step *step, const struct cmoe_exec *x);
-cmoe_status cmoe__cuda_sort_import(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_act(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_requant(const struct cmoe_step *step, const struct cmoe_exec *x);

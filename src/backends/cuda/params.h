@@ -138,7 +138,8 @@ typedef struct cmoe_gpu_combine {
     void *y;
     int64_t y_stride; /* bytes */
     float accumulate;
-    int32_t h, h_used, dtype, no_reduce, weigh;
+    int32_t h, h_used, dtype, weigh;
+    int32_t ahead; /* the ids are complete when the kernel before this one starts */
 } cmoe_gpu_combine;
 
 #endif

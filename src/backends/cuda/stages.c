@@ -49,7 +49,7 @@ static int columns_of(const cmoe_problem *p)
     return p->experts + (p->flags & CMOE_SHARED_SIGMOID ? p->shared : 0);
 }
 
-static cmoe_gpu_route route_params(const struct cmoe_exec *x)
+cmoe_gpu_route cmoe__cuda_route_params(const struct cmoe_exec *x)
 {
     const cmoe_problem *p = x->p;
     const cmoe_tensors *t = x->t;
@@ -83,7 +83,7 @@ size_t cmoe__cuda_route_floats(const cmoe_problem *p)
 cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    cmoe_gpu_route r = route_params(x);
+    cmoe_gpu_route r = cmoe__cuda_route_params(x);
     void *args[] = {&r};
     if (r.scratch) {
         const struct cmoe_cuda_grid logits = {(unsigned)x->tokens, blocks(r.columns, 8), 256, 0};
@@ -118,7 +118,7 @@ static const cmoe_gpu_expert *experts_of(const struct cmoe_exec *x)
     return w ? w->experts : NULL;
 }
 
-static cmoe_gpu_quant quant_params(const struct cmoe_exec *x)
+cmoe_gpu_quant cmoe__cuda_quant_params(const struct cmoe_exec *x)
 {
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
@@ -176,7 +176,7 @@ static cmoe_gpu_quant requant_params(const struct cmoe_exec *x)
 cmoe_status cmoe__cuda_quant(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    cmoe_gpu_quant q = quant_params(x);
+    cmoe_gpu_quant q = cmoe__cuda_quant_params(x);
     return quantize(x, &q, x->shape->x_slots ? all_rows(x) : x->tokens);
 }
 
@@ -199,7 +199,7 @@ static cmoe_status quantize_e4m3(const struct cmoe_exec *x, cmoe_gpu_quant *q, i
 cmoe_status cmoe__cuda_quant_e4m3(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    cmoe_gpu_quant q = quant_params(x);
+    cmoe_gpu_quant q = cmoe__cuda_quant_params(x);
     return quantize_e4m3(x, &q, x->tokens);
 }
 
@@ -208,123 +208,6 @@ cmoe_status cmoe__cuda_requant_e4m3(const struct cmoe_step *step, const struct c
     (void)step;
     cmoe_gpu_quant q = requant_params(x);
     return quantize_e4m3(x, &q, all_rows(x));
-}
-
-static cmoe_gpu_sort sort_params(const struct cmoe_exec *x)
-{
-    return (cmoe_gpu_sort){
-        .call = cmoe__cuda_call(x),
-        .rows = x->rows,
-        .offsets = x->offsets,
-        .sorted_ids = x->t->sorted_ids,
-        .block_experts = x->t->block_experts,
-        .num_valid = x->t->num_valid,
-        .sorted_weights = x->t->sorted_weights,
-        .block_m = x->p->block_m,
-        .n = (int32_t)cmoe_sort_capacity(x->p, x->tokens),
-    };
-}
-
-/* Counts, starts and places of the ids in s->call.ids (or of batched counts). */
-static cmoe_status sort_ids(const struct cmoe_exec *x, cmoe_gpu_sort *s)
-{
-    void *args[] = {s};
-    const struct cmoe_cuda_grid warps = {blocks(x->shape->local, 4), 1, 128, 0};
-    const struct cmoe_cuda_grid one = {1, 1, 32, 0};
-    CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_count, warps, args));
-    CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_scan, one, args));
-    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_place, warps, args);
-}
-
-cmoe_status cmoe__cuda_sort(const struct cmoe_step *step, const struct cmoe_exec *x)
-{
-    (void)step;
-    cmoe_gpu_sort s = sort_params(x);
-    return sort_ids(x, &s);
-}
-
-cmoe_status cmoe__cuda_sort_wide(const struct cmoe_step *step, const struct cmoe_exec *x)
-{
-    (void)step;
-    cmoe_gpu_sort s = sort_params(x);
-    int32_t *counts = x->scratch;
-    int n = (int)blocks((int64_t)x->tokens * x->shape->slots, CMOE_CUDA_SORT_BLOCK);
-    const size_t row = (size_t)x->shape->local * 4;
-    const struct cmoe_cuda_grid tally = {(unsigned)n, 1, 256, row};
-    const struct cmoe_cuda_grid one = {1, 1, 1024, 0};
-    const struct cmoe_cuda_grid spread = {(unsigned)n, 1, 256, row * 8};
-    void *args[] = {&s, &counts, &n};
-    CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_tally, tally, args));
-    CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_starts, one, args));
-    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_spread, spread, args);
-}
-
-static size_t sort_block_shared(const struct cmoe_exec *x, unsigned threads)
-{
-    return (size_t)x->shape->local * (4 + 2 * (threads / 32));
-}
-
-cmoe_status cmoe__cuda_sort_block(const struct cmoe_step *step, const struct cmoe_exec *x)
-{
-    (void)step;
-    cmoe_gpu_sort s = sort_params(x);
-    void *args[] = {&s};
-    const int64_t ids = cmoe__max64(all_rows(x), 256);
-    const unsigned threads = (unsigned)cmoe__min64(1024, cmoe__round_up(ids, 32));
-    const struct cmoe_cuda_grid one = {1, 1, threads, sort_block_shared(x, threads)};
-    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_sort_block, one, args);
-}
-
-cmoe_status cmoe__cuda_sort_blocks(const struct cmoe_step *step, const struct cmoe_exec *x)
-{
-    (void)step;
-    enum { THREADS = 1024, IDS = 8 * THREADS };
-    cmoe_gpu_sort s = sort_params(x);
-    void *parts = x->scratch, *args[] = {&s, &parts};
-    const struct cmoe_cuda_grid grid = {blocks(cmoe__max64(all_rows(x), 1), IDS), 1, THREADS,
-                                        sort_block_shared(x, THREADS)};
-    CMOE_TRY(cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_sort_parts, grid, args));
-    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_sort_join, grid, args);
-}
-
-cmoe_status cmoe__cuda_route_sort(const struct cmoe_step *step, const struct cmoe_exec *x)
-{
-    (void)step;
-    cmoe_gpu_route r = route_params(x);
-    cmoe_gpu_sort s = sort_params(x);
-    int floats = (int)cmoe__cuda_route_floats(x->p);
-    void *args[] = {&r, &s, &floats};
-    const int64_t ids = cmoe__max64(all_rows(x), cmoe__max64((int64_t)x->tokens * 32, 256));
-    const unsigned threads = (unsigned)cmoe__min64(512, cmoe__round_up(ids, 32));
-    const size_t routing = (size_t)floats * 4 * (threads / 32),
-                 sort = sort_block_shared(x, threads);
-    const struct cmoe_cuda_grid one = {1, 1, threads, routing > sort ? routing : sort};
-    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route_sort, one, args);
-}
-
-cmoe_status cmoe__cuda_sort_export(const struct cmoe_step *step, const struct cmoe_exec *x)
-{
-    cmoe_gpu_sort s = sort_params(x);
-    s.packed = step->out.layout == CMOE_EDGE_PACKED;
-    void *args[] = {&s};
-    const struct cmoe_cuda_grid grid = {(unsigned)x->shape->local, 1, 256, 0};
-    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_export, grid, args);
-}
-
-cmoe_status cmoe__cuda_sort_import(const struct cmoe_step *step, const struct cmoe_exec *x)
-{
-    cmoe_gpu_sort s = sort_params(x);
-    if (step->in.layout == CMOE_EDGE_BATCHED || step->in.layout == CMOE_EDGE_M_INDICES)
-        return sort_ids(x, &s);
-    s.packed = step->in.layout == CMOE_EDGE_PACKED;
-    s.rows = NULL; /* count first */
-    void *args[] = {&s};
-    const struct cmoe_cuda_grid warps = {blocks(x->shape->local, 4), 1, 128, 0};
-    const struct cmoe_cuda_grid one = {1, 1, 32, 0};
-    CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_import, warps, args));
-    CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_scan, one, args));
-    s.rows = x->rows;
-    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_sort_import, warps, args);
 }
 
 cmoe_status cmoe__cuda_act(const struct cmoe_step *step, const struct cmoe_exec *x)
@@ -360,6 +243,7 @@ cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_e
         .h_used = (int32_t)x->shape->h_used,
         .dtype = p->y,
         .weigh = p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
+        .ahead = p->first < CMOE_STAGE_COMBINE,
     };
     void *args[] = {&c};
     const int64_t rows = batched || slots ? all_rows(x) : x->tokens;
@@ -386,6 +270,7 @@ cmoe_status cmoe__cuda_combine_pairs(const struct cmoe_step *step, const struct 
         .h_used = (int32_t)x->shape->h_used,
         .dtype = p->y,
         .weigh = p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
+        .ahead = p->first < CMOE_STAGE_COMBINE,
     };
     void *args[] = {&c};
     const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, blocks(x->shape->H, 1024), 128,

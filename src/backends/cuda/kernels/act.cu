@@ -40,19 +40,21 @@ extern "C" __global__ void __launch_bounds__(256)
     extern __shared__ float factor[]; /* [slots], then [slots] whether the slot is computed */
     const int t = (int)blockIdx.x, slots = c.call.slots, h = (int)(blockIdx.y * blockDim.x + threadIdx.x);
     int *valid = (int *)(factor + slots);
-    depend();
-    if (t >= token_count(c.call))
-        return;
-    for (int s = threadIdx.x; s < slots; s += blockDim.x) {
+    if (!c.ahead)
+        depend();
+    const bool there = t < token_count(c.call);
+    for (int s = threadIdx.x; there && s < slots; s += blockDim.x) {
         const int64_t row = (int64_t)t * slots + s;
         valid[s] = local_expert(c.call, c.call.ids[row]) >= 0;
         factor[s] = c.weigh ? row_weight(c.call, row) : 1.0f;
     }
     __syncthreads();
+    if (c.ahead)
+        depend();
+    if (!there || h >= c.h)
+        return;
     const float *z = c.z + (int64_t)t * slots * c.h;
     char *y = (char *)c.y + t * c.y_stride;
-    if (h >= c.h)
-        return;
     float sum = c.accumulate != 0.0f ? c.accumulate * load(c.dtype, y, h) : 0.0f;
     for (int first = 0; first < slots; first += 4) { /* four loads in flight, added in order */
         float v[4];

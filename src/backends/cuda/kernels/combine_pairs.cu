@@ -16,16 +16,18 @@ template <int TYPE> DEV void combine(const cmoe_gpu_combine &c, float *factor)
 {
     const int t = (int)blockIdx.x, slots = c.call.slots, h = ((int)blockIdx.y * THREADS + (int)threadIdx.x) * COLUMNS;
     int *valid = (int *)(factor + slots);
-    depend();
-    if (t >= token_count(c.call))
-        return;
-    for (int s = threadIdx.x; s < slots; s += THREADS) {
+    if (!c.ahead)
+        depend();
+    const bool there = t < token_count(c.call);
+    for (int s = threadIdx.x; there && s < slots; s += THREADS) {
         const int64_t row = (int64_t)t * slots + s;
         valid[s] = local_expert(c.call, c.call.ids[row]) >= 0;
         factor[s] = c.weigh ? row_weight(c.call, row) : 1.0f;
     }
     __syncthreads();
-    if (h >= c.h)
+    if (c.ahead)
+        depend();
+    if (!there || h >= c.h)
         return;
     const uint16_t *z = (const uint16_t *)c.z + (int64_t)t * slots * c.h + h;
     char *y = (char *)c.y + t * c.y_stride;

@@ -1,127 +1,76 @@
 /* SPDX-License-Identifier: MIT
- * QUANT and REQUANT to e4m3 with one scale a row or 128 columns, by the conversion instruction. The
- * codes are those of quant.cu: same scales, true division, nearest even. */
+ * QUANT and REQUANT to e4m3 in kernels of their own, and QUANT beside SORT: one block sorts the ids
+ * while the others quantise. */
 #include "backends/cuda/kernels/common/depend.cuh"
-#include "backends/cuda/kernels/common/e4m3.cuh"
+#include "backends/cuda/kernels/common/quant_e4m3.cuh"
+#include "backends/cuda/kernels/common/sort_block.cuh"
 
-enum { THREADS = 128, WARPS = THREADS / 32, SPAN = 128, EACH = 8 };
-
-struct row {
-    const char *from;
-    uint8_t *codes;
-    float *scales;
-};
-
-DEV bool find_row(const cmoe_gpu_quant &q, row *r)
+/* Which row the block quantises; false: none. */
+DEV bool find_row(const cmoe_gpu_quant &q, int64_t *at)
 {
-    int64_t at = blockIdx.x;
-    if (q.sorted) {
-        if (at >= q.call.offsets[q.call.local])
-            return false;
-        at = q.call.rows[at];
-    } else if (at >= token_count(q.call)) {
+    *at = blockIdx.x;
+    if (!q.sorted)
+        return *at < token_count(q.call);
+    if (*at >= q.call.offsets[q.call.local])
         return false;
-    }
-    *r = {(const char *)q.in + at * q.in_stride, (uint8_t *)q.codes + at * q.out_stride,
-          (float *)((char *)q.scales + at * q.scale_stride)};
+    *at = q.call.rows[*at];
     return true;
 }
 
-/* EACH columns, zero from n_used on. */
-DEV void load_columns(const cmoe_gpu_quant &q, const row &r, int column, float (&v)[EACH])
-{
-    const char *at = r.from + (int64_t)column * (q.in_dtype == CMOE_F32 ? 4 : 2);
-    const bool vectors = column + EACH <= q.n_used && (uintptr_t)at % 16 == 0;
-    if (vectors && q.in_dtype == CMOE_F32) {
-        const float4 a = ((const float4 *)at)[0], b = ((const float4 *)at)[1];
-        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-        return;
-    }
-    if (vectors && q.in_dtype == CMOE_BF16) {
-        const uint4 w = *(const uint4 *)at;
-        const uint32_t words[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-        for (int i = 0; i < EACH; i++)
-            v[i] = bits_f32(i % 2 ? words[i / 2] & 0xffff0000 : words[i / 2] << 16);
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        v[i] = column + i < q.n_used ? load(q.in_dtype, r.from, column + i) : 0.0f;
-}
-
-DEV uint32_t largest(const float (&v)[EACH])
-{
-    uint32_t top = 0;
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        top = max(top, __float_as_uint(v[i]) & 0x7fffffff);
-    return top;
-}
-
-DEV void store_codes(const cmoe_gpu_quant &q, const row &r, int column, const float (&v)[EACH], float scale)
-{
-    const float inverse = __frcp_rn(scale);
-    uint32_t words[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        words[i] = e4m3_pair(v[i * 4], v[i * 4 + 1], scale, inverse) |
-                   e4m3_pair(v[i * 4 + 2], v[i * 4 + 3], scale, inverse) << 16;
-    uint8_t *to = r.codes + column;
-    if (column + EACH <= q.n && (uintptr_t)to % 8 == 0) {
-        *(uint2 *)to = make_uint2(words[0], words[1]);
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        if (column + i < q.n)
-            to[i] = (uint8_t)(words[i / 4] >> (i % 4 * 8));
-}
-
-/* Half a warp a span of 128 columns. */
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
     cmoe_quant_e4m3_spans(const __grid_constant__ cmoe_gpu_quant q)
 {
-    const int column = ((int)blockIdx.y * THREADS + (int)threadIdx.x) * EACH;
-    row r;
+    int64_t at;
     depend();
-    if (!find_row(q, &r)) /* the same for the block */
-        return;
-    float v[EACH];
-    load_columns(q, r, column, v);
-    uint32_t top = largest(v);
-#pragma unroll
-    for (int offset = 8; offset > 0; offset /= 2)
-        top = max(top, __shfl_xor_sync(0xffffffff, top, offset));
-    const float scale = scale_f32(CMOE_E4M3, bits_f32(top));
-    if (column >= q.n)
-        return;
-    if (column % SPAN == 0)
-        r.scales[column / SPAN] = scale;
-    store_codes(q, r, column, v, scale);
+    if (find_row(q, &at)) /* the same for the block */
+        quantise_span(q, row_at(q, at), ((int)blockIdx.y * ROW_THREADS + (int)threadIdx.x) * EACH, true);
 }
 
-/* A block a row. */
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
     cmoe_quant_e4m3_rows(const __grid_constant__ cmoe_gpu_quant q)
 {
-    __shared__ uint32_t shared[WARPS];
-    row r;
+    __shared__ uint32_t shared[ROW_THREADS / 32];
+    int64_t at;
     depend();
-    if (!find_row(q, &r))
+    if (find_row(q, &at))
+        quantise_row(q, row_at(q, at), true, shared);
+}
+
+/* The first block sorts, the others quantise their shares of the tokens: as many spans, or rows, as they
+ * have threads for. Only the sorting block lets the next kernel start early: its blocks take whole
+ * multiprocessors, and those that wait for one come late. */
+template <bool SPANS> DEV void quant_sort(const cmoe_gpu_quant &q, const cmoe_gpu_sort &s, int *memory)
+{
+    if (blockIdx.x == 0) {
+        const sort_memory m(memory, s.call.local, s.call.tokens * s.call.slots);
+        m.clear();
+        depend();
+        sort_in_block(s, m);
         return;
-    float v[EACH];
-    uint32_t top = 0;
-    for (int column = threadIdx.x * EACH; column < q.n; column += THREADS * EACH) {
-        load_columns(q, r, column, v);
-        top = max(top, largest(v));
     }
-    const float scale = scale_f32(CMOE_E4M3, bits_f32(block_max(top, shared)));
-    if (threadIdx.x == 0)
-        *r.scales = scale;
-    for (int column = threadIdx.x * EACH; column < q.n; column += THREADS * EACH) {
-        load_columns(q, r, column, v);
-        store_codes(q, r, column, v, scale);
+    const int thread = ((int)blockIdx.x - 1) * (int)blockDim.x + (int)threadIdx.x;
+    depend_wait();
+    const int tokens = token_count(q.call);
+    if (SPANS) {
+        const int spans = (q.n + SPAN - 1) / SPAN, span = thread / SPAN_THREADS, t = span / spans;
+        const int column = (span - t * spans) * SPAN + thread % SPAN_THREADS * EACH;
+        quantise_span(q, row_at(q, t), column, t < tokens);
+    } else {
+        const int t = thread / ROW_THREADS;
+        quantise_row(q, row_at(q, t), t < tokens, (uint32_t *)memory);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    cmoe_quant_sort_spans(const __grid_constant__ cmoe_gpu_quant q, const __grid_constant__ cmoe_gpu_sort s)
+{
+    extern __shared__ int4 memory[];
+    quant_sort<true>(q, s, (int *)memory);
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    cmoe_quant_sort_rows(const __grid_constant__ cmoe_gpu_quant q, const __grid_constant__ cmoe_gpu_sort s)
+{
+    extern __shared__ int4 memory[];
+    quant_sort<false>(q, s, (int *)memory);
 }

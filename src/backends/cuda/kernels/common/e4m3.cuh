@@ -20,12 +20,17 @@ DEV float divided(float v, float scale, float inverse)
     return __fmaf_rn(__fmaf_rn(-scale, q, v), inverse, q);
 }
 
-/* Codes of two values under one scale, whose nearest reciprocal is `inverse`. Scales for which the
- * correction would over- or underflow, and NaN, which keeps the signs, are divided as usual; below
- * 2^-100 times a scale both ways give zero. */
+/* Scales for which the correction would over- or underflow, and NaN, which keeps the signs, are divided as
+ * usual; below 2^-100 times a scale both ways give zero. */
+DEV bool divides_fast(float scale)
+{
+    return scale >= 0x1p-100f && scale <= 0x1p100f;
+}
+
+/* Codes of two values under one scale, whose nearest reciprocal is `inverse`. */
 DEV uint32_t e4m3_pair(float a, float b, float scale, float inverse)
 {
-    if (scale >= 0x1p-100f && scale <= 0x1p100f)
+    if (divides_fast(scale))
         return e4m3_codes(divided(a, scale, inverse), divided(b, scale, inverse));
     const float u = __fdiv_rn(a, scale), v = __fdiv_rn(b, scale);
     return encode(CMOE_E4M3, u, CMOE_ROUND_NEAREST_EVEN) | encode(CMOE_E4M3, v, CMOE_ROUND_NEAREST_EVEN) << 8;

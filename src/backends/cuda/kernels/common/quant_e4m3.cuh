@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: MIT
+ * Quantising to e4m3 with one scale a row, 128 columns or tensor, by the conversion instruction. The
+ * codes are those of quant.cu: same scales, true division, nearest even. */
+#ifndef CMOE_KERNELS_QUANT_E4M3_CUH
+#define CMOE_KERNELS_QUANT_E4M3_CUH
+
+#include "backends/cuda/kernels/common/e4m3.cuh"
+
+enum { SPAN = 128, EACH = 8, SPAN_THREADS = SPAN / EACH, ROW_THREADS = 128 };
+
+struct row {
+    const char *from;
+    uint8_t *codes;
+    float *scales;
+};
+
+DEV row row_at(const cmoe_gpu_quant &q, int64_t at)
+{
+    return {(const char *)q.in + at * q.in_stride, (uint8_t *)q.codes + at * q.out_stride,
+            (float *)((char *)q.scales + at * q.scale_stride)};
+}
+
+/* What few rows need is kept out of the way of the others: code is loaded too. */
+static __device__ __noinline__ float load_slowly(int dtype, const void *row, int column)
+{
+    return load(dtype, row, column);
+}
+
+static __device__ __noinline__ uint32_t code_slowly(float v, float scale)
+{
+    return encode(CMOE_E4M3, __fdiv_rn(v, scale), CMOE_ROUND_NEAREST_EVEN);
+}
+
+/* EACH columns, zero from n_used on. */
+DEV void load_columns(const cmoe_gpu_quant &q, const row &r, int column, float (&v)[EACH])
+{
+    const char *at = r.from + (int64_t)column * (q.in_dtype == CMOE_F32 ? 4 : 2);
+    const bool vectors = column + EACH <= q.n_used && (uintptr_t)at % 16 == 0;
+    if (vectors && q.in_dtype == CMOE_F32) {
+        const float4 a = ((const float4 *)at)[0], b = ((const float4 *)at)[1];
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+        return;
+    }
+    if (vectors && q.in_dtype == CMOE_BF16) {
+        const uint4 w = *(const uint4 *)at;
+        const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            v[i] = bits_f32(i % 2 ? words[i / 2] & 0xffff0000 : words[i / 2] << 16);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        v[i] = column + i < q.n_used ? load_slowly(q.in_dtype, r.from, column + i) : 0.0f;
+}
+
+DEV uint32_t largest(const float (&v)[EACH])
+{
+    uint32_t top = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        top = max(top, __float_as_uint(v[i]) & 0x7fffffff);
+    return top;
+}
+
+DEV void store_codes(const cmoe_gpu_quant &q, const row &r, int column, const float (&v)[EACH], float scale)
+{
+    uint32_t words[2] = {};
+    if (divides_fast(scale)) {
+        const float inverse = __frcp_rn(scale);
+#pragma unroll
+        for (int i = 0; i < EACH; i += 2)
+            words[i / 4] |= e4m3_codes(divided(v[i], scale, inverse), divided(v[i + 1], scale, inverse)) << (i % 4 * 8);
+    } else {
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            words[i / 4] |= code_slowly(v[i], scale) << (i % 4 * 8);
+    }
+    uint8_t *to = r.codes + column;
+    if (column + EACH <= q.n && (uintptr_t)to % 8 == 0) {
+        *(uint2 *)to = make_uint2(words[0], words[1]);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        if (column + i < q.n)
+            to[i] = (uint8_t)(words[i / 4] >> (i % 4 * 8));
+}
+
+/* The SPAN_THREADS threads of a span; all 32 lanes of a warp. counts: the row is there. */
+DEV void quantise_span(const cmoe_gpu_quant &q, const row &r, int column, bool counts)
+{
+    float v[EACH] = {};
+    if (counts)
+        load_columns(q, r, column, v);
+    uint32_t top = largest(v);
+#pragma unroll
+    for (int offset = SPAN_THREADS / 2; offset > 0; offset /= 2)
+        top = max(top, __shfl_xor_sync(0xffffffff, top, offset));
+    const float scale = scale_f32(CMOE_E4M3, bits_f32(top));
+    if (!counts || column >= q.n)
+        return;
+    if (column % SPAN == 0)
+        r.scales[column / SPAN] = scale;
+    store_codes(q, r, column, v, scale);
+}
+
+/* Largest magnitude of a row, from those of its ROW_THREADS threads; all threads of the block. shared: a
+ * word a warp. */
+DEV uint32_t largest_of_row(uint32_t top, uint32_t *shared)
+{
+    const int warp = threadIdx.x / 32, first = warp & ~(ROW_THREADS / 32 - 1);
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2)
+        top = max(top, __shfl_xor_sync(0xffffffff, top, offset));
+    if (threadIdx.x % 32 == 0)
+        shared[warp] = top;
+    __syncthreads();
+#pragma unroll
+    for (int w = 0; w < ROW_THREADS / 32; w++)
+        top = max(top, shared[first + w]);
+    return top;
+}
+
+/* The ROW_THREADS threads of a row with one scale, its own or the tensor's; all threads of the block. */
+DEV void quantise_row(const cmoe_gpu_quant &q, const row &r, bool counts, uint32_t *shared)
+{
+    const int first = threadIdx.x % ROW_THREADS * EACH, columns = counts ? q.n : 0;
+    float v[EACH], scale;
+    if (q.f.scaling == CMOE_SCALE_TENSOR) {
+        scale = *q.fixed;
+    } else {
+        uint32_t top = 0;
+        for (int column = first; column < columns; column += ROW_THREADS * EACH) {
+            load_columns(q, r, column, v);
+            top = max(top, largest(v));
+        }
+        scale = scale_f32(CMOE_E4M3, bits_f32(largest_of_row(top, shared)));
+        if (counts && first == 0)
+            *r.scales = scale;
+    }
+    for (int column = first; column < columns; column += ROW_THREADS * EACH) {
+        load_columns(q, r, column, v);
+        store_codes(q, r, column, v, scale);
+    }
+}
+
+#endif
