@@ -212,7 +212,7 @@ static void check_layers(struct state *s, const struct golden_set *set, enum gol
     int64_t done = 0, flipped = 0;
     for (int64_t i = 0; i < set->list.n; i++) {
         const struct golden_case *const c = &set->list.cases[i];
-        if (c->kind != kind) continue;
+        if (c->kind != kind || (test_short() && kind == GOLDEN_LAYER && i % 7 != 0)) continue;
         assert_true(c->offset >= 0 && c->offset + c->count <= set->n_y);
         flipped += check_layer(s, c, set->y + c->offset) > 1e-6;
         done++;
@@ -226,7 +226,7 @@ static void check_layers(struct state *s, const struct golden_set *set, enum gol
 static void layers_agree_with_torch(void **state)
 {
     struct state *const s = *state;
-    check_layers(s, &s->own, GOLDEN_LAYER, 900);
+    check_layers(s, &s->own, GOLDEN_LAYER, test_short() ? 128 : 900);
 }
 
 static void blocks_agree_with_transformers(void **state)

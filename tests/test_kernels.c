@@ -136,7 +136,7 @@ static void every_row(void **state)
         const cmoe_problem p = test_problem(problems[i]);
         if (p.last != CMOE_STAGE_COMBINE || p.first > CMOE_STAGE_SORT) continue;
         for (int kind = 0; kind < 2; kind++) {
-            if (i % 2 == kind || wanted(rig, &p, kind, rows, tallies))
+            if (i % 6 == 3 * kind || wanted(rig, &p, kind, rows, tallies))
                 run_problem(rig, &p, (enum gen_kind)kind, rows, tallies);
         }
     }

@@ -10,7 +10,7 @@ unset MAKEFLAGS MFLAGS MAKELEVEL CMOE_CPU
 
 logs=build/check
 jobs=$(nproc)
-fuzz_seconds=${FUZZ_SECONDS:-20}
+fuzz_seconds=${FUZZ_SECONDS:-10}
 passed=0
 failed=0
 number=0
@@ -80,8 +80,12 @@ tests() {
     end "$ok" "$bad" "$remark"
 }
 
+# build <preset> [target]...: all of it, or what the tests that are run need.
 build() {
-    cmake --preset "$1" && cmake --build "build/$1" -j "$jobs" -- -k 0 && touch "$logs/built-$1"
+    local preset=$1
+    shift
+    cmake --preset "$preset" && cmake --build "build/$preset" -j "$jobs" ${1:+--target "$@"} -- -k 0 &&
+        touch "$logs/built-$preset"
 }
 
 # fuzz: counts the fuzz targets.
@@ -140,7 +144,7 @@ stage "build: release, with CUDA where nvcc is" build release
 stage "support matrix of the release build" env CMOE=build/release/cmoe bash tests/cli/matrix.sh
 stage "build: address and undefined sanitizers" build asan
 tests "tests: address and undefined sanitizers" asan -LE slow
-stage "build: thread sanitizer" build tsan
+stage "build: thread sanitizer" build tsan tests_threads
 if [ ${#fixed_addresses[@]} != 0 ]; then
     ctest() { "${fixed_addresses[@]}" "$(type -P ctest)" "$@"; }
 fi
@@ -149,7 +153,7 @@ unset -f ctest
 stage "build: fuzz targets" build fuzz
 fuzz
 if [ "$(uname -m)" = x86_64 ]; then
-    stage "build: arm64" build arm64
+    stage "build: arm64" build arm64 tests_portable cmoe_cli
     tests "portable tests: arm64" arm64 -L portable
 fi
 stage "cppcheck" lint
