@@ -34,6 +34,8 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
     };
     if (p32) g.row_block = CMOE_CPU_PANEL_ROWS;
     if (config->how != CMOE_CPU_MULTIPLY_FLOATS) cmoe__cpu_panel_layout(p, matrix, &g.panel);
+    if (config->how == CMOE_CPU_MULTIPLY_DIGITS)
+        (void)cmoe__cpu_digits_layout(first ? p->x : p->mid, p->w, g.k, &g.digits);
     if (config->tiles) {
         g.tile = cmoe__cpu_tile_ops((enum cmoe_isa)k->target);
         g.row_block = CMOE_CPU_TILE_ROWS;
@@ -54,6 +56,7 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
 static int64_t block_k(const struct cmoe_cpu_gemm *g)
 {
     if (g->tile) return cmoe__cpu_tile_row(g);
+    if (g->how == CMOE_CPU_MULTIPLY_DIGITS) return cmoe__cpu_digits_row(g) / 4;
     if (g->how == CMOE_CPU_MULTIPLY_DOTS) /* floats that hold a row of quads */
         return cmoe__round_up(cmoe__ceil_div(cmoe__cpu_dot_row(g), 4), CMOE_CPU_CHUNK);
     return cmoe__round_up(g->p32 ? cmoe__min64(g->k, CMOE_CPU_K_BLOCK) : g->k, CMOE_CPU_CHUNK);
@@ -68,7 +71,7 @@ enum {
 static bool finishes_panels(const struct cmoe_cpu_gemm *g)
 {
     if (g->tile) return cmoe__cpu_tile_finishes(g);
-    return g->how == CMOE_CPU_MULTIPLY_DOTS;
+    return g->how == CMOE_CPU_MULTIPLY_DOTS || g->how == CMOE_CPU_MULTIPLY_DIGITS;
 }
 
 /* Columns of results that a worker holds. */
@@ -83,6 +86,7 @@ size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g)
     size_t gathered = g->p32 ? CMOE_CPU_PIECE * CMOE_CPU_PANEL : GATHER_ROWS * k;
     if (g->how == CMOE_CPU_MULTIPLY_DOTS) /* an offset of every row's groups */
         gathered = (size_t)(g->row_block * cmoe__ceil_div(g->k, g->panel.span));
+    if (g->how == CMOE_CPU_MULTIPLY_DIGITS) gathered = (size_t)cmoe__cpu_digits_scratch(g);
     if (g->tile) gathered = (size_t)cmoe__cpu_tile_scratch(g);
     return ((size_t)g->row_block * (k + (size_t)c_cols(g)) + gathered) * sizeof(float);
 }
@@ -300,6 +304,8 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
         cmoe__cpu_multiply_tiles(&it);
     else if (g->how == CMOE_CPU_MULTIPLY_DOTS)
         cmoe__cpu_multiply_dots(&it);
+    else if (g->how == CMOE_CPU_MULTIPLY_DIGITS)
+        cmoe__cpu_multiply_digits(&it);
     else if (g->how == CMOE_CPU_MULTIPLY_CODES)
         cmoe__cpu_multiply_codes(&it);
     else if (g->p32)

@@ -3,6 +3,7 @@
 #ifndef CMOE_BACKENDS_CPU_GEMM_ITEM_H
 #define CMOE_BACKENDS_CPU_GEMM_ITEM_H
 
+#include "backends/cpu/ops_quant.h"
 #include "backends/cpu/run.h"
 
 struct cmoe_cpu_item {
@@ -52,6 +53,31 @@ void cmoe__cpu_store_panel(const struct cmoe_cpu_item *it, int64_t j, const floa
 
 /* Bytes of a row that integer dots read. */
 int64_t cmoe__cpu_dot_row(const struct cmoe_cpu_gemm *g);
+
+enum { CMOE_CPU_GROUPS = CMOE_CPU_K_BLOCK / 16 }; /* most scales of a row in a block of k's */
+
+/* A row of x or of the intermediate, with its scales. */
+struct cmoe_cpu_input {
+    cmoe_format f;
+    const char *codes;
+    const void *scales;  /* of this row, or of the tensor */
+    const float *global; /* NV */
+};
+struct cmoe_cpu_input cmoe__cpu_input_row(const struct cmoe_cpu_item *it, int r);
+/* Scales of k's [first, first + k); groups: storage for those that are not f32. */
+struct cmoe_cpu_x_scale cmoe__cpu_x_scale(const struct cmoe_cpu_input *in, int64_t first, int64_t k,
+                                          float groups[CMOE_CPU_GROUPS]);
+/* k's [first, first + k) of all rows as gemm_p32 wants them. */
+void cmoe__cpu_pack_values(const struct cmoe_cpu_item *it, int tile, int64_t first, int64_t k);
+/* The item's first panel of quantised weights. */
+const char *cmoe__cpu_first_panel(const struct cmoe_cpu_item *it);
+
+/* How rows of format `a` meet weights of format w over k inputs; false: not as integers. */
+bool cmoe__cpu_digits_layout(cmoe_format a, cmoe_format w, int64_t k, struct cmoe_cpu_digits *out);
+/* What it needs of a worker: bytes of a packed row, and floats beside them. */
+int64_t cmoe__cpu_digits_row(const struct cmoe_cpu_gemm *g);
+int64_t cmoe__cpu_digits_scratch(const struct cmoe_cpu_gemm *g);
+void cmoe__cpu_multiply_digits(const struct cmoe_cpu_item *it);
 
 /* From packed panels of quantised weights: by integer dots to where results belong, or decoded to c. */
 void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it);

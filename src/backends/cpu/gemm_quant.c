@@ -11,17 +11,7 @@
 #include "core/numeric.h"
 #include "core/size.h"
 
-enum { GROUPS = CMOE_CPU_K_BLOCK / 16 }; /* most scales of a row in a block of k's */
-
-/* A row of x or of the intermediate, with its scales. */
-struct input {
-    cmoe_format f;
-    const char *codes;
-    const void *scales;  /* of this row, or of the tensor */
-    const float *global; /* NV */
-};
-
-static struct input input_row(const struct cmoe_cpu_item *it, int r)
+struct cmoe_cpu_input cmoe__cpu_input_row(const struct cmoe_cpu_item *it, int r)
 {
     const struct cmoe_exec *const x = &it->run->x;
     const bool first = it->g->matrix == 1;
@@ -31,7 +21,8 @@ static struct input input_row(const struct cmoe_cpu_item *it, int r)
     const int64_t stride = first ? x->xq_stride : (int64_t)cmoe__row_code_bytes(f, n);
     const char *const scales = first ? x->xs : x->hs;
     const float *const globals = first ? x->xg : x->hg;
-    struct input in = {.f = f, .codes = (const char *)(first ? x->xq : x->hq) + row * stride};
+    struct cmoe_cpu_input in = {.f = f,
+                                .codes = (const char *)(first ? x->xq : x->hq) + row * stride};
     if (scales) in.scales = scales + (size_t)row * cmoe__row_scale_bytes(f, n);
     if (f.scaling == CMOE_SCALE_NV && f.fixed)
         in.global = first ? cmoe__exec_x_static_global(x) : x->t->mid_scale;
@@ -40,14 +31,13 @@ static struct input input_row(const struct cmoe_cpu_item *it, int r)
     return in;
 }
 
-static float one_scale(const struct input *in)
+static float one_scale(const struct cmoe_cpu_input *in)
 {
     return in->f.scaling == CMOE_SCALE_NONE ? 1.0f : *(const float *)in->scales;
 }
 
-/* Scales of k's [first, first + k); groups: storage for those that are not f32. */
-static struct cmoe_cpu_x_scale x_scale(const struct input *in, int64_t first, int64_t k,
-                                       float groups[GROUPS])
+struct cmoe_cpu_x_scale cmoe__cpu_x_scale(const struct cmoe_cpu_input *in, int64_t first, int64_t k,
+                                          float groups[CMOE_CPU_GROUPS])
 {
     const int64_t span = cmoe__format_span(in->f, INT64_MAX);
     struct cmoe_cpu_x_scale s = {.global = in->global ? *in->global : 1.0f};
@@ -63,8 +53,7 @@ static struct cmoe_cpu_x_scale x_scale(const struct input *in, int64_t first, in
     return s;
 }
 
-/* k's [first, first + k) of all rows as gemm_p32 wants them. */
-static void pack_values(const struct cmoe_cpu_item *it, int tile, int64_t first, int64_t k)
+void cmoe__cpu_pack_values(const struct cmoe_cpu_item *it, int tile, int64_t first, int64_t k)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const int64_t k_padded = cmoe__round_up(k, CMOE_CPU_CHUNK);
@@ -74,13 +63,13 @@ static void pack_values(const struct cmoe_cpu_item *it, int tile, int64_t first,
         m = cmoe__cpu_next_tile(it->m - r, tile);
         float *const a = it->a + r * k_padded;
         for (int i = 0; i < m; i++) {
-            const struct input in = input_row(it, r + i);
-            float groups[GROUPS];
+            const struct cmoe_cpu_input in = cmoe__cpu_input_row(it, r + i);
+            float groups[CMOE_CPU_GROUPS];
             if (cmoe__cpu_is_float(in.f.dtype)) {
                 rows[i] = in.codes + first * size;
                 continue;
             }
-            const struct cmoe_cpu_x_scale s = x_scale(&in, first, k, groups);
+            const struct cmoe_cpu_x_scale s = cmoe__cpu_x_scale(&in, first, k, groups);
             const int64_t skip = first * cmoe_dtype_bits((cmoe_dtype)in.f.dtype) / 8;
             g->quant->decode_x((cmoe_dtype)in.f.dtype, &s, in.codes + skip, k,
                                a + i * CMOE_CPU_CHUNK, (int64_t)m * CMOE_CPU_CHUNK);
@@ -89,8 +78,7 @@ static void pack_values(const struct cmoe_cpu_item *it, int tile, int64_t first,
     }
 }
 
-/* The item's first panel. */
-static const char *first_panel(const struct cmoe_cpu_item *it)
+const char *cmoe__cpu_first_panel(const struct cmoe_cpu_item *it)
 {
     const char *const slab = cmoe__weights_slab(it->run->x.w, it->g->matrix, it->expert);
     return slab + it->col / CMOE_CPU_PANEL * it->g->panel.bytes;
@@ -135,10 +123,10 @@ void cmoe__cpu_multiply_codes(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const int tile = it->m <= g->quant->stream_rows ? it->m : it->run->ops->tile_rows;
-    const char *const panels = first_panel(it);
+    const char *const panels = cmoe__cpu_first_panel(it);
     for (int64_t first = 0; first < g->k; first += CMOE_CPU_K_BLOCK) {
         const int64_t k = cmoe__min64(CMOE_CPU_K_BLOCK, g->k - first);
-        pack_values(it, tile, first, k);
+        cmoe__cpu_pack_values(it, tile, first, k);
         for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL)
             multiply_block(it, panels + j / CMOE_CPU_PANEL * g->panel.bytes, first, k, j);
     }
@@ -148,7 +136,7 @@ void cmoe__cpu_multiply_codes(const struct cmoe_cpu_item *it)
 static void dot_rows(const struct cmoe_cpu_item *it, int r, int m, const void **rows, float *scale)
 {
     for (int i = 0; i < m; i++) {
-        const struct input in = input_row(it, r + i);
+        const struct cmoe_cpu_input in = cmoe__cpu_input_row(it, r + i);
         rows[i] = in.codes;
         scale[i] = one_scale(&in);
     }
@@ -162,7 +150,7 @@ void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
     const int tile = grouped ? ops->dot4_rows : ops->dot_rows;
     const int64_t row_bytes = cmoe__cpu_dot_row(g);
     const int64_t groups = cmoe__ceil_div(g->k, g->panel.span);
-    const char *const panels = first_panel(it);
+    const char *const panels = cmoe__cpu_first_panel(it);
     char *const a = (char *)it->a;
     int32_t *const offsets = (int32_t *)(void *)it->gathered;
     float scale[CMOE_CPU_PANEL_ROWS];

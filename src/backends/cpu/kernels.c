@@ -3,6 +3,7 @@
  * one family; a row takes what each of its stages takes. */
 #include "backends/cpu/kernels.h"
 
+#include "backends/cpu/gemm_item.h"
 #include "backends/cpu/ops_quant.h"
 #include "backends/cpu/run.h"
 #include "core/size.h"
@@ -61,6 +62,20 @@ static bool takes_pairs(const struct cmoe_kernel *k, const struct cmoe_query *q,
     return config->how == CMOE_CPU_MULTIPLY_FLOATS || takes_panels(k, q, why);
 }
 
+/* Rows as integers. Those of three bytes keep no order of sums with the f32 rows. */
+static bool takes_digits(const struct cmoe_query *q, cmoe_format a, const char *name,
+                         struct cmoe_why *why)
+{
+    struct cmoe_cpu_digits d;
+    const int64_t k = cmoe__max64(q->shape->H, q->shape->I);
+    if (!cmoe__cpu_digits_layout(a, q->p->w, k, &d))
+        return cmoe__refuse(why, "%s=%s in its groups is not made integers", name,
+                            cmoe_dtype_name((cmoe_dtype)a.dtype));
+    if (a.dtype != CMOE_I8 && (q->p->flags & CMOE_BATCH_INVARIANT))
+        return cmoe__refuse(why, "sums in another order than rows that other token counts get");
+    return true;
+}
+
 /* A GEMM: floats as they are, or anything else decoded. */
 static bool takes_operands(const struct cmoe_kernel *k, const struct cmoe_query *q, cmoe_format a,
                            const char *name, struct cmoe_why *why)
@@ -71,6 +86,7 @@ static bool takes_operands(const struct cmoe_kernel *k, const struct cmoe_query 
         return takes_pairs(k, q, a, name, why);
     if (config->how != CMOE_CPU_MULTIPLY_FLOATS && !takes_panels(k, q, why)) return false;
     if (config->how == CMOE_CPU_MULTIPLY_CODES) return true;
+    if (config->how == CMOE_CPU_MULTIPLY_DIGITS) return takes_digits(q, a, name, why);
     if (config->how == CMOE_CPU_MULTIPLY_DOTS) return takes_dots(config->tiles, q, a, name, why);
     if (!config->decodes) return float_operand(a, name, why) && float_operand(w, "w", why);
     if (!float_operand(a, name, NULL) || !float_operand(w, "w", NULL)) return true;
@@ -153,11 +169,15 @@ static const struct speed {
 static const double fork_us = 6, barrier_us = 0.2, loop_us = 0.3, step_us = 0.5;
 
 /* Flops a cycle of a row's products. */
-static double product_rate(const struct cmoe_kernel *k, const struct cmoe_props *props)
+static double product_rate(const struct cmoe_kernel *k, cmoe_format x,
+                           const struct cmoe_props *props)
 {
     const struct cmoe_cpu_config *const config = k->config;
     const struct speed *const s = &speeds[k->target];
     if (config->how == CMOE_CPU_MULTIPLY_DOTS) return s->dots;
+    if (config->how == CMOE_CPU_MULTIPLY_DIGITS)
+        return x.dtype == CMOE_I8 || x.dtype == CMOE_E2M1 ? s->dots
+                                                          : 0.3 * s->dots; /* three bytes */
     if (!config->tiles) return s->flops;
     return s->pairs > 0 ? s->pairs : s->flops * props->pairs;
 }
@@ -191,7 +211,8 @@ static double stage_us(const struct cmoe_kernel *k, const struct cmoe_query *q, 
     const double flops = cmoe__stage_flops(q->p, stage, q->tokens);
     const double bytes = cmoe__stage_bytes(q->p, stage, q->tokens);
     const bool gemm = stage == CMOE_STAGE_GEMM1 || stage == CMOE_STAGE_GEMM2;
-    const double rate = gemm ? product_rate(k, props) : own.flops;
+    const double rate =
+        gemm ? product_rate(k, stage == CMOE_STAGE_GEMM1 ? q->p->x : q->p->mid, props) : own.flops;
     const double peak = props->gflops * rate / top.flops * 1e3; /* a us */
     const double limit = own.gbps * CMOE_COST_THREADS;
     const double gbps = props->gbps < limit ? props->gbps : limit;
@@ -234,7 +255,9 @@ static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
 
 static const struct cmoe_cpu_config floats = {.decodes = false}, decoded = {.decodes = true},
                                     codes = {.how = CMOE_CPU_MULTIPLY_CODES},
-                                    dots = {.how = CMOE_CPU_MULTIPLY_DOTS}, pairs = {.tiles = true},
+                                    dots = {.how = CMOE_CPU_MULTIPLY_DOTS},
+                                    digits = {.how = CMOE_CPU_MULTIPLY_DIGITS},
+                                    pairs = {.tiles = true},
                                     pair_codes = {.tiles = true, .how = CMOE_CPU_MULTIPLY_CODES},
                                     quads = {.tiles = true, .how = CMOE_CPU_MULTIPLY_DOTS};
 

@@ -9,12 +9,20 @@
 
 #include "backends/cpu/ops.h"
 #include "backends/cpu/panel.h"
+#include "backends/cpu/run.h"
 
 /* Scales of a row of quantised activations, as f32. */
 struct cmoe_cpu_x_scale {
     int64_t span; /* k's of a group; 0: the row has one scale */
     const float *of_group;
     float one, global; /* the row's scale; NV: its second factor, else 1 */
+};
+
+/* A row to be made integers, from where a group begins. */
+struct cmoe_cpu_digit_row {
+    struct cmoe_cpu_x_scale scale;
+    const void *codes;
+    bool *streams; /* becomes true where no integers stand for it */
 };
 
 struct cmoe_cpu_quant_ops {
@@ -38,6 +46,17 @@ struct cmoe_cpu_quant_ops {
                     int32_t *offsets);
     void (*dot_u4)(const struct cmoe_cpu_panel *l, const void *panel, int m, const void *a,
                    const int32_t *offsets, const float *row_scale, float *c, int64_t ldc);
+
+    /* m rows as integers: records of a span [ceil(k / span)][m][digits][span], minus what codes count from
+     * times their sums [..][m], and scales [..][m]. NULL: not here. */
+    void (*pack_digits)(const struct cmoe_cpu_digits *d, cmoe_dtype dtype,
+                        const struct cmoe_cpu_digit_row *rows, int m, int64_t k, void *words,
+                        int32_t *offsets, float *scales);
+
+    /* c[m][32] = rows that pack_digits made times a panel, for any number of rows. */
+    void (*dot_digits)(const struct cmoe_cpu_digits *d, const struct cmoe_cpu_panel *l,
+                       const void *panel, int m, const void *words, const int32_t *offsets,
+                       const float *scales, float *c);
 
     /* k columns of a row of codes, from where a group begins, in chunks of 16 that are `stride`
      * floats apart. */

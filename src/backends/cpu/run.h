@@ -31,6 +31,7 @@ enum cmoe_cpu_multiply {
     CMOE_CPU_MULTIPLY_FLOATS, /* f32 by weights in place or p32 */
     CMOE_CPU_MULTIPLY_CODES,  /* f32 by packed quantised weights, decoded */
     CMOE_CPU_MULTIPLY_DOTS,   /* int8 by packed int8 */
+    CMOE_CPU_MULTIPLY_DIGITS, /* anything as integers by packed 4-bit codes */
 };
 
 /* The family's config. */
@@ -43,6 +44,17 @@ struct cmoe_cpu_config {
 struct cmoe_cpu_quant_ops;
 struct cmoe_cpu_tile_ops;
 
+/* How rows of x become integers whose products with 4-bit codes are exact over a span of k's. */
+struct cmoe_cpu_digits {
+    int span;      /* 16 or 32 k's */
+    int digits;    /* bytes of an integer: 1 or 3 */
+    bool grouped;  /* every span of a row has its own scale */
+    int minus;     /* what codes count from; 1: zero points */
+    float factor;  /* makes values integers; 0: by the span's largest */
+    float unit;    /* what a product of two ones stands for, but for scales */
+    int64_t spans; /* of a row */
+};
+
 /* One GEMM of a run: geometry and how it is cut into items. */
 struct cmoe_cpu_gemm {
     int matrix;        /* 1 or 2 */
@@ -52,6 +64,7 @@ struct cmoe_cpu_gemm {
     const struct cmoe_cpu_quant_ops *quant; /* codes, dots */
     const struct cmoe_cpu_tile_ops *tile;   /* NULL: f32 and the tiles of `quant` */
     struct cmoe_cpu_panel panel;
+    struct cmoe_cpu_digits digits;
     cmoe_dtype a_dtype, w_dtype;
     int64_t k;        /* inputs that count */
     int64_t n;        /* outputs that count */

@@ -54,8 +54,27 @@ static double flush_error(const double *a, const double *w, int64_t n)
     return error;
 }
 
+/* Kernels that multiply 4-bit codes by integers hold 16-bit values of x to 2^-22 of the largest of 32
+ * k's, which is exact but for those that are far smaller. */
+static double held_error(const double *a, const double *w, int64_t n, double exact)
+{
+    enum { SPAN = 32 };
+    double error = 0;
+    for (int64_t begin = 0; begin < n; begin += SPAN) {
+        const int64_t end = begin + SPAN < n ? begin + SPAN : n;
+        double largest = 0;
+        for (int64_t i = begin; i < end; i++)
+            largest = fmax(largest, fabs(a[i]));
+        for (int64_t i = begin; i < end; i++)
+            if (fabs(a[i]) < exact * largest)
+                error += fmin(fabs(a[i]), 0x1p-22 * largest) * fabs(w[i]);
+    }
+    return error;
+}
+
 /* What a kernel may make of a product of two formats. */
 struct product {
+    double held; /* held_error's `exact`; 0: exact in any case */
     double unit; /* weight_unit */
     bool narrow; /* narrow_sums */
     bool flush;  /* subnormals may count as 0 */
@@ -66,6 +85,7 @@ static struct dot dot(const double *a, const double *d, const double *q, const d
 {
     struct dot out = {.lost = kind.narrow ? narrow_error(a, w, n) : 0};
     const double unit = kind.unit;
+    if (kind.held > 0) out.lost += held_error(a, w, n, kind.held);
     if (kind.flush) out.lost += flush_error(a, w, n);
     double squares = 0, moved_squares = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -88,9 +108,17 @@ static double weight_unit(cmoe_format a, cmoe_format w)
     return weight_only ? cmoe__unit((cmoe_dtype)a.dtype) : 0;
 }
 
+/* Values of x that are not smaller, beside the largest, keep all their bits. */
+static double held_from(cmoe_format a, cmoe_format w)
+{
+    if (cmoe__format_is_quantized(a) || cmoe_dtype_bits((cmoe_dtype)w.dtype) != 4) return 0;
+    return a.dtype == CMOE_BF16 ? 0x1p-13 : (a.dtype == CMOE_F16 ? 0x1p-10 : 0);
+}
+
 static struct product product_of(cmoe_format a, cmoe_format w)
 {
     return (struct product){.unit = weight_unit(a, w),
+                            .held = held_from(a, w),
                             .narrow = narrow_sums(a, w),
                             .flush = a.dtype == CMOE_BF16 && a.scaling == CMOE_SCALE_NONE};
 }

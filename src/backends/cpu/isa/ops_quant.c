@@ -5,7 +5,11 @@
 #include "backends/cpu/isa/panel_decode.h"
 #include "backends/cpu/isa/quantize.h"
 #include "backends/cpu/isa/tile_i8.h"
-#include "backends/cpu/isa/tile_u4.h"
+#if defined CMOE_ISA_AVX512VNNI
+#    include "backends/cpu/isa/tile_digits.h"
+#else
+#    include "backends/cpu/isa/tile_u4.h"
+#endif
 
 #if defined CMOE_ISA_AVX512VNNI
 const struct cmoe_cpu_quant_ops cmoe__cpu_quant_ops_avx512vnni = {
@@ -21,9 +25,14 @@ const struct cmoe_cpu_quant_ops cmoe__cpu_quant_ops_generic = {
     .stream_rows = STREAM_ROWS,
     .pack_i8 = pack_i8,
     .dot_i8 = dot_i8,
+#if defined CMOE_ISA_AVX512VNNI
+    .pack_digits = pack_digits,
+    .dot_digits = dot_digits,
+#else
     .dot4_rows = DOT4_ROWS,
     .pack_u4 = pack_u4,
     .dot_u4 = dot_u4,
+#endif
     .decode_x = decode_x,
     .decode = decode,
     .stream = stream,

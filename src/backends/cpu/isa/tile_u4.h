@@ -9,9 +9,7 @@
 #include "backends/cpu/isa/codes.h"
 
 /* Without VNNI products of 32 k's are gathered in 16 bits: at most 16 * 15 * 128. */
-#if defined CMOE_ISA_AVX512VNNI
-enum { DOT4_ROWS = 12 };
-#elif defined CMOE_ISA_AVX512
+#if defined CMOE_ISA_AVX512
 enum { DOT4_ROWS = 6 };
 #elif defined CMOE_ISA_AVX2
 enum { DOT4_ROWS = 3 };
@@ -27,9 +25,7 @@ CMOE_INLINE vi dot4(vi acc, vi codes, const int8_t *row)
     int32_t quad;
     memcpy(&quad, row, sizeof quad);
 #endif
-#if defined CMOE_ISA_AVX512VNNI
-    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)codes, _mm512_set1_epi32(quad));
-#elif defined CMOE_ISA_AVX512
+#if defined CMOE_ISA_AVX512
     const __m512i pairs = _mm512_maddubs_epi16((__m512i)codes, _mm512_set1_epi32(quad));
     return (vi)_mm512_add_epi16((__m512i)acc, pairs);
 #elif defined CMOE_ISA_AVX2
@@ -45,7 +41,7 @@ CMOE_INLINE vi dot4(vi acc, vi codes, const int8_t *row)
 /* sum + what dot4 has gathered since zero. */
 CMOE_INLINE vi dot4_widen(vi sum, vi acc)
 {
-#if defined CMOE_ISA_AVX512 && !defined CMOE_ISA_AVX512VNNI
+#if defined CMOE_ISA_AVX512
     return sum + (vi)_mm512_madd_epi16((__m512i)acc, _mm512_set1_epi16(1));
 #elif defined CMOE_ISA_AVX2
     return sum + (vi)_mm256_madd_epi16((__m256i)acc, _mm256_set1_epi16(1));
@@ -90,11 +86,7 @@ CMOE_INLINE void dot_u4_units(const struct cmoe_cpu_panel *l, const char *unit, 
     for (int r = 0; r < m; r++)
 #pragma GCC unroll 2
         for (int v = 0; v < DOT4_VECS; v++)
-#if defined CMOE_ISA_AVX512VNNI
-            acc[r][v] = sum[r][v];
-#else
             acc[r][v] = vi_set(0);
-#endif
     const uintptr_t next = m >= CMOE_CPU_STREAM_ROWS ? (uintptr_t)l->bytes : CMOE_CPU_STREAM_AHEAD;
     for (; units > 0; units--, unit += l->unit, a += 8 * m) {
         for (uintptr_t line = 0; line < 128; line += 64)
@@ -118,11 +110,7 @@ CMOE_INLINE void dot_u4_units(const struct cmoe_cpu_panel *l, const char *unit, 
     for (int r = 0; r < m; r++)
 #pragma GCC unroll 2
         for (int v = 0; v < DOT4_VECS; v++)
-#if defined CMOE_ISA_AVX512VNNI
-            sum[r][v] = acc[r][v];
-#else
             sum[r][v] = dot4_widen(sum[r][v], acc[r][v]);
-#endif
 }
 
 /* One group of columns [col, ..): k's of it, rows at `a`; c += scale * sum. */
@@ -141,14 +129,9 @@ CMOE_INLINE void dot_u4_group(const struct cmoe_cpu_panel *l, const char *group,
     }
     const int64_t step = DOT4_UNITS * l->unit;
     int64_t units = (k + 7) / 8;
-#if defined CMOE_ISA_AVX512VNNI
-    dot_u4_units(l, unit, units, m, a, sum);
-    (void)step;
-#else
     for (; units > DOT4_UNITS; units -= DOT4_UNITS, unit += step, a += 8 * DOT4_UNITS * m)
         dot_u4_units(l, unit, DOT4_UNITS, m, a, sum);
     dot_u4_units(l, unit, units, m, a, sum);
-#endif
 #pragma GCC unroll 2
     for (int v = 0; v < DOT4_VECS; v++) {
         const vf scale = load_scale(l->scale, group, col + v * VEC);
@@ -203,26 +186,6 @@ static void dot_u4(const struct cmoe_cpu_panel *l, const void *panel, int m, con
         break;
     case 6:
         dot_u4_rows(l, panel, 6, a, offsets, row_scale, c, ldc);
-        break;
-#endif
-#if defined CMOE_ISA_AVX512VNNI
-    case 7:
-        dot_u4_rows(l, panel, 7, a, offsets, row_scale, c, ldc);
-        break;
-    case 8:
-        dot_u4_rows(l, panel, 8, a, offsets, row_scale, c, ldc);
-        break;
-    case 9:
-        dot_u4_rows(l, panel, 9, a, offsets, row_scale, c, ldc);
-        break;
-    case 10:
-        dot_u4_rows(l, panel, 10, a, offsets, row_scale, c, ldc);
-        break;
-    case 11:
-        dot_u4_rows(l, panel, 11, a, offsets, row_scale, c, ldc);
-        break;
-    case 12:
-        dot_u4_rows(l, panel, 12, a, offsets, row_scale, c, ldc);
         break;
 #endif
     }
