@@ -123,20 +123,19 @@ static int widest(enum scales scales)
     return scales == NO_SCALES ? CMOE_WGMMA_MOST_N : CMOE_WGMMA_SCALED_N;
 }
 
-/* Tiles with room for most experts' rows, as few as there can be: counts of uniform routing scatter by their
- * square root. With two tiles and more an expert, a cluster of two fetches its weights once. */
+/* As few tiles as hold an average expert's rows and a bit, with room for most experts': counts of uniform
+ * routing scatter by their square root, and who has more gets more tiles. Two of them or more form clusters
+ * that fetch weights once; three of e4m3 do not, for four tiles would be narrow and wait for shared memory. */
 static struct cut cut_of(double each, int64_t most, enum scales scales)
 {
     enum { NARROW = 128 };
     const int limit = widest(scales);
-    double expected = each + 2.5 * sqrt(each);
-    if (expected > (double)most) expected = (double)most;
-    const int cluster = each > 0.75 * limit && expected > limit ? 2 : 1;
+    const double spread = sqrt(each), room = fmin(each + 2.5 * spread, (double)most);
+    int64_t tiles = (int64_t)ceil(fmin(each + spread, (double)most) / limit);
+    const int cluster = tiles < 2 || (tiles == 3 && scales != NO_SCALES) ? 1 : 2;
+    tiles = cmoe__max64(1, cmoe__round_up(tiles, cluster));
     int64_t tile = cmoe__min64(most, NARROW);
-    if (expected > NARROW) {
-        const double tiles = ceil(expected / (limit * cluster)) * cluster;
-        tile = (int64_t)ceil(expected / tiles);
-    }
+    if (room > NARROW) tile = (int64_t)ceil(room / (double)tiles);
     tile = cmoe__min64(cmoe__round_up(tile, 16), limit);
     return (struct cut){tile <= 16 && most <= 8 ? 8 : (int)tile, cluster};
 }

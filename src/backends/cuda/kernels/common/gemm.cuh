@@ -22,7 +22,7 @@ DEV void consume(const cmoe_gpu_wgmma &p, const ring &r)
         const int slot = turn & 1, parity = turn >> 1 & 1;
         const tile_facts &facts = r.tail->facts[slot];
         barrier_wait(shared_address(&r.tail->begun[slot]), parity);
-        accumulate_from<TYPE, BLOCK, 8>(p, r, facts.w, place_of(), c, acc);
+        accumulate_from<TYPE, BLOCK, 8>(p, r, facts.w.count, place_of(), c, acc);
         barrier_wait(shared_address(&r.tail->ready[slot]), parity);
         epilogue<OUT, ACT, TYPE == CMOE_E4M3 && !BLOCK>(p, r, facts, acc);
         __syncwarp();

@@ -193,6 +193,13 @@ DEV void store_transposed(uint32_t to, const uint32_t (&m)[4])
                  : "memory");
 }
 
+DEV float2 load_shared_f32x2(uint32_t from)
+{
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
+    return v;
+}
+
 DEV uint4 load_shared_16(uint32_t from)
 {
     uint4 v;

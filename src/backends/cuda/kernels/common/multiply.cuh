@@ -69,24 +69,30 @@ DEV void accumulate_all(const cmoe_gpu_wgmma &p, const ring &r, const place &at,
     release(p, before);
 }
 
-/* Scale of the 128x128 block that the thread's 64 rows of a box lie in. */
-[[maybe_unused]] DEV const float *block_scales(const cmoe_gpu_wgmma &p, const work &w, const place &at, int box)
+/* A span's scales, read while its products run: later they would wait for the other warpgroup's. */
+template <int N> struct span_scales {
+    uint4 token[(N + 15) / 16]; /* of the thread's rows of x, four by four */
+    float2 weight;              /* by box */
+};
+
+template <int N> DEV span_scales<N> load_span_scales(const ring &r, const cursor &c, const place &at)
 {
-    int row = w.m + at.strip * 64 + (p.gated ? 0 : box * CMOE_WGMMA_HALF);
-    const cmoe_gpu_half &h = p.g.experts[w.expert].half[p.g.half + (p.gated ? box : 0)];
-    row = min(row, p.out_used - 1) * h.step + h.first;
-    return (const float *)h.scale + (int64_t)(row / 128) * ((p.g.a_cols + 127) / 128);
+    const uint32_t from = shared_address(r.tail->scale[c.stage]);
+    span_scales<N> s;
+#pragma unroll
+    for (int i = 0; i < (N + 15) / 16; i++)
+        s.token[i] = load_shared_16(from + at.lane % 4 * 16 + i * 64);
+    s.weight = load_shared_f32x2(from + (SCALED_N + at.strip * 2) * 4);
+    return s;
 }
 
-/* total += sums times their scales; token: where those of the thread's rows of x lie, four by four. */
+/* total += sums times their scales */
 template <bool BLOCK, int N, int COUNT>
-DEV void add_scaled(float (&total)[COUNT], const float (&sums)[N / 2], uint32_t token, float weight)
+DEV void add_scaled(float (&total)[COUNT], const float (&sums)[N / 2], const span_scales<N> &scales, float weight)
 {
-    uint4 s = {};
 #pragma unroll
     for (int j = 0; j < N / 8; j++) {
-        if (BLOCK && j % 2 == 0)
-            s = load_shared_16(token + j * 32);
+        const uint4 s = scales.token[j / 2];
         const float s0 = BLOCK ? bits_f32(j % 2 ? s.z : s.x) * weight : 1.0f;
         const float s1 = BLOCK ? bits_f32(j % 2 ? s.w : s.y) * weight : 1.0f;
         total[j * 4] += sums[j * 4] * s0;
@@ -107,56 +113,57 @@ template <int N> DEV void multiply_box(float (&sums)[N / 2], const ring &r, cons
 /* e4m3: the instruction keeps few bits of its sums, so each span's are added to the total in f32, with
  * BLOCK times their scales, while the other box's instructions run. */
 template <bool BLOCK, int N, int COUNT>
-DEV void accumulate_spans(const cmoe_gpu_wgmma &p, const ring &r, const work &w, const place &at, cursor &c,
-                           float (&acc)[2][COUNT])
+DEV void accumulate_spans(const cmoe_gpu_wgmma &p, const ring &r, const place &at, cursor &c, float (&acc)[2][COUNT])
 {
-    const float *scales[2] = {BLOCK ? block_scales(p, w, at, 0) : NULL, BLOCK ? block_scales(p, w, at, 1) : NULL};
+    constexpr bool EARLY = N <= 80; /* else they find no registers */
     float sums[2][N / 2];
 #pragma unroll
     for (int i = 0; i < N / 2; i++)
         acc[0][i] = acc[1][i] = 0.0f;
     for (int span = 0; span * SPAN < p.g.k; span++) {
-        const float weight[2] = {BLOCK ? scales[0][span] : 1.0f, BLOCK ? scales[1][span] : 1.0f};
-        const uint32_t token = shared_address(r.tail->scale[c.stage]) + at.lane % 4 * 16;
+        span_scales<N> scales = {};
         barrier_wait(full_at(r, c), c.parity);
         fence_proxy();
         multiply_box<N>(sums[0], r, c, at, 0);
         multiply_box<N>(sums[1], r, c, at, 1);
+        if (BLOCK && EARLY)
+            scales = load_span_scales<N>(r, c, at);
         wgmma_wait<1>();
         wgmma_done(sums[0]);
-        add_scaled<BLOCK, N>(acc[0], sums[0], token, weight[0]);
+        if (BLOCK && !EARLY)
+            scales = load_span_scales<N>(r, c, at);
+        add_scaled<BLOCK, N>(acc[0], sums[0], scales, scales.weight.x);
         wgmma_wait<0>();
         wgmma_done(sums[1]);
-        add_scaled<BLOCK, N>(acc[1], sums[1], token, weight[1]);
         __syncwarp();
         release(p, empty_at(r, c));
+        add_scaled<BLOCK, N>(acc[1], sums[1], scales, scales.weight.y);
         advance(c, r);
     }
 }
 
 template <int TYPE, bool BLOCK, int N, int COUNT>
-DEV void accumulate(const cmoe_gpu_wgmma &p, const ring &r, const work &w, const place &at, cursor &c,
-                    float (&acc)[2][COUNT])
+DEV void accumulate(const cmoe_gpu_wgmma &p, const ring &r, const place &at, cursor &c, float (&acc)[2][COUNT])
 {
     if constexpr (TYPE == CMOE_E4M3)
-        accumulate_spans<BLOCK, N>(p, r, w, at, c, acc);
+        accumulate_spans<BLOCK, N>(p, r, at, c, acc);
     else
         accumulate_all<TYPE, N>(p, r, at, c, acc);
 }
 
-/* The narrowest tile that has room for the work's rows. */
+/* The narrowest tile that has room for `count` rows. */
 template <int TYPE, bool BLOCK, int N, int COUNT>
-DEV void accumulate_from(const cmoe_gpu_wgmma &p, const ring &r, const work &w, const place &at, cursor &c,
+DEV void accumulate_from(const cmoe_gpu_wgmma &p, const ring &r, int count, const place &at, cursor &c,
                          float (&acc)[2][COUNT])
 {
     constexpr int NEXT = N == 8 ? 16 : N + 16;
     if constexpr (NEXT / 2 > COUNT) {
-        accumulate<TYPE, BLOCK, N>(p, r, w, at, c, acc);
+        accumulate<TYPE, BLOCK, N>(p, r, at, c, acc);
     } else {
-        if (w.count <= N)
-            accumulate<TYPE, BLOCK, N>(p, r, w, at, c, acc);
+        if (count <= N)
+            accumulate<TYPE, BLOCK, N>(p, r, at, c, acc);
         else
-            accumulate_from<TYPE, BLOCK, NEXT>(p, r, w, at, c, acc);
+            accumulate_from<TYPE, BLOCK, NEXT>(p, r, count, at, c, acc);
     }
 }
 

@@ -42,11 +42,20 @@ template <int TYPE> DEV void load_weights_slowly(const cmoe_gpu_wgmma &p, const 
     }
 }
 
+/* Scale along k of the 128x128 blocks that 64 rows of a box lie in. */
+DEV const float *block_scales(const cmoe_gpu_wgmma &p, const work &w, int strip, int box)
+{
+    const int first = w.m + strip * 64 + (p.gated ? 0 : box * CMOE_WGMMA_HALF);
+    const cmoe_gpu_half &h = p.g.experts[w.expert].half[p.g.half + (p.gated ? box : 0)];
+    const int row = min(first, p.out_used - 1) * h.step + h.first;
+    return (const float *)h.scale + (int64_t)(row / 128) * ((p.g.a_cols + 127) / 128);
+}
+
 /* A thread copies the same 16 bytes of every span's 128, of every 16th row: a warp has 4 rows of every 16.
  * Its lanes hold where these are, lane i row i % 4 of the 4 and 16 * (i / 4) on. */
 struct gather {
     uint32_t rows[2]; /* of the first 128, and of the rest: 16-byte units from x, else the row; NO_ROW: none */
-    int scaled;       /* the row whose scales this thread copies; -1: none */
+    const float *scales; /* that this thread copies: of a row, or of the weights' blocks; NULL: none */
 };
 enum : uint32_t { NO_ROW = 0xffffffff };
 
@@ -60,7 +69,11 @@ template <bool BLOCK> DEV gather gather_of(const cmoe_gpu_wgmma &p, const work &
         const int n = i * 128 + lane / 4 * 16 + thread / 32 * 4 + lane % 4;
         g.rows[i] = n < w.count ? (uint32_t)a_row(p.g, p.g.call.rows[w.first + n]) * units : NO_ROW;
     }
-    g.scaled = BLOCK && thread < w.count ? (int)a_row(p.g, p.g.call.rows[w.first + thread]) : -1;
+    g.scales = NULL;
+    if (BLOCK && thread < w.count)
+        g.scales = (const float *)(p.g.a_scale + a_row(p.g, p.g.call.rows[w.first + thread]) * p.g.a_scale_stride);
+    else if (BLOCK && thread >= SCALED_N && thread < SCALED_N + 4)
+        g.scales = block_scales(p, w, (thread - SCALED_N) / 2, (thread - SCALED_N) % 2);
     return g;
 }
 
@@ -103,11 +116,11 @@ DEV void load_rows_slowly(const cmoe_gpu_wgmma &p, const gather &g, int column, 
 
 /* Scales of the stage's rows of x, one a row and 128 columns, as readers take them: of 16 rows, a thread that
  * has rows 2q, 2q + 1, 2q + 8, 2q + 9 finds these four together. */
-DEV void load_scales(const cmoe_gpu_wgmma &p, const gather &g, int column, uint32_t to)
+DEV void load_scales(const gather &g, int column, uint32_t to)
 {
     const int n = (int)threadIdx.x % LOAD_THREADS, place = (n & ~15) | n % 8 / 2 * 4 | n / 8 % 2 * 2 | n % 2;
-    if (g.scaled >= 0)
-        copy_4(to + place * 4, p.g.a_scale + g.scaled * p.g.a_scale_stride + column / 128 * 4);
+    if (g.scales)
+        copy_4(to + (n < SCALED_N ? place : n) * 4, g.scales + column / 128);
 }
 
 /* The two boxes of a stage. In a cluster each block brings one of them for both. */
@@ -226,7 +239,7 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce(const cmoe_gpu_wgmma 
             else
                 load_rows_slowly<TYPE, MOST>(p, g, column, to + A_BYTES);
             if (BLOCK)
-                load_scales(p, g, column, shared_address(r.tail->scale[c.stage]));
+                load_scales(g, column, shared_address(r.tail->scale[c.stage]));
             hand_over(full, p.tma && p.vectors);
             advance(c, r);
             if (column == 0 && index < total) {

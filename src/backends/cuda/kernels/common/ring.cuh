@@ -42,7 +42,7 @@ struct ring_tail {
     uint64_t begun[2], ready[2], unused[2]; /* of the facts: the work, all of them, neither */
     tile_facts facts[2];          /* of this tile and the next */
     int first_tile[CMOE_WGMMA_EXPERTS + 1];
-    alignas(16) float scale[CMOE_WGMMA_STAGES][SCALED_N]; /* of the stage's rows of x */
+    alignas(16) float scale[CMOE_WGMMA_STAGES][SCALED_N + 4]; /* of the stage's rows of x, then of [strip][box] */
     uint32_t amax[MATH_WARPS][SCALED_N];      /* of a row of h over a warp's units */
     float2 mid_scale[SCALED_N];               /* of a row of h over the tile's, and its reciprocal */
 };
