@@ -30,6 +30,7 @@ struct cmoe_cuda {
     CUfunction function[CMOE_CUDA_FUNCTIONS];
     int multiprocessors, shared_limit; /* bytes a block may opt in to */
     int arch;                          /* 90: compute capability 9.0 */
+    int sort_cluster;                  /* blocks of the largest cluster that sorts: 8 or 16 */
 };
 
 /* Where one half of every expert lies, when that is what a tensor map can say: rows at a stride, experts

@@ -34,6 +34,34 @@ static bool loads(const struct cmoe_cuda *cuda, int file)
     return cuda->arch == 90 || !strstr(files[file].stem, "_sm90a");
 }
 
+/* Every Hopper GPU runs clusters of 8 blocks; larger ones need as many multiprocessors near each other. */
+static int largest_cluster(const struct cmoe_cuda *cuda, enum cmoe_cuda_function function)
+{
+    enum { USUAL = 8, LARGE = 16, THREADS = 1024 };
+    const struct cmoe_driver *d = cuda->driver;
+    CUlaunchAttribute cluster = {.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                                 .value.clusterDim = {LARGE, 1, 1}};
+    const CUlaunchConfig config = {
+        .gridDimX = LARGE,
+        .gridDimY = 1,
+        .gridDimZ = 1,
+        .blockDimX = THREADS,
+        .blockDimY = 1,
+        .blockDimZ = 1,
+        .sharedMemBytes = (unsigned)cuda->shared_limit / 2,
+        .attrs = &cluster,
+        .numAttrs = 1,
+    };
+    const CUfunction f = cuda->function[function];
+    int n = 0;
+    if (!f ||
+        d->cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1) !=
+            CUDA_SUCCESS ||
+        d->cuOccupancyMaxActiveClusters(&n, f, &config) != CUDA_SUCCESS)
+        return USUAL;
+    return n > 0 ? LARGE : USUAL;
+}
+
 cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda)
 {
     const struct cmoe_driver *d = cuda->driver;
@@ -53,6 +81,7 @@ cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda)
         CMOE_CUDA_TRY(name, d, cuFuncSetAttribute, cuda->function[i],
                       CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, cuda->shared_limit - fixed);
     }
+    cuda->sort_cluster = largest_cluster(cuda, CMOE_CUDA_cmoe_sort_cluster);
     return CMOE_OK;
 }
 

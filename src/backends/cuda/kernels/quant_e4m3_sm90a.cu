@@ -37,8 +37,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 }
 
 /* The first block sorts, the others quantise their shares of the tokens: as many spans, or rows, as they
- * have threads for. Only the sorting block lets the next kernel start early: its blocks take whole
- * multiprocessors, and those that wait for one come late. */
+ * have threads for. */
 template <bool SPANS> DEV void quant_sort(const cmoe_gpu_quant &q, const cmoe_gpu_sort &s, int *memory)
 {
     if (blockIdx.x == 0) {
@@ -49,7 +48,7 @@ template <bool SPANS> DEV void quant_sort(const cmoe_gpu_quant &q, const cmoe_gp
         return;
     }
     const int thread = ((int)blockIdx.x - 1) * (int)blockDim.x + (int)threadIdx.x;
-    depend_wait();
+    depend();
     const int tokens = token_count(q.call);
     if (SPANS) {
         const int spans = (q.n + SPAN - 1) / SPAN, span = thread / SPAN_THREADS, t = span / spans;

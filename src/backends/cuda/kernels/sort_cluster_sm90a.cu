@@ -25,14 +25,18 @@ DEV void sort_in_cluster(const cmoe_gpu_sort &s, const sort_memory &m)
 {
     const int blocks = (int)gridDim.x, total = token_count(s.call) * s.call.slots;
     const int share = (total + blocks - 1) / blocks, from = min(total, (int)blockIdx.x * share);
-    int first;
-    const int end = count_ids(s, s.call.ids + from, min(share, total - from), m, &first);
+    const run_of run(min(share, total - from));
+    count_ids(s, s.call.ids + from, run, m);
     sum_warps(m);
-    __cluster_barrier_arrive();
+    __syncthreads();
+    if (threadIdx.x < 32) /* one warp releases the block's counts: that is a fence of the whole GPU */
+        __cluster_barrier_arrive();
+    else
+        __cluster_barrier_arrive_relaxed();
     __cluster_barrier_wait();
     sum_blocks(m, s.call.local);
-    __cluster_barrier_arrive(); /* the other blocks' counts are read */
     __syncthreads();
+    __cluster_barrier_arrive_relaxed(); /* the other blocks' counts are read */
     if (threadIdx.x < 32)
         sum_experts(m.start, m.start, m.experts);
     else if (threadIdx.x < 64)
@@ -42,7 +46,7 @@ DEV void sort_in_cluster(const cmoe_gpu_sort &s, const sort_memory &m)
         write_offsets(s, m.start);
     for (int e = threadIdx.x; e < s.call.local; e += blockDim.x)
         m.shift[e] += m.start[e] - m.first[e];
-    put_ids(m, first, end);
+    put_ids(m, run, s.call.local);
     __syncthreads();
 #pragma unroll 2
     for (int i = threadIdx.x; i < m.first[s.call.local]; i += blockDim.x) {

@@ -17,7 +17,7 @@ struct sort_memory {
     int *first;      /* [experts + 1]: ids of the block of the experts before: a place in the list */
     int *start;      /* [experts + 1]: the same of all blocks: a place in rows */
     uint32_t *pairs; /* [warps][stride]: ids of the warp, then of the warps before it */
-    uint32_t *at;    /* the block's ids: expert, and rank in the warp; no expert: 0xffff */
+    uint32_t *at;    /* the block's ids: expert, and rank in the warp; no expert: local */
     uint32_t *list;  /* the same in order: expert, and index in the block */
     int experts, stride, warps;
 
@@ -48,59 +48,107 @@ struct sort_memory {
     }
 };
 
-/* Lanes whose expert is the same; experts are below `end`. By a ballot for each bit, in fours: match takes
- * time for each expert that is there. */
-DEV uint32_t same_expert(int expert, int end)
+/* local_expert() with its questions asked once; `none` instead of -1. */
+struct expert_of {
+    const int32_t *map;
+    int first, routed, shared_first, shared, ids, none;
+
+    MEMBER expert_of(const cmoe_gpu_call &c)
+        : map(c.local_ids ? NULL : c.expert_map), first(c.local_ids ? 0 : c.expert_first),
+          routed(c.local_ids ? c.local : c.routed_local), shared_first(c.experts),
+          shared(c.local_ids ? 0 : c.local - c.routed_local), ids(c.n_ids), none(c.local)
+    {
+    }
+
+    MEMBER int operator()(int id) const
+    {
+        if (map) {
+            const int mapped = id >= 0 && id < ids ? map[id] : -1;
+            return mapped >= 0 && mapped < none ? mapped : none;
+        }
+        const uint32_t at = (uint32_t)id - (uint32_t)first, extra = (uint32_t)id - (uint32_t)shared_first;
+        return at < (uint32_t)routed ? (int)at : (extra < (uint32_t)shared ? routed + (int)extra : none);
+    }
+};
+
+/* vote.sync.ballot: of `same` the lanes whose bit of v is this lane's */
+template <int BIT> DEV void keep_same(uint32_t &same, int v)
+{
+    asm volatile("{\n.reg .pred p;\n.reg .b32 set;\n"
+                 "and.b32 set, %1, %2;\n"
+                 "setp.ne.b32 p, set, 0;\n"
+                 "vote.sync.ballot.b32 set, p, 0xffffffff;\n"
+                 "@!p not.b32 set, set;\n"
+                 "and.b32 %0, %0, set;\n}"
+                 : "+r"(same)
+                 : "r"(v), "n"(1 << BIT));
+}
+
+/* Lanes whose expert is the same; no expert is above `most`. By a ballot for each bit, in fours: match
+ * takes time for each expert that is there. */
+DEV uint32_t same_expert(int expert, int most)
 {
     uint32_t same = 0xffffffff;
 #pragma unroll 1
-    for (; end > 0; end >>= 4, expert >>= 4)
-#pragma unroll
-        for (int bit = 1; bit < 16; bit <<= 1) {
-            const uint32_t set = __ballot_sync(0xffffffff, expert & bit);
-            same &= expert & bit ? set : ~set;
-        }
+    for (; most > 0; most >>= 4, expert >>= 4) {
+        keep_same<0>(same, expert);
+        keep_same<1>(same, expert);
+        keep_same<2>(same, expert);
+        keep_same<3>(same, expert);
+    }
     return same;
 }
 
-/* n ids of the block, counted: m.at[] is the expert and the rank among those of the warp, which takes
- * the ids from *first on up to the result. Ids are on their way all at once; loops are short, because code
- * comes from memory too when a layer's weights have passed since its last use. */
-DEV int count_ids(const cmoe_gpu_sort &s, const int32_t *ids, int n, const sort_memory &m, int *first)
+/* A warp's run of the block's n ids: index of the lane's first, and where the run ends. */
+struct run_of {
+    int begin, end;
+
+    MEMBER run_of(int n)
+    {
+        const int length = (n + (int)blockDim.x - 1) / (int)blockDim.x * 32, first = (int)threadIdx.x / 32 * length;
+        begin = first + (int)threadIdx.x % 32;
+        end = min(n, first + length);
+    }
+};
+
+/* The block's ids, counted: m.at[] is the expert and the rank among those of the warp. Ids are on their way
+ * all at once; loops are short, because code comes from memory too when a layer's weights have passed
+ * since its last use. */
+DEV void count_ids(const cmoe_gpu_sort &s, const int32_t *ids, const run_of &run, const sort_memory &m)
 {
-    const int lane = threadIdx.x % 32, run = (n + (int)blockDim.x - 1) / (int)blockDim.x * 32;
-    const int begin = (int)threadIdx.x / 32 * run + lane, end = min(n, begin - lane + run);
+    const uint32_t lower = (1u << threadIdx.x % 32) - 1;
+    const expert_of local(s.call);
     uint16_t *counts = m.of_warp();
 #pragma unroll 1
-    for (int i = begin; i < end; i += 32)
+    for (int i = run.begin; i < run.end; i += 32)
         __pipeline_memcpy_async(m.at + i, ids + i, 4);
     __pipeline_commit();
     __pipeline_wait_prior(0);
+    uint32_t *at = m.at + run.begin;
 #pragma unroll 1
-    for (int i = begin; i - lane < end; i += 32) {
-        const int expert = i < end ? local_expert(s.call, (int32_t)m.at[i]) : -1;
-        const uint32_t same = same_expert(expert < 0 ? s.call.local : expert, s.call.local);
-        const int before = expert >= 0 ? counts[expert] : 0;
+    for (int left = run.end - run.begin + (int)threadIdx.x % 32; left > 0; left -= 32, at += 32) {
+        const bool inside = left > (int)threadIdx.x % 32;
+        const int expert = inside ? local((int)*at) : local.none;
+        const uint32_t same = same_expert(expert, local.none);
+        const int rank = __popc(same & lower), before = expert < local.none ? counts[expert] : 0;
         __syncwarp();
-        if (expert >= 0 && lane == __ffs((int)same) - 1)
+        if (expert < local.none && rank == 0)
             counts[expert] = (uint16_t)(before + __popc(same));
-        if (i < end)
-            m.at[i] = (uint32_t)expert << 16 | (uint32_t)(before + __popc(same & ((1u << lane) - 1)));
+        if (inside)
+            *at = (uint32_t)expert << 16 | (uint32_t)(before + rank);
         __syncwarp();
     }
     __syncthreads();
-    *first = begin;
-    return end;
 }
 
-/* Ids of this lane, as counted, into the block's list. */
-DEV void put_ids(const sort_memory &m, int begin, int end)
+/* The same ids into the block's list. */
+DEV void put_ids(const sort_memory &m, const run_of &run, int local)
 {
     const uint16_t *before = m.of_warp();
 #pragma unroll 1
-    for (int i = begin; i < end; i += 32) {
+    for (int i = run.begin; i < run.end; i += 32) {
         const uint32_t at = m.at[i], expert = at >> 16;
-        if (expert != 0xffff)
+        if (expert < (uint32_t)local)
             m.list[m.first[expert] + before[expert] + (at & 0xffff)] = expert << 16 | (uint32_t)i;
     }
 }
@@ -158,15 +206,15 @@ DEV void write_offsets(const cmoe_gpu_sort &s, const int *start)
 /* All ids by one block; all its threads, after m.clear(). */
 DEV void sort_in_block(const cmoe_gpu_sort &s, const sort_memory &m)
 {
-    int first;
-    const int end = count_ids(s, s.call.ids, token_count(s.call) * s.call.slots, m, &first);
+    const run_of run(token_count(s.call) * s.call.slots);
+    count_ids(s, s.call.ids, run, m);
     sum_warps(m);
     __syncthreads();
     if (threadIdx.x < 32)
         sum_experts(m.count, m.first, m.experts);
     __syncthreads();
     write_offsets(s, m.first);
-    put_ids(m, first, end);
+    put_ids(m, run, s.call.local);
     __syncthreads();
 #pragma unroll 2
     for (int i = threadIdx.x; i < m.first[s.call.local]; i += blockDim.x)
