@@ -114,7 +114,9 @@ typedef struct cmoe_tensors {
 
     /* Statistics, added up when not NULL */
     int64_t *expert_load; /* [E_local]: slots computed by each local expert */
-    double *stage_us;     /* [CMOE_STAGE_COUNT]: wall time of the step that ends the stage */
+    double *stage_us;     /* [CMOE_STAGE_COUNT], host memory: wall time of the step that ends the
+                             stage; on a GPU between events, and the call returns when it is done
+                             (no stream that is being captured) */
 } cmoe_tensors;
 
 /** Run a plan. `workspace` holds workspace_size bytes at an address divisible by 256 and belongs to

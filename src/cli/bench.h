@@ -85,11 +85,16 @@ struct bench_lane {
     struct cli_times times;
     char path[CLI_PATH_TEXT];
     cmoe_error error; /* n 0: not computed */
+    double
+        stage_us[CMOE_STAGE_COUNT]; /* of the step that ends a stage; 0: none does, or not asked */
 };
 
 /* Times of one or two plans, in turn. */
 cmoe_status bench_time(struct bench_inputs *in, struct bench_lane *lanes, int n_lanes,
                        double seconds);
+
+/* Into lane->stage_us: medians of a few calls. */
+cmoe_status bench_stages(struct bench_inputs *in, struct bench_lane *lane);
 
 /* ---- ceilings, measured beside every cell ---- */
 

@@ -27,6 +27,23 @@ static double roof(const struct bench_cell *cell, const struct bench_lane *lane)
     return 100 * bench_floor(cell) / lane->times.median;
 }
 
+static bool has_stages(const struct bench_lane *lane)
+{
+    for (int stage = 0; stage < CMOE_STAGE_COUNT; stage++)
+        if (lane->stage_us[stage] > 0) return true;
+    return false;
+}
+
+static void print_stages(const struct bench_lane *lane)
+{
+    if (!has_stages(lane)) return;
+    printf("%-18s", "  us up to");
+    for (int stage = 0; stage < CMOE_STAGE_COUNT; stage++)
+        if (lane->stage_us[stage] > 0)
+            printf(" %s %.1f", cmoe_stage_name((cmoe_stage)stage), lane->stage_us[stage]);
+    printf("\n");
+}
+
 static void print_lane(const struct bench_cell *cell, int i)
 {
     const struct bench_lane *lane = &cell->lane[i];
@@ -43,6 +60,7 @@ static void print_lane(const struct bench_cell *cell, int i)
     else
         printf("%8s %6s", "-", "-");
     printf("  %s\n", lane->path);
+    print_stages(lane);
 }
 
 void bench_print_text(const struct bench_cell *cell, bool *headed)
@@ -70,6 +88,12 @@ static void json_lane(struct cli_json *json, const struct bench_cell *cell, int 
     cli_json_double(json, "error", lane->error.n > 0 ? lane->error.rel_l2 : none);
     cli_json_double(json, "error_of_bound", lane->error.n > 0 ? lane->error.max_ratio : none);
     cli_json_string(json, "plan", lane->path);
+    if (!has_stages(lane)) return;
+    cli_json_open(json, "stage_us", '{');
+    for (int stage = 0; stage < CMOE_STAGE_COUNT; stage++)
+        if (lane->stage_us[stage] > 0)
+            cli_json_double(json, cmoe_stage_name((cmoe_stage)stage), lane->stage_us[stage]);
+    cli_json_close(json, '}');
 }
 
 void bench_print_json(FILE *out, const struct bench_cell *cell)

@@ -224,7 +224,8 @@ static cmoe_status bench_cell(struct bench *bench, struct scheme *scheme, int64_
     if (status == CMOE_OK) status = bench_time(in, cell.lane, cell.lanes, bench->seconds);
     cell.read[1] = bench_roof_measure(&bench->roof, CMOE_PROBE_READ, CMOE_NONE);
     for (int i = 0; i < cell.lanes && status == CMOE_OK; i++) {
-        status = measure_error(bench, scheme, i, &cell.lane[i].error);
+        if (cli_args_given(bench->args, "stages")) status = bench_stages(in, &cell.lane[i]);
+        if (status == CMOE_OK) status = measure_error(bench, scheme, i, &cell.lane[i].error);
         bench->outside = bench->outside || cell.lane[i].error.outside > 0;
     }
     cli_progress_end(&bench->progress);
@@ -384,6 +385,7 @@ static const struct cli_option options[] = {
     {"device", "NAME", "ref, cpu or cuda:N"},
     {"pin", "GLOBS", "kernels to use where they can be used, comma separated"},
     {"vs", "GLOBS", "time a second plan with these kernels, in turn with the first"},
+    {"stages", NULL, "time the steps too, each under the last stage that it does"},
     {"min-time", "S", "seconds to measure each point for (default: 0.5)"},
     {"seed", "N", "seed of weights and inputs (default: 1)"},
     {"json", "FILE", "write JSON lines to FILE, '-' for standard output"},

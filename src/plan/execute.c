@@ -135,26 +135,62 @@ static void count_load(const struct cmoe_exec *x)
     }
 }
 
+static cmoe_status run_step(const struct cmoe_path *path, int i, struct cmoe_exec *x,
+                            void *workspace)
+{
+    const struct cmoe_step *step = &path->step[i];
+    x->scratch = cmoe__arena_grant(&path->arena, CMOE_REGION_SCRATCH + i, workspace);
+#ifdef CMOE_DEBUG
+    const bool host = x->dev->props.host;
+    if (host) cmoe__arena_paint(&path->arena, workspace, i);
+    if (host && i == 0) narrow_ids(x);
+#endif
+    CMOE_TRY(step->kernel->family->run(step, x));
+#ifdef CMOE_DEBUG
+    const int damaged = host ? cmoe__arena_check(&path->arena, workspace, i) : -1;
+    if (damaged >= 0)
+        return CMOE_FAIL(CMOE_ERR_DEVICE, "kernel %s wrote outside workspace region %d",
+                         step->kernel->name, damaged);
+#endif
+    return CMOE_OK;
+}
+
+static void count_time(const struct cmoe_exec *x, const struct cmoe_step *step, double us)
+{
+    if (step->kernel->last < CMOE_STAGE_COUNT) x->t->stage_us[step->kernel->last] += us;
+}
+
+/* stage_us of a device: by events around the steps, read when the last step is done. */
+static cmoe_status run_between_events(const struct cmoe_path *path, struct cmoe_exec *x,
+                                      void *workspace)
+{
+    const struct cmoe_stream_table *s = x->dev->backend->streams;
+    void *event[CMOE_PLAN_STEPS + 1] = {NULL};
+    cmoe_status status = CMOE_OK;
+    for (int i = 0; i <= path->n_steps && status == CMOE_OK; i++)
+        status = s->event_create(x->dev, &event[i]);
+    if (status == CMOE_OK) status = s->event_record(x->dev, event[0], x->stream);
+    for (int i = 0; i < path->n_steps && status == CMOE_OK; i++) {
+        status = run_step(path, i, x, workspace);
+        if (status == CMOE_OK) status = s->event_record(x->dev, event[i + 1], x->stream);
+    }
+    for (int i = 0; i < path->n_steps && status == CMOE_OK; i++) {
+        double us = 0;
+        status = s->event_elapsed(x->dev, event[i], event[i + 1], &us);
+        count_time(x, &path->step[i], us);
+    }
+    for (int i = 0; i <= path->n_steps; i++)
+        if (event[i]) s->event_destroy(x->dev, event[i]);
+    return status;
+}
+
 static cmoe_status run_steps(const struct cmoe_path *path, struct cmoe_exec *x, void *workspace)
 {
+    if (x->t->stage_us && x->dev->backend->streams) return run_between_events(path, x, workspace);
     for (int i = 0; i < path->n_steps; i++) {
-        const struct cmoe_step *step = &path->step[i];
-        x->scratch = cmoe__arena_grant(&path->arena, CMOE_REGION_SCRATCH + i, workspace);
-#ifdef CMOE_DEBUG
-        const bool host = x->dev->props.host;
-        if (host) cmoe__arena_paint(&path->arena, workspace, i);
-        if (host && i == 0) narrow_ids(x);
-#endif
         const double start = x->t->stage_us ? now_us() : 0;
-        CMOE_TRY(step->kernel->family->run(step, x));
-        if (x->t->stage_us && step->kernel->last < CMOE_STAGE_COUNT)
-            x->t->stage_us[step->kernel->last] += now_us() - start;
-#ifdef CMOE_DEBUG
-        const int damaged = host ? cmoe__arena_check(&path->arena, workspace, i) : -1;
-        if (damaged >= 0)
-            return CMOE_FAIL(CMOE_ERR_DEVICE, "kernel %s wrote outside workspace region %d",
-                             step->kernel->name, damaged);
-#endif
+        CMOE_TRY(run_step(path, i, x, workspace));
+        if (x->t->stage_us) count_time(x, &path->step[i], now_us() - start);
     }
     return CMOE_OK;
 }

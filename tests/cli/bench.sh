@@ -48,6 +48,12 @@ python3 "$root/tools/bench_compare.py" "$work/points" "$work/points" >"$work/out
     fail "bench_compare.py ends with $?"
 has "$work/out" '^4 cells, geometric mean of B/A 1.000; 0 only in A'
 
+# Steps, under the stages they end with.
+run 0 bench --problem "$small stages=sort..combine" --tokens 2 --min-time 0.001 --pin '*__ref' --stages --json -
+has "$work/out" '"stage_us": {"sort": [0-9.e-]*, "gemm1": [0-9.e-]*, "act": .*, "gemm2": .*, "combine": [0-9.e-]*}'
+run 0 bench --problem "$small" --tokens 2 --min-time 0.001 --stages
+has "$work/out" '^  us up to  .* combine [0-9]'
+
 # Two plans in turn, and CSV.
 run 0 bench --problem "$small" --tokens 2 --min-time 0.001 --vs '*__ref' --json -
 has "$work/out" '"against": {"us_median": [0-9.e-]*, .*"plan": "[^"]*__ref'
