@@ -26,6 +26,7 @@ enum { MAX_ROWS = 64 };
 struct row {
     const char *scheme;
     double bytes, perplexity, error;
+    char device[96];
     int done;
 };
 
@@ -45,6 +46,7 @@ static void measure(const struct table *t, struct row *row)
     experts_open(&e, &t->lm, row->scheme, t->device);
     row->bytes = cmoe_quantized_bytes_per_weight(e.layers[0].quantized);
     row->error = logit_error(&e, t->step);
+    snprintf(row->device, sizeof row->device, "%s", e.info.name);
     row->perplexity = t->windows > 0 ? perplexity(&e, t->windows) : 0;
     experts_close(&e);
 }
@@ -90,6 +92,7 @@ static double print_rows(struct table *t)
         printf("  %11.2g\n", row->error);
         if (!(row->error <= worst)) worst = row->error; /* a NaN stays */
     }
+    printf("experts on %s\n", t->rows[0].device);
     return worst;
 }
 

@@ -86,7 +86,7 @@ CMOE_API cmoe_status cmoe_device_sync(cmoe_device *dev, void *stream) CMOE_MUST_
 typedef struct cmoe_device_info {
     size_t struct_size;
     char name[96]; /* CPU or GPU model */
-    char isa[64];  /* "avx512", "avx2", "generic", "sm_90a" */
+    char isa[64];  /* "avx512", "avx2", "generic", "sm_90" */
     char features[256];
     int threads;
     int64_t l1d, l2, l3; /* bytes; 0 unknown */

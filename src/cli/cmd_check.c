@@ -177,9 +177,10 @@ static void print_json_row(const cmoe_kernel_info *row, const struct tally *tall
     cli_json_end(&json);
 }
 
-/* Place of a target among instruction sets; past the end where it is unknown. */
+/* Place of a target among instruction sets; past the end where it is unknown. GPUs: the architecture. */
 static int target_rank(const char *target)
 {
+    if (strncmp(target, "sm", 2) == 0) return atoi(target + (target[2] == '_' ? 3 : 2));
     const char *const order[] = {"ref",        "generic",    "avx2", "avx512",
                                  "avx512vnni", "avx512bf16", "amx"};
     const int ranks = (int)(sizeof order / sizeof *order);
@@ -196,13 +197,20 @@ static bool is_of(const char *device, const char *backend)
     return strncmp(device, backend, n) == 0 && (device[n] == '\0' || device[n] == ':');
 }
 
+/* Whether a device of instruction set `isa` runs a target: itself, or any later one but for sm90a. */
+static bool runs(const char *isa, const char *target)
+{
+    const int rank = target_rank(target), has = target_rank(isa);
+    const bool alone = strcmp(target, "sm90a") == 0;
+    return strcmp(target, "ref") == 0 || rank == has || (rank < has && !alone);
+}
+
 /* Whether a device that tries this row has its instruction set. */
 static bool is_reachable(const struct check *check, const cmoe_kernel_info *row)
 {
     for (int d = 0; d < check->n_devices; d++)
         if (is_of(check->devices[d], row->backend) && !row->conversion &&
-            (strcmp(row->target, "ref") == 0 ||
-             target_rank(row->target) <= target_rank(check->sessions[d].info.isa)))
+            runs(check->sessions[d].info.isa, row->target))
             return true;
     return false;
 }

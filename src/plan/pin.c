@@ -38,6 +38,19 @@ cmoe_status cmoe__pin_set(struct cmoe_plan *plan, const char *pin)
     return CMOE_OK;
 }
 
+/* Whether any layout that can lie before the row is accepted by it. */
+static bool usable_somewhere(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    struct cmoe_edge out, in = cmoe__usual_edge(q->p, k->first);
+    if (k->first < q->p->first || k->last > q->p->last) return false;
+    if (cmoe__kernel_usable(k, q, in, &out, NULL)) return true;
+    for (uint8_t layout = 0; layout < CMOE_EDGE_COUNT; layout++) {
+        in = (struct cmoe_edge){.layout = layout, .block_m = (uint16_t)q->p->block_m};
+        if (cmoe__kernel_usable(k, q, in, &out, NULL)) return true;
+    }
+    return false;
+}
+
 cmoe_status cmoe__pin_check(const struct cmoe_plan *plan)
 {
     const struct cmoe_backend *backend;
@@ -52,14 +65,8 @@ cmoe_status cmoe__pin_check(const struct cmoe_plan *plan)
         for (int b = 0; b < plan->n_buckets; b++) {
             struct cmoe_query at = q;
             at.tokens = cmoe__plan_bucket_tokens(&plan->p, b);
-            struct cmoe_edge in = cmoe__usual_edge(&plan->p, k->first);
-            if (k->last + 1 == k->first) return CMOE_OK;
-            if (cmoe__kernel_usable(k, &at, in, &out, &why) && k->first >= plan->p.first &&
-                k->last <= plan->p.last)
-                return CMOE_OK;
-            in = cmoe__plan_first_edge(&plan->p);
-            if (k->first == plan->p.first && cmoe__kernel_usable(k, &at, in, &out, &why))
-                return CMOE_OK;
+            if (k->last + 1 == k->first || usable_somewhere(k, &at)) return CMOE_OK;
+            (void)cmoe__kernel_usable(k, &at, cmoe__usual_edge(&plan->p, k->first), &out, &why);
         }
         refused = k->name;
     }
@@ -69,19 +76,6 @@ cmoe_status cmoe__pin_check(const struct cmoe_plan *plan)
     return CMOE_FAIL(CMOE_ERR_INVALID, "pin \"%s\" matches %s, which cannot be used here: %s",
                      plan->pin, refused,
                      why.text[0] ? why.text : "it covers stages outside the plan");
-}
-
-/* Whether any layout that can lie before the row is accepted by it. */
-static bool usable_somewhere(const struct cmoe_kernel *k, const struct cmoe_query *q)
-{
-    struct cmoe_edge out, in = cmoe__usual_edge(q->p, k->first);
-    if (k->first < q->p->first || k->last > q->p->last) return false;
-    if (cmoe__kernel_usable(k, q, in, &out, NULL)) return true;
-    for (uint8_t layout = 0; layout < CMOE_EDGE_COUNT; layout++) {
-        in = (struct cmoe_edge){.layout = layout, .block_m = (uint16_t)q->p->block_m};
-        if (cmoe__kernel_usable(k, q, in, &out, NULL)) return true;
-    }
-    return false;
 }
 
 static uint32_t stages_of(const struct cmoe_kernel *k)

@@ -31,7 +31,7 @@ schemes --windows 0 --max-error 1e-9 f32 >/dev/null 2>&1 && fail "--max-error al
 # Every scheme: within what 4 bits cost a model this small, and an error of its own.
 table=$(schemes --windows 0 --max-error 8) || fail "a scheme is far from the reference logits"
 echo "$table"
-echo "$table" | awk 'NR > 1 { n++; if ($4 !~ /^[0-9.e+-]+$/ || $4 + 0 <= 0) bad = 1 }
+echo "$table" | awk 'NR > 1 && !/^experts on / { n++; if ($4 !~ /^[0-9.e+-]+$/ || $4 + 0 <= 0) bad = 1 }
     END { exit n < 19 || bad }' || fail "the table has missing or zero errors"
 
 # Perplexity: transformers has 1.161 bits a byte on the whole text with more context, that is 2.24.

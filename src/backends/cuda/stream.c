@@ -158,7 +158,7 @@ cmoe_status cmoe__cuda_stream_gemm1(const struct cmoe_step *step, const struct c
                          .h = x->h,
                          .i = (int32_t)shape->I,
                          .i_used = (int32_t)shape->i_used,
-                         .h_dtype = cmoe__shape_h_dtype(x->p),
+                         .h_dtype = (int32_t)cmoe__shape_h_dtype(x->p),
                          .gated = shape->gated,
                          .outputs = (int32_t)shape->I};
     return launch(x, &s);

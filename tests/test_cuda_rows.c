@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: MIT
+ * Rows of NVIDIA GPUs, planned without a GPU: a plan asks for a device's properties alone. Every row
+ * of the table can be pinned for some problem of problems.def, or `cmoe check` would never run it. */
+#include "harness.h"
+#include "plan/plan.h"
+
+#include <string.h>
+
+static const char *const problems[] = {
+#define PROBLEM(text) text,
+#include "cli/problems.def"
+#undef PROBLEM
+};
+enum { PROBLEMS = sizeof problems / sizeof problems[0] };
+
+/* What an H100 (90) and an A100 (80) say of themselves, or about so. */
+static struct cmoe_device device_of(cmoe_context *ctx, const struct cmoe_backend *cuda, int arch)
+{
+    return (struct cmoe_device){
+        .ctx = ctx,
+        .backend = cuda,
+        .props = {.arch = arch, .threads = 132, .l2 = 50 << 20, .gbps = 3000, .gflops = 8e5},
+    };
+}
+
+static const struct cmoe_backend *find_cuda(void)
+{
+    for (int b = 0; cmoe__backends[b]; b++)
+        if (strcmp(cmoe__backends[b]->name, "cuda") == 0) return cmoe__backends[b];
+    return NULL;
+}
+
+static bool is_planned(struct cmoe_device *dev, const cmoe_problem *p, const char *row)
+{
+    const cmoe_plan_options options = {.struct_size = sizeof options, .pin = row};
+    cmoe_plan *plan = NULL;
+    char path[1024];
+    if (cmoe_plan_create(dev, p, NULL, &options, &plan) != CMOE_OK) return false;
+    cmoe_plan_path(plan, p->max_tokens, path, sizeof path);
+    cmoe_plan_destroy(plan);
+    return strstr(path, row) != NULL;
+}
+
+static int problems_of(struct cmoe_device *dev, int row, const char *name)
+{
+    int n = 0;
+    for (int i = 0; i < PROBLEMS; i++) {
+        const cmoe_problem p = test_problem(problems[i]);
+        n += cmoe_kernel_supports(row, dev, &p, NULL, 0) && is_planned(dev, &p, name);
+    }
+    return n;
+}
+
+static void every_row_is_planned(void **state)
+{
+    (void)state;
+    const struct cmoe_backend *const cuda = find_cuda();
+    if (!cuda) skip();
+    cmoe_context *const ctx = test_context(1, NULL);
+    struct cmoe_device hopper = device_of(ctx, cuda, 90), ampere = device_of(ctx, cuda, 80);
+    cmoe_kernel_info row;
+    int rows = 0, older = 0;
+    for (int i = 0; cmoe_kernel_describe(i, &row); i++) {
+        if (strcmp(row.backend, "cuda") != 0) continue;
+        if (problems_of(&hopper, i, row.name) == 0) fail_with("no problem uses %s", row.name);
+        const bool any = problems_of(&ampere, i, row.name) > 0;
+        if (any && strcmp(row.target, "sm90a") == 0) fail_with("%s on an A100", row.name);
+        rows++;
+        older += any;
+    }
+    assert_true(rows == cuda->n_kernels && older > rows / 3);
+    cmoe_context_destroy(ctx);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_row_is_planned)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
