@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * One warp routes one token. Logits and keys of the token lie in shared memory; the k best are taken
- * one by one by a warp-wide comparison whose order is total, so ids are distinct for every input. */
+ * one by one by a warp-wide comparison whose order is total, so ids are distinct for every input. Loops
+ * stay loops: in a layer the code comes from memory. */
 #ifndef CMOE_KERNELS_ROUTE_CUH
 #define CMOE_KERNELS_ROUTE_CUH
 
@@ -50,21 +51,18 @@ DEV int warp_best(const uint32_t *rank, int n, bool high)
 {
     uint32_t top = 0;
     int at = -1;
+#pragma unroll 4
     for (int e = lane(); e < n; e += 32)
         if (rank[e] > top || (high && at >= 0 && rank[e] == top)) {
             top = rank[e];
             at = e;
         }
-    for (int offset = 16; offset > 0; offset >>= 1) {
-        const uint32_t t = __shfl_xor_sync(0xffffffff, top, offset);
-        const int a = __shfl_xor_sync(0xffffffff, at, offset);
-        const bool tie = t == top && a >= 0 && (at < 0 || (high ? a > at : a < at));
-        if (t > top || tie) {
-            top = t;
-            at = a;
-        }
-    }
-    return at;
+    const uint32_t most = __reduce_max_sync(0xffffffff, top);
+    if (most == 0)
+        return -1;
+    if (high)
+        return __reduce_max_sync(0xffffffff, top == most ? at : -1);
+    return __reduce_min_sync(0xffffffff, top == most ? at : n);
 }
 
 /* Scores of all experts into s; the same as cmoe__ref_route_row in f32. */
@@ -72,17 +70,21 @@ DEV void scores(const cmoe_gpu_route &r, const float *z, float *s)
 {
     const int n = r.p.experts;
     if (r.p.router != CMOE_ROUTE_SOFTMAX) {
+#pragma unroll 1
         for (int e = lane(); e < n; e += 32)
             s[e] = score(r.p.router, z[e]);
         return;
     }
     float top = -INFINITY, sum = 0;
+#pragma unroll 1
     for (int e = lane(); e < n; e += 32)
         top = isnan(top) || isnan(z[e]) ? bits_f32(0x7fc00000) : fmaxf(top, z[e]);
     top = warp_max_nan(top);
+#pragma unroll 1
     for (int e = lane(); e < n; e += 32)
         sum += s[e] = expf(z[e] - top);
     sum = warp_sum(sum);
+#pragma unroll 1
     for (int e = lane(); e < n; e += 32)
         s[e] = s[e] / sum;
 }
@@ -90,6 +92,7 @@ DEV void scores(const cmoe_gpu_route &r, const float *z, float *s)
 DEV void make_keys(const cmoe_gpu_route &r, const float *z, const float *s, float *key, uint32_t *rank)
 {
     const bool by_score = (r.p.flags & (CMOE_ROUTE_BIAS | CMOE_GROUP_SUM2)) != 0;
+#pragma unroll 1
     for (int e = lane(); e < r.p.experts; e += 32) {
         float k = z[e];
         if (by_score && !isnan(z[e]) && z[e] != -INFINITY)
@@ -105,6 +108,7 @@ DEV uint32_t group_rank(const cmoe_gpu_route &r, const float *key, const uint32_
 {
     uint32_t first = 0, second = 0;
     float a = 0, b = 0;
+#pragma unroll 1
     for (int e = 0; e < size; e++)
         if (rank[e] > first) {
             second = first;
@@ -121,9 +125,11 @@ DEV uint32_t group_rank(const cmoe_gpu_route &r, const float *key, const uint32_
 DEV void keep_groups(const cmoe_gpu_route &r, const float *key, uint32_t *rank, uint32_t *group)
 {
     const int size = r.p.experts / r.p.groups;
+#pragma unroll 1
     for (int g = lane(); g < r.p.groups; g += 32)
         group[g] = group_rank(r, key + g * size, rank + g * size, size);
     __syncwarp();
+#pragma unroll 1
     for (int i = 0; i < r.p.groups_kept; i++) {
         const int g = warp_best(group, r.p.groups, r.p.flags & CMOE_TIE_HIGH);
         __syncwarp();
@@ -131,23 +137,36 @@ DEV void keep_groups(const cmoe_gpu_route &r, const float *key, uint32_t *rank, 
             group[g] = 0;
         __syncwarp();
     }
+#pragma unroll 1
     for (int e = lane(); e < r.p.experts; e += 32)
         if (group[e / size] != 0)
             rank[e] = 0;
     __syncwarp();
 }
 
-/* z of one token into shared memory. */
+DEV float logit(const cmoe_gpu_route &r, int64_t t, int e)
+{
+    if (r.scratch)
+        return r.scratch[t * r.columns + e];
+    if (r.p.logits == CMOE_F32)
+        return ((const float *)r.logits)[t * r.logits_stride + e];
+    const uint16_t v = ((const uint16_t *)r.logits)[t * r.logits_stride + e];
+    return r.p.logits == CMOE_F16 ? decode(CMOE_F16, v) : decode(CMOE_BF16, v);
+}
+
+/* z of one token into shared memory; four loads of a lane at once. */
 DEV void load_logits(const cmoe_gpu_route &r, int64_t t, float *z)
 {
-    if (r.scratch) {
-        for (int e = lane(); e < r.columns; e += 32)
-            z[e] = r.scratch[t * r.columns + e];
-    } else {
-        const int bytes = r.p.logits == CMOE_F32 ? 4 : 2;
-        const char *row = (const char *)r.logits + t * r.logits_stride * bytes;
-        for (int e = lane(); e < r.columns; e += 32)
-            z[e] = load(r.p.logits, row, e);
+    enum { AT_ONCE = 4 };
+    for (int base = lane(); base < r.columns; base += 32 * AT_ONCE) {
+        float v[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            v[i] = base + 32 * i < r.columns ? logit(r, t, base + 32 * i) : 0.0f;
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            if (base + 32 * i < r.columns)
+                z[base + 32 * i] = v[i];
     }
     __syncwarp();
 }
@@ -160,14 +179,18 @@ DEV void write_weights(const cmoe_gpu_route &r, const float *z, const float *s, 
     const bool after = (r.p.flags & CMOE_TOPK_FIRST) && r.p.router == CMOE_ROUTE_SOFTMAX;
     float top = -INFINITY, sum = 0, total = 0;
     if (after) {
+#pragma unroll 1
         for (int j = 0; j < k; j++) {
             const float v = ids[j] >= 0 && ids[j] < r.p.experts ? z[ids[j]] : -INFINITY;
             top = isnan(top) || isnan(v) ? bits_f32(0x7fc00000) : fmaxf(top, v);
         }
+#pragma unroll 1
         for (int j = 0; j < k; j++)
             sum += expf((ids[j] >= 0 && ids[j] < r.p.experts ? z[ids[j]] : -INFINITY) - top);
     }
+#pragma unroll 1
     for (int pass = r.p.flags & CMOE_RENORMALIZE ? 0 : 1; pass < 2; pass++)
+#pragma unroll 1
         for (int j = pass ? lane() : 0; j < k; j += pass ? 32 : 1) {
             const bool valid = ids[j] >= 0 && ids[j] < r.p.experts;
             float w = valid ? s[ids[j]] : 0.0f;
@@ -194,6 +217,7 @@ DEV void route_token(const cmoe_gpu_route &r, int64_t t, float *shared)
     float *weights = r.weights + t * r.call.slots;
     load_logits(r, t, z);
     bool routed = false;
+#pragma unroll 1
     for (int i = lane(); i < e; i += 32)
         routed = routed || z[i] != -INFINITY;
     routed = __any_sync(0xffffffff, routed);
@@ -208,20 +232,30 @@ DEV void route_token(const cmoe_gpu_route &r, int64_t t, float *shared)
     make_keys(r, z, s, key, rank);
     if (r.p.groups > 0)
         keep_groups(r, key, rank, group);
-    for (int j = 0; j < k; j++) {
-        const int best = given || !routed ? 0 : warp_best(rank, e, r.p.flags & CMOE_TIE_HIGH);
+    int32_t *chosen = (int32_t *)key; /* which nothing reads any more */
+#pragma unroll 1
+    for (int j = lane(); j < k && (given || !routed); j += 32)
+        chosen[j] = given ? given[j] : -1;
+#pragma unroll 1
+    for (int j = 0; j < k && !given && routed; j++) {
+        const int best = warp_best(rank, e, r.p.flags & CMOE_TIE_HIGH);
         __syncwarp();
         if (lane() == 0) {
-            ids[j] = !routed ? -1 : (given ? given[j] : best);
-            if (routed && !given)
-                rank[best] = 0;
-            if (!routed)
-                weights[j] = 0;
+            chosen[j] = best;
+            rank[best] = 0;
         }
         __syncwarp();
     }
+    __syncwarp();
+#pragma unroll 1
+    for (int j = lane(); j < k; j += 32) {
+        ids[j] = chosen[j];
+        if (!routed)
+            weights[j] = 0;
+    }
     if (routed)
-        write_weights(r, z, s, ids, weights);
+        write_weights(r, z, s, chosen, weights);
+#pragma unroll 1
     for (int j = lane(); j < r.p.shared; j += 32) {
         ids[k + j] = e + j;
         weights[k + j] = r.p.flags & CMOE_SHARED_SIGMOID ? score(CMOE_ROUTE_SIGMOID, z[e + j]) : r.p.shared_weight;
@@ -231,6 +265,7 @@ DEV void route_token(const cmoe_gpu_route &r, int64_t t, float *shared)
 /* ROUTE_ALL: every expert, weight 1. */
 DEV void route_to_all(const cmoe_gpu_route &r, int64_t t)
 {
+#pragma unroll 1
     for (int j = lane(); j < r.call.slots; j += 32) {
         r.ids[t * r.call.slots + j] = j;
         r.weights[t * r.call.slots + j] = 1;
