@@ -40,13 +40,30 @@ static void finish_row(const struct cmoe_cpu_item *it, const struct finish *f, i
     }
 }
 
+/* Whether results need nothing but to be stored. */
+static bool is_plain(const struct cmoe_cpu_item *it)
+{
+    const cmoe_problem *const p = it->run->x.p;
+    const bool first = it->g->matrix == 1;
+    const bool weighted =
+        first && (p->weight_on == CMOE_WEIGHT_ON_GEMM1 || p->weight_on == CMOE_WEIGHT_ON_ACT);
+    return !weighted && !(p->flags & (first ? CMOE_BIAS1 : CMOE_BIAS2));
+}
+
 /* n results of every row to logical columns [to, to + n) of gu or z. */
 static void store_columns(const struct cmoe_cpu_item *it, const float *c, int64_t ldc, int64_t to,
                           int64_t n)
 {
     const struct cmoe_exec *const x = &it->run->x;
-    const struct finish f = finish_columns(it, to, n);
     float *const out = (it->g->matrix == 1 ? x->gu : x->z) + to;
+    if (n == CMOE_CPU_PANEL && is_plain(it)) {
+        float *rows[CMOE_CPU_TILE_ROWS];
+        for (int r = 0; r < it->m; r++)
+            rows[r] = out + it->rows[r] * it->g->n_stride;
+        it->run->ops->store_panel(it->m, c, ldc, rows);
+        return;
+    }
+    const struct finish f = finish_columns(it, to, n);
     for (int r = 0; r < it->m; r++)
         finish_row(it, &f, it->rows[r], c + r * ldc, n, out + it->rows[r] * it->g->n_stride);
 }
@@ -72,12 +89,28 @@ static void store_activated(const struct cmoe_cpu_item *it, const float *gate, c
     }
 }
 
+/* h of a whole panel of gate and up that lies at column `at`. */
+static void activate_plain(const struct cmoe_cpu_item *it, const float *c, int64_t ldc, int64_t at)
+{
+    const struct cmoe_exec *const x = &it->run->x;
+    const cmoe_dtype dtype = cmoe__shape_h_dtype(x->p);
+    const int64_t size = dtype == CMOE_F32 ? 4 : 2;
+    void *h[CMOE_CPU_TILE_ROWS];
+    for (int r = 0; r < it->m; r++)
+        h[r] = (char *)x->h + (it->rows[r] * x->shape->I + at) * size;
+    it->run->ops->act_panel(&it->run->act, dtype, it->m, c, ldc, h);
+}
+
 static void activate_panel(const struct cmoe_cpu_item *it, int64_t panel, const float *c,
                            int64_t ldc)
 {
     const struct cmoe_shape *const s = it->run->x.shape;
     const int64_t width = s->gated ? CMOE_CPU_PANEL / 2 : CMOE_CPU_PANEL;
     const int64_t at = panel * width, n = cmoe__min64(width, s->I - at);
+    if (s->gated && at + width <= s->i_used && is_plain(it)) {
+        activate_plain(it, c, ldc, at);
+        return;
+    }
     const struct finish f = finish_columns(it, at, n);
     float gate[CMOE_CPU_TILE_ROWS * CMOE_CPU_PANEL];
     float up[CMOE_CPU_TILE_ROWS * CMOE_CPU_PANEL / 2];

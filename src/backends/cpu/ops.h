@@ -60,6 +60,13 @@ struct cmoe_cpu_ops {
     void (*act)(const struct cmoe_cpu_act *act, int64_t n, const float *gate, const float *up,
                 float *h);
 
+    /* The same of a panel's 16 gate and 16 up columns, c[m][ldc], to 16 values of `dtype` a row. */
+    void (*act_panel)(const struct cmoe_cpu_act *act, cmoe_dtype dtype, int m, const float *c,
+                      int64_t ldc, void *const *h);
+
+    /* 32 columns of every row to where it belongs. */
+    void (*store_panel)(int m, const float *c, int64_t ldc, float *const *to);
+
     void (*load_row)(cmoe_dtype dtype, const void *src, int64_t n, float *dst);
     void (*store_row)(cmoe_dtype dtype, void *dst, int64_t n, const float *src);
     /* sum[n] += r * z */

@@ -83,6 +83,14 @@ static void pack_rows(cmoe_dtype dtype, const void *const *rows, int m, int64_t 
     }
 }
 
+static void store_panel(int m, const float *c, int64_t ldc, float *const *to)
+{
+    for (int r = 0; r < m; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < CMOE_CPU_PANEL; j += VEC)
+            v_store(to[r] + j, v_load(c + r * ldc + j));
+}
+
 static void axpy(int64_t n, float r, const float *z, float *sum)
 {
     int64_t i = 0;

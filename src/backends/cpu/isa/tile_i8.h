@@ -104,12 +104,44 @@ CMOE_INLINE void store_quad(const int8_t code[4], char *a)
 #endif
 }
 
+#if defined CMOE_ISA_AVX512VNNI
+/* Four quads of four rows to records of m quads. */
+CMOE_INLINE void pack_4x4(const void *const *rows, int64_t at, int m, char *to)
+{
+    __m128i row[4];
+#    pragma GCC unroll 4
+    for (int r = 0; r < 4; r++)
+        row[r] = _mm_xor_si128(_mm_loadu_si128((const void *)((const char *)rows[r] + at)),
+                               _mm_set1_epi8(-128));
+    const __m128i ab = _mm_unpacklo_epi32(row[0], row[1]), ab2 = _mm_unpackhi_epi32(row[0], row[1]);
+    const __m128i cd = _mm_unpacklo_epi32(row[2], row[3]), cd2 = _mm_unpackhi_epi32(row[2], row[3]);
+    _mm_storeu_si128((void *)to, _mm_unpacklo_epi64(ab, cd));
+    _mm_storeu_si128((void *)(to + 4 * m), _mm_unpackhi_epi64(ab, cd));
+    _mm_storeu_si128((void *)(to + 8 * m), _mm_unpacklo_epi64(ab2, cd2));
+    _mm_storeu_si128((void *)(to + 12 * m), _mm_unpackhi_epi64(ab2, cd2));
+}
+
+/* Rows and k's that fill blocks of 4 rows by 16. @return the rows done, up to k 16 * (k / 16) */
+CMOE_INLINE int pack_blocks(const void *const *rows, int m, int64_t k, char *a)
+{
+    int r = 0;
+    for (; r + 4 <= m; r += 4)
+        for (int64_t i = 0; i + 16 <= k; i += 16)
+            pack_4x4(rows + r, i, m, a + i * m + 4 * r);
+    return r;
+}
+#endif
+
 static void pack_i8(const void *const *rows, int m, int64_t k, void *a)
 {
+    int blocks = 0; /* rows of which whole 16 k's are done */
+#if defined CMOE_ISA_AVX512VNNI
+    blocks = pack_blocks(rows, m, k, a);
+#endif
     for (int r = 0; r < m; r++) {
         const int8_t *const row = rows[r];
-        char *to = (char *)a + r * QUAD_BYTES;
-        int64_t i = 0;
+        int64_t i = r < blocks ? k / 16 * 16 : 0;
+        char *to = (char *)a + r * QUAD_BYTES + i / 4 * m * QUAD_BYTES;
         for (; i + 4 <= k; i += 4, to += m * QUAD_BYTES)
             store_quad(row + i, to);
         int8_t tail[4] = {0};
