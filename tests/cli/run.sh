@@ -5,7 +5,10 @@
 
 run 0 list --schemes
 cp "$work/out" "$work/schemes"
+n=0
 while read -r scheme; do
+    n=$((n + 1))
+    if [ "${TEST_SHORT:-0}" != 0 ] && [ $((n % 3)) != 1 ]; then continue; fi
     expected=$model/expected/$scheme.npy
     [ -f "$expected" ] || fail "no expected output for $scheme"
     run 0 run --model "$model" --layer 2 --input "$model/hidden.npy" --scheme "$scheme" \
