@@ -39,6 +39,10 @@ struct cmoe_cuda_half {
     const void *data; /* of expert 0 */
     int64_t row_stride, expert_stride;
     bool strided;
+    /* Of expert 0; `all_strided`: scales and biases lie at a distance from expert to expert too, bytes. */
+    cmoe_gpu_half first;
+    int64_t scale_stride, bias_stride;
+    bool all_strided;
 };
 
 /* What cmoe_weights.state points at. */

@@ -2,49 +2,92 @@
  * A handful of tokens without a sort: two kernels, one writes h of every slot, one y. */
 #include "backends/cuda/gemv.h"
 
+#include "backends/cuda/params_gemv.h"
 #include "core/fail.h"
 #include "core/format.h"
 #include "core/numeric.h"
 #include "core/size.h"
 
-/* As in kernels/gemv_sm90a.cu. */
-enum { THREADS = 512, MOST_ROWS = 64, MOST_TOKENS = 8, SHARED_BYTES = 200 * 1024, START_US = 12 };
+enum {
+    MOST_TOKENS = 8,
+    SHARED_BYTES = 200 * 1024,
+    START_US = 12,
+    LEAST_BLOCKS = 64, /* a block then has tiles of two tokens at most */
+    WARPS = CMOE_GEMV_THREADS / 32,
+    ROWS = 8, /* of a tile */
+};
+
+#define PAIR(w, name, x)                                                                           \
+    {                                                                                              \
+        w, x, CMOE_CUDA_cmoe_gemv1_##name, CMOE_CUDA_cmoe_gemv2_##name                             \
+    }
 
 static const struct {
-    uint8_t w; /* I8 and I4 stand for unsigned weights too */
+    uint8_t w,
+        x; /* types of w, and of what it is multiplied as; I8 and I4 stand for unsigned w too */
     enum cmoe_cuda_function gemm1, gemm2;
 } kernels[] = {
-    {CMOE_BF16, CMOE_CUDA_cmoe_gemv1_bf16, CMOE_CUDA_cmoe_gemv2_bf16},
-    {CMOE_F16, CMOE_CUDA_cmoe_gemv1_f16, CMOE_CUDA_cmoe_gemv2_f16},
-    {CMOE_E4M3, CMOE_CUDA_cmoe_gemv1_e4m3, CMOE_CUDA_cmoe_gemv2_e4m3},
-    {CMOE_I8, CMOE_CUDA_cmoe_gemv1_i8, CMOE_CUDA_cmoe_gemv2_i8},
-    {CMOE_I4, CMOE_CUDA_cmoe_gemv1_i4, CMOE_CUDA_cmoe_gemv2_i4},
-    {CMOE_E2M1, CMOE_CUDA_cmoe_gemv1_e2m1, CMOE_CUDA_cmoe_gemv2_e2m1},
+    PAIR(CMOE_BF16, bf16, CMOE_BF16),      PAIR(CMOE_F16, f16, CMOE_F16),
+    PAIR(CMOE_E4M3, e4m3_bf16, CMOE_BF16), PAIR(CMOE_E4M3, e4m3_f16, CMOE_F16),
+    PAIR(CMOE_I8, i8_bf16, CMOE_BF16),     PAIR(CMOE_I8, i8_f16, CMOE_F16),
+    PAIR(CMOE_I4, i4_bf16, CMOE_BF16),     PAIR(CMOE_I4, i4_f16, CMOE_F16),
+    PAIR(CMOE_E2M1, e2m1_bf16, CMOE_BF16), PAIR(CMOE_E2M1, e2m1_f16, CMOE_F16),
 };
 
 enum { KERNELS = sizeof kernels / sizeof *kernels };
 
-static int find(cmoe_format w)
+/* Codes of e4m3 are exact in f16. */
+static int find(cmoe_format x, cmoe_format w)
 {
     const int as = w.dtype == CMOE_U8 ? CMOE_I8 : (w.dtype == CMOE_U4 ? CMOE_I4 : w.dtype);
+    const int operand = x.dtype == CMOE_E4M3 ? CMOE_F16 : x.dtype;
     for (int i = 0; i < KERNELS; i++)
-        if (kernels[i].w == as) return i;
+        if (kernels[i].w == as && kernels[i].x == operand) return i;
     return KERNELS;
 }
 
-/* Columns of x or h as f32, in whole pieces of 16 bytes of weights. */
-static int64_t staged_columns(cmoe_format w, int64_t columns)
+/* Whether 128 columns of x have a factor of their own: its scale, or what makes bf16 fit f16. */
+static bool spanned(cmoe_format w, cmoe_format x)
 {
-    return cmoe__round_up(columns, 128 / cmoe_dtype_bits((cmoe_dtype)w.dtype));
+    return x.scaling == CMOE_SCALE_GROUP ||
+           (cmoe_dtype_bits((cmoe_dtype)w.dtype) == 4 && x.dtype == CMOE_BF16);
 }
 
-static size_t shared_bytes(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens,
+/* How a kernel's work is cut, and its shared memory. */
+struct cut {
+    int32_t strips, pieces, steps, spans;
+    int32_t x_at, factor_at, amax_at, part_at;
+    size_t bytes;
+};
+
+static struct cut cut_work(const cmoe_problem *p, const struct cmoe_shape *s, int tokens,
                            bool first)
 {
-    const int64_t columns =
-        first ? staged_columns(p->w, s->h_used) : staged_columns(p->w, s->i_used) * s->slots;
-    const size_t halves = (size_t)(tokens * s->slots) * (first ? 2 : 1) * sizeof(cmoe_gpu_half);
-    return (size_t)(tokens * columns) * 4 + halves;
+    const int bits = cmoe_dtype_bits((cmoe_dtype)p->w.dtype);
+    const cmoe_format x = first ? p->x : p->mid;
+    const int64_t columns = first ? s->h_used : s->i_used, outputs = first ? s->I : s->H;
+    const int64_t piece = 128 / bits, step = 8 * piece;
+    const int64_t strips = cmoe__ceil_div(outputs, first && s->gated ? ROWS / 2 : ROWS);
+    const int64_t steps = cmoe__ceil_div(columns, step);
+    const int64_t spans = spanned(p->w, x) ? cmoe__ceil_div(steps * step, 128) : 1;
+    const int64_t tiles = cmoe__ceil_div(tokens * strips * (first ? s->slots : 1), LEAST_BLOCKS);
+    const int64_t rows = (tokens > 1 ? 2 : 1) * (first ? 1 : s->slots);
+    const int64_t ring = CMOE_GEMV_CODES + (bits < 16 ? CMOE_GEMV_SCALES : 0);
+    const int64_t x_at = (int64_t)WARPS * CMOE_GEMV_DEPTH * ring;
+    const int64_t factor_at = x_at + rows * steps * step * 2;
+    const int64_t amax_at = factor_at + rows * spans * 4, part_at = amax_at + rows * 4;
+    const int64_t parts = 3 * tiles > WARPS * WARPS ? 3 * tiles : WARPS * WARPS;
+    return (struct cut){
+        .strips = (int32_t)strips,
+        .pieces = (int32_t)cmoe__ceil_div(columns, piece),
+        .steps = (int32_t)steps,
+        .spans = (int32_t)spans,
+        .x_at = (int32_t)x_at,
+        .factor_at = (int32_t)factor_at,
+        .amax_at = (int32_t)amax_at,
+        .part_at = (int32_t)part_at,
+        .bytes = (size_t)(part_at + parts * ROWS * 4),
+    };
 }
 
 static bool is_plain(cmoe_format f)
@@ -66,9 +109,10 @@ static bool formats_fit(const struct cmoe_kernel *k, const struct cmoe_query *q,
     const cmoe_problem *p = q->p;
     const int bits = cmoe_dtype_bits((cmoe_dtype)p->w.dtype);
     const int span = (int)cmoe__format_span(p->w, 0);
-    if (find(p->w) == KERNELS || (bits < 16) != (p->w.scaling != CMOE_SCALE_NONE) ||
-        (span > 0 && span * bits < 128))
+    if ((bits < 16) != (p->w.scaling != CMOE_SCALE_NONE) || (span > 0 && span < 32))
         return cmoe__refuse(why, "there is no kernel for these weights");
+    if (find(p->x, p->w) == KERNELS || find(p->mid, p->w) == KERNELS)
+        return cmoe__refuse(why, "there is no kernel for these weights and rows");
     if (k->first == CMOE_STAGE_QUANT ? !(q->shape->quant && is_dynamic_e4m3(p->x))
                                      : q->shape->quant || !is_plain(p->x))
         return cmoe__refuse(why, "x is of another format than the row quantises or takes");
@@ -90,10 +134,10 @@ bool cmoe__cuda_gemv_supports(const struct cmoe_kernel *k, const struct cmoe_que
         return cmoe__refuse(why, "only from token rows to token rows");
     if (p->flags & CMOE_BATCH_INVARIANT)
         return cmoe__refuse(why, "sums in another order than the rows for many tokens");
-    if (q->tokens > MOST_TOKENS || (int64_t)q->tokens * s->slots > MOST_ROWS)
+    if (q->tokens > MOST_TOKENS || (int64_t)q->tokens * s->slots > CMOE_GEMV_ROWS)
         return cmoe__refuse(why, "%d tokens share too many weights", q->tokens);
-    if (shared_bytes(p, s, q->tokens, true) > SHARED_BYTES ||
-        shared_bytes(p, s, q->tokens, false) > SHARED_BYTES)
+    if (cut_work(p, s, q->tokens, true).bytes > SHARED_BYTES ||
+        cut_work(p, s, q->tokens, false).bytes > SHARED_BYTES)
         return cmoe__refuse(why, "the rows of %d tokens do not fit in shared memory", q->tokens);
     if (in.layout != cmoe__usual_edge(p, k->first).layout)
         return cmoe__refuse(why, "starts from another data layout");
@@ -101,16 +145,25 @@ bool cmoe__cuda_gemv_supports(const struct cmoe_kernel *k, const struct cmoe_que
     return true;
 }
 
-/* Weights are read again for every row of an expert. Shares of the memory's rate were measured on an
- * H100: 16-bit weights are bound by memory, others by the instructions of their decoding. */
+/* The part of the memory's rate that weights stream at, measured on an H100. Over 1: what the tokens of
+ * a call share comes from L2 the second time, and the rows for many tokens have costs of their own. */
+static double stream_share(int bits, double expert, int tokens)
+{
+    const bool large = expert > 16e6;
+    if (bits == 16) return large ? 0.75 : 0.8;
+    if (bits == 4) return 0.5;
+    return large || tokens == 1 ? 0.72 : 1.05;
+}
+
+/* Weights are read again for every row of an expert. */
 double cmoe__cuda_gemv_cost(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
     const double rows = cmoe__shape_local_rows(q->p, q->shape, q->tokens);
     const double expert = cmoe__expert_bytes(q->p, 1) + cmoe__expert_bytes(q->p, 2);
     const int bits = cmoe_dtype_bits((cmoe_dtype)q->p->w.dtype);
-    const double share = bits == 16 ? 0.8 : (bits == 8 ? 0.52 : 0.28);
-    const double quantizing = k->first == CMOE_STAGE_QUANT ? 6 : 0;
-    return START_US + quantizing + rows * expert / (q->props->gbps * 1e3 * share);
+    const double quantizing = k->first == CMOE_STAGE_QUANT ? 3 : 0;
+    const double rate = q->props->gbps * 1e3 * stream_share(bits, expert, q->tokens);
+    return START_US + quantizing + rows * expert / rate;
 }
 
 /* h of every slot. */
@@ -120,14 +173,89 @@ size_t cmoe__cuda_gemv_scratch(const struct cmoe_kernel *k, const struct cmoe_qu
     return (size_t)((int64_t)q->tokens * q->shape->slots * q->shape->I) * 4;
 }
 
+static cmoe_gpu_rows rows_of(const struct cmoe_cuda_half *h)
+{
+    return (cmoe_gpu_rows){.data = h->first.data,
+                           .scale = h->first.scale,
+                           .bias = h->first.bias,
+                           .row_stride = h->row_stride,
+                           .expert_stride = h->expert_stride,
+                           .scale_stride = h->scale_stride,
+                           .bias_stride = h->bias_stride,
+                           .first = h->first.first,
+                           .step = h->first.step};
+}
+
+static bool words(const void *at, int64_t stride)
+{
+    return (uintptr_t)at % 4 == 0 && stride % 4 == 0;
+}
+
+/* Scales that are copied by the word: f32, or for e2m1 two of e8m0 that share a word. */
+static bool plain_scales(const cmoe_gpu_gemv *v, int bits)
+{
+    if (bits == 16) return true;
+    const bool e2m1 = v->g.w.dtype == CMOE_E2M1;
+    if (e2m1 ? v->g.w.scaling != CMOE_SCALE_MX || v->scales % 2 != 0 : v->scale_type != CMOE_F32)
+        return false;
+    if (v->g.w.zero) return false;
+    for (int h = 0; h < 2; h++)
+        if (!words(v->half[h].scale, v->half[h].scale_stride)) return false;
+    return true;
+}
+
+static int span_shift(cmoe_format w)
+{
+    const int64_t span = w.scaling == CMOE_SCALE_BLOCK ? 128 : cmoe__format_span(w, 0);
+    int shift = 0;
+    while (span > 0 && (int64_t)1 << shift < span)
+        shift++;
+    return span > 0 ? shift : 30;
+}
+
+/* Everything about the weights. */
+static void describe(const struct cmoe_exec *x, cmoe_gpu_gemv *v, bool first)
+{
+    const struct cmoe_cuda_weights *w = x->w->state;
+    const struct cmoe_cuda_half *half = w->half;
+    const cmoe_format f = x->p->w;
+    const int bits = cmoe_dtype_bits((cmoe_dtype)f.dtype);
+    const bool given = f.scaling == CMOE_SCALE_GROUP && f.scale_dtype != CMOE_NONE;
+    v->vectors = w->vectors;
+    v->half[0] = rows_of(&half[first ? 0 : 2]);
+    v->half[1] = rows_of(&half[first && x->shape->gated ? 1 : (first ? 0 : 2)]);
+    v->strided = first ? half[0].all_strided && (!x->shape->gated || half[1].all_strided)
+                       : half[2].all_strided;
+    v->scale_type = f.scaling == CMOE_SCALE_MX ? CMOE_E8M0 : (given ? f.scale_dtype : CMOE_F32);
+    v->scale_bytes = cmoe_dtype_bits((cmoe_dtype)v->scale_type) / 8;
+    v->shift = span_shift(f);
+    v->scales = (int32_t)((v->g.a_cols + ((int64_t)1 << v->shift) - 1) >> v->shift);
+    v->step_scales = 1024 / bits >> v->shift > 1 ? 1024 / bits >> v->shift : 1;
+    v->grid_shift = f.scaling == CMOE_SCALE_TENSOR ? 31 : (f.scaling == CMOE_SCALE_BLOCK ? 7 : 0);
+    v->plain = v->strided && v->vectors && v->g.k % (128 / bits) == 0 && plain_scales(v, bits);
+}
+
 static cmoe_status launch(const struct cmoe_exec *x, enum cmoe_cuda_function function,
                           cmoe_gpu_gemv *v, bool first)
 {
-    const struct cmoe_cuda_weights *w = x->w->state;
+    const struct cut c = cut_work(x->p, x->shape, x->tokens, first);
+    const int item = v->from_dtype == CMOE_F32 ? 4 : 2;
     v->p = *x->p;
-    v->vectors = w->vectors;
-    const struct cmoe_cuda_grid grid = {(unsigned)cmoe__cuda_of(x)->multiprocessors, 1, THREADS,
-                                        shared_bytes(x->p, x->shape, x->tokens, first)};
+    v->from_vectors = v->g.k % 4 == 0 && (uintptr_t)v->from % (unsigned)(4 * item) == 0 &&
+                      v->from_stride % (4 * item) == 0;
+    v->strips = c.strips;
+    v->pieces = c.pieces;
+    v->steps = c.steps;
+    v->spans = c.spans;
+    v->x_shift = spanned(v->g.w, v->g.x) ? 7 : 30;
+    v->x_at = c.x_at;
+    v->factor_at = c.factor_at;
+    v->amax_at = c.amax_at;
+    v->part_at = c.part_at;
+    describe(x, v, first);
+    const int sms = cmoe__cuda_of(x)->multiprocessors;
+    const struct cmoe_cuda_grid grid = {(unsigned)(sms > LEAST_BLOCKS ? sms : LEAST_BLOCKS), 1,
+                                        CMOE_GEMV_THREADS, c.bytes};
     void *args[] = {v};
     return cmoe__cuda_launch_after(x, function, grid, args);
 }
@@ -137,7 +265,6 @@ cmoe_status cmoe__cuda_gemv(const struct cmoe_step *step, const struct cmoe_exec
     (void)step;
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
-    const int at = find(p->w);
     const cmoe_dtype h = cmoe__shape_h_dtype(p);
     const int64_t h_stride = s->I * (h == CMOE_F32 ? 4 : 2);
     if (x->tokens == 0) return CMOE_OK;
@@ -167,6 +294,6 @@ cmoe_status cmoe__cuda_gemv(const struct cmoe_step *step, const struct cmoe_exec
         .weigh = p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
         .accumulate = p->accumulate,
     };
-    CMOE_TRY(launch(x, kernels[at].gemm1, &first, true));
-    return launch(x, kernels[at].gemm2, &second, false);
+    CMOE_TRY(launch(x, kernels[find(p->x, p->w)].gemm1, &first, true));
+    return launch(x, kernels[find(p->mid, p->w)].gemm2, &second, false);
 }

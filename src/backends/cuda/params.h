@@ -111,19 +111,6 @@ typedef struct cmoe_gpu_stream {
     int32_t ahead;              /* the sort is complete when the kernel before this one starts */
 } cmoe_gpu_stream;
 
-/* A handful of tokens without a sort: a GEMM whose warps own outputs, and what lies on both sides of it. */
-typedef struct cmoe_gpu_gemv {
-    cmoe_gpu_gemm g;
-    cmoe_problem p;
-    const void *from; /* rows before they are quantised: tokens for GEMM1, slots for GEMM2 */
-    int64_t from_stride, out_stride; /* bytes */
-    void *out;                       /* h by slots, or y */
-    int32_t from_dtype, out_dtype;
-    int32_t columns, used; /* outputs of a half; of those that are not 0 */
-    int32_t gated, vectors, weigh;
-    float accumulate;
-} cmoe_gpu_gemv;
-
 typedef struct cmoe_gpu_act {
     cmoe_gpu_call call;
     cmoe_problem p;

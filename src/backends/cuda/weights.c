@@ -71,6 +71,30 @@ static void find_strides(const cmoe_weights *w, const cmoe_gpu_expert *table, in
     }
 }
 
+static int64_t distance(const void *from, const void *to)
+{
+    return (int64_t)((uintptr_t)to - (uintptr_t)from);
+}
+
+/* Whether what belongs to a half lies at one distance from expert to expert. */
+static void find_distances(const cmoe_weights *w, const cmoe_gpu_expert *table, int half,
+                           struct cmoe_cuda_half *to)
+{
+    const cmoe_gpu_half *first = &table[0].half[half];
+    to->first = *first;
+    to->all_strided = to->strided;
+    if (w->experts > 1) {
+        to->scale_stride = distance(first->scale, table[1].half[half].scale);
+        to->bias_stride = distance(first->bias, table[1].half[half].bias);
+    }
+    for (int e = 1; e < w->experts; e++) {
+        const cmoe_gpu_half *h = &table[e].half[half];
+        to->all_strided = to->all_strided && h->first == first->first && h->step == first->step &&
+                          distance(first->scale, h->scale) == e * to->scale_stride &&
+                          distance(first->bias, h->bias) == e * to->bias_stride;
+    }
+}
+
 static void fill(const cmoe_weights *w, struct cmoe_cuda_weights *state, cmoe_gpu_expert *table)
 {
     const cmoe_problem *p = &w->p;
@@ -87,8 +111,10 @@ static void fill(const cmoe_weights *w, struct cmoe_cuda_weights *state, cmoe_gp
             state->contiguous = state->contiguous && table[e].half[h].col_stride == 0;
         }
     }
-    for (int h = 0; h < 3 && w->experts > 0; h++)
+    for (int h = 0; h < 3 && w->experts > 0; h++) {
         find_strides(w, table, h, &state->half[h]);
+        find_distances(w, table, h, &state->half[h]);
+    }
 }
 
 cmoe_status cmoe__cuda_weights_open(cmoe_device *dev, cmoe_weights *w)

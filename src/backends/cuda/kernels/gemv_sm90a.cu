@@ -1,473 +1,327 @@
 /* SPDX-License-Identifier: MIT
- * The experts of a handful of tokens without a sort: a warp owns an output, reads its weights in
- * 16-byte pieces straight into registers, two batches in flight, and multiplies them in f32 by rows
- * that its block has quantised into shared memory itself. GEMM1 holds gate and up of a unit; GEMM2
+ * The experts of a handful of tokens without a sort, in two kernels. Weights are the 16 rows of mma.sync:
+ * 8 rows of the matrix with a step's first 64 bytes, and the same with the other 64. Its columns are not
+ * tokens but pieces of x, so that every piece's sum comes out by itself and takes its own scale. GEMM2
  * runs through all slots of a token, so that its sum is the combined one, in one order. */
-#include "backends/cuda/kernels/common/activation.cuh"
 #include "backends/cuda/kernels/common/depend.cuh"
-#include "backends/cuda/kernels/common/operand.cuh"
-#include "backends/cuda/kernels/common/scale.cuh"
+#include "backends/cuda/kernels/common/gemv_finish.cuh"
+#include "backends/cuda/kernels/common/gemv_ring.cuh"
+#include "backends/cuda/kernels/common/gemv_rows.cuh"
 
-enum { THREADS = 512, WARPS = THREADS / 32, LOADS = 8, SPAN = 128, MOST_ROWS = 64 };
+/* ---- a step out of the ring ---- */
 
-/* Codes are decoded in groups of one word, or two of 16-bit codes, that go with 4 or 8 columns of x. */
-template <int W> struct piece_of {
-    static constexpr int BITS = W == CMOE_BF16 || W == CMOE_F16 ? 16 : (W == CMOE_E4M3 || W == CMOE_I8 ? 8 : 4);
-    static constexpr int COLUMNS = 128 / BITS, VECTORS = COLUMNS / 4;
-    static constexpr int WORDS = BITS == 16 ? 2 : 1, GROUPS = 4 / WORDS, GROUP = COLUMNS / GROUPS;
-};
-
-/* Where the codes and scales of a row lie. */
-struct matrix_row {
-    const uint8_t *codes, *scales;
-    int64_t col_stride;
-};
-
-/* What a block has in shared memory: vector v of 4 columns of piece p of token t's rows lies at
- * x[(t * VECTORS + v) * row + p], so that neighbouring lanes read neighbouring vectors. */
-struct layout {
-    float4 *x;
-    cmoe_gpu_half *half; /* of slot rows: gate and up, or down; data NULL: the slot is not computed */
-    int tokens, pieces;  /* pieces of a matrix row */
-    int row;             /* pieces of a token: of one row (GEMM1), or of all slots' rows */
-    int scale_type, shift, groups, scale_bytes; /* of the weights; columns a scale: 1 << shift */
-    int grid_shift;                             /* rows a scale: 1 << grid_shift */
-    bool whole;                                 /* every piece is one aligned load */
-
-    /* Row n of a half; codes NULL: it is not computed. */
-    MEMBER matrix_row row_of(int at, int n) const
-    {
-        const cmoe_gpu_half &h = half[at];
-        const int grid = (n * h.step + h.first) >> grid_shift;
-        return {h.data ? h.data + n * h.row_stride : NULL,
-                (const uint8_t *)h.scale + (int64_t)grid * groups * scale_bytes, h.col_stride};
-    }
-};
-
-DEV float2 floats_of_f16x2(uint32_t v)
+/* Eight 4-bit codes as f16 pairs, in the order of in_code_order: e2m1 by way of e4m3, whose values are
+ * 2^-6 of them; integers `flip` and `zero` as in operands4, but every other pair is made of 16 times the
+ * code. */
+template <int W> DEV void operands4_f16(uint32_t word, uint32_t flip, uint32_t zero, uint32_t *out)
 {
-    return __half22float2(*(const __half2 *)&v);
-}
-
-/* A weight's scale: f32 as a rule. */
-DEV float scale_number(int type, uint32_t code)
-{
-    if (type == CMOE_F32)
-        return bits_f32(code);
-    if (type == CMOE_E8M0)
-        return code == 255 ? bits_f32(0x7fc00000) : (code ? bits_f32(code << 23) : 0x1p-127f);
-    return decode(type, code);
-}
-
-/* A group's codes as numbers, in the order of columns. */
-template <int W> DEV void expand(const uint32_t *word, uint32_t flip, uint32_t zero, float *out)
-{
-    using shape = piece_of<W>;
-    if (W == CMOE_BF16) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            out[2 * i] = bits_f32(word[i] << 16);
-            out[2 * i + 1] = bits_f32(word[i] & 0xffff0000);
-        }
+    if (W == CMOE_E2M1) {
+        const uint32_t even = ((word << 4) & 0x80808080) | ((word << 2) & 0x1c1c1c1c);
+        const uint32_t odd = (word & 0x80808080) | ((word >> 2) & 0x1c1c1c1c);
+        uint32_t pairs[4];
+        operands8<CMOE_E4M3>(even, 0, 0, pairs);
+        operands8<CMOE_E4M3>(odd, 0, 0, pairs + 2);
+        out[0] = pairs[0];
+        out[1] = pairs[2];
+        out[2] = pairs[1];
+        out[3] = pairs[3];
         return;
     }
-    uint32_t pairs[4] = {word[0], word[shape::WORDS - 1], 0, 0};
-    if (shape::BITS == 8)
-        operands8<W>(word[0], flip, zero, pairs);
-    if (shape::BITS == 4)
-        operands4<CMOE_F16, W>(word[0], flip, zero, pairs);
+    const uint32_t low = 0x64006400 | (flip & 0x000f000f), high = 0x64006400 | (flip & 0x00f000f0);
+    const uint32_t offset = sub_f16x2(0x63806380, zero); /* 960 - (1024 + zero) */
 #pragma unroll
-    for (int i = 0; i < shape::GROUP / 2; i++) {
-        const float2 v = floats_of_f16x2(pairs[i]);
-        out[shape::BITS == 4 ? i : 2 * i] = v.x;
-        out[shape::BITS == 4 ? i + 4 : 2 * i + 1] = v.y;
+    for (int i = 0; i < 4; i += 2) {
+        out[i] = sub_f16x2((word & 0x000f000f) ^ low, zero);
+        asm("fma.rn.f16x2 %0, %1, %2, %3;"
+            : "=r"(out[i + 1])
+            : "r"((word & 0x00f000f0) ^ high), "r"(0x2c002c00), "r"(offset)); /* by 2^-4 */
+        word >>= 8;
     }
 }
 
-/* The pieces of one matrix row that do not lie at 16 bytes, or that end behind the last column. */
-template <int W> DEV uint4 load_slowly(const uint8_t *row, int64_t col_stride, int k, int limit)
+/* Four or eight codes of a word as operands, pairs in the order of x; i4, e2m1: 4, else 2. */
+template <int W, int OP> DEV void operands(uint32_t word, uint32_t flip, uint32_t zero, uint32_t *out)
 {
-    constexpr int BITS = piece_of<W>::BITS;
-    uint32_t word[4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        word[j] = 0;
-#pragma unroll 1
-        for (int i = 0; i < 32 / BITS; i++) {
-            const int64_t at = k + j * (32 / BITS) + i;
-            uint32_t code = 0;
-            if (at < limit)
-                code = BITS == 16 ? *(const uint16_t *)(row + at * (col_stride ? col_stride : 2))
-                       : BITS == 8 ? row[at * (col_stride ? col_stride : 1)]
-                                   : row[at / 2] >> (4 * (at & 1)) & 15;
-            word[j] |= code << (i * BITS);
-        }
-    }
-    return make_uint4(word[0], word[1], word[2], word[3]);
-}
-
-DEV uint4 load_once(const uint8_t *at)
-{
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(at));
-    return v;
-}
-
-/* An output of a warp, and the next batch of its pieces. */
-struct place {
-    int unit, token, slot, n, batch; /* slot: of GEMM1, the unit's slot row */
-};
-
-template <bool FIRST> DEV place place_of(const cmoe_gpu_gemv &s, int unit)
-{
-    const int slot = unit / s.columns;
-    return {unit, FIRST ? slot / s.g.call.slots : slot, slot, unit - slot * s.columns, 0};
-}
-
-/* LOADS pieces a lane with their scales: of GEMM1, half of them of either half. */
-template <int W, bool FIRST> struct batch {
-    using shape = piece_of<W>;
-    static constexpr int STEPS = FIRST ? LOADS / 2 : LOADS; /* of 32 pieces */
-    uint4 w[LOADS];
-    uint32_t scale[LOADS];
-
-    static MEMBER int piece_at(const place &at, int step)
-    {
-        return (at.batch * STEPS + step) * 32 + (int)(threadIdx.x % 32);
-    }
-
-    MEMBER void load_piece(const cmoe_gpu_gemv &s, const layout &m, int j, const matrix_row &r, int q)
-    {
-        const int k = q * shape::COLUMNS;
-        if (!r.codes)
-            return;
-        if (m.whole || (s.vectors && k + shape::COLUMNS <= s.g.k))
-            w[j] = load_once(r.codes + q * 16);
+    if (piece_of<W>::BITS == 4) {
+        if (OP == CMOE_F16)
+            operands4_f16<W>(word, flip, zero, out);
         else
-            w[j] = load_slowly<W>(r.codes, r.col_stride, k, s.g.k);
-        if (shape::BITS < 16)
-            scale[j] = raw_scale(m.scale_type, r.scales, k >> m.shift);
+            operands4<OP, W>(word, flip, zero, out);
+        return;
     }
-
-    MEMBER void load(const cmoe_gpu_gemv &s, const layout &m, const place &at, uint32_t reciprocal)
-    {
-        matrix_row r[2];
-        if (FIRST) {
-            r[0] = m.row_of(2 * at.slot, at.n);
-            r[1] = m.row_of(2 * at.slot + 1, at.n);
-            if (!s.gated)
-                r[1].codes = NULL;
-        }
-#pragma unroll
-        for (int j = 0; j < LOADS; j++) {
-            const int p = piece_at(at, FIRST ? j / 2 : j);
-            w[j] = make_uint4(0, 0, 0, 0);
-            scale[j] = 0;
-            if (p >= m.row)
-                continue;
-            if (FIRST) {
-                load_piece(s, m, j, r[j % 2], p);
-            } else {
-                const int part = m.pieces == 1 ? p : (int)__umulhi((uint32_t)p, reciprocal);
-                load_piece(s, m, j, m.row_of(at.token * s.g.call.slots + part, at.n), p - part * m.pieces);
-            }
-        }
+    operands8<W>(word, flip, zero, out);
+    if (OP == CMOE_BF16) {
+        out[0] = bf16x2_of_f16x2(out[0]);
+        out[1] = bf16x2_of_f16x2(out[1]);
     }
-
-    /* The zero point of piece j, loaded late: few schemes have them. */
-    MEMBER uint32_t zero_of(const cmoe_gpu_gemv &s, const layout &m, const place &at, int j, int p) const
-    {
-        uint32_t zero = shape::BITS == 4 ? 8 : 128;
-        if (shape::BITS < 16 && s.g.w.zero) {
-            const int part = FIRST ? 0 : p / m.pieces, shift = span_shift(s.g.w);
-            const cmoe_gpu_half &h = m.half[FIRST ? 2 * at.slot + j % 2 : at.token * s.g.call.slots + part];
-            if (h.data)
-                zero = scales_of(s.g, h, at.n, shift).zero[(p - part * m.pieces) * shape::COLUMNS >> shift];
-        }
-        return zero_operand<CMOE_F16, shape::BITS>(zero);
-    }
-
-    /* sum[h] += pieces of half h (GEMM2: 0) times x. */
-    MEMBER void add(const cmoe_gpu_gemv &s, const layout &m, const place &at, float *sum) const
-    {
-        const bool is_signed = s.g.w.dtype == CMOE_I8 || s.g.w.dtype == CMOE_I4;
-        const uint32_t flip = is_signed ? (shape::BITS == 4 ? 0x88888888 : 0x80808080) : 0;
-        const float4 *x = m.x + (int64_t)at.token * shape::VECTORS * m.row;
-#pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-            const int p = piece_at(at, step);
-            if (p >= m.row)
-                break;
-            float part[2] = {0, 0};
-            uint32_t zero[2] = {0, 0};
-#pragma unroll
-            for (int h = 0; h < (FIRST ? 2 : 1); h++)
-                zero[h] = zero_of(s, m, at, FIRST ? 2 * step + h : step, p);
-#pragma unroll
-            for (int g = 0; g < shape::GROUPS; g++) {
-                float v[shape::GROUP], c[shape::GROUP];
-#pragma unroll
-                for (int i = 0; i < shape::GROUP / 4; i++)
-                    *(float4 *)(v + 4 * i) = x[(g * (shape::GROUP / 4) + i) * m.row + p];
-#pragma unroll
-                for (int h = 0; h < (FIRST ? 2 : 1); h++) {
-                    const uint4 &from = w[FIRST ? 2 * step + h : step];
-                    const uint32_t words[4] = {from.x, from.y, from.z, from.w};
-                    expand<W>(words + g * shape::WORDS, flip, zero[h], c);
-#pragma unroll
-                    for (int i = 0; i < shape::GROUP; i++)
-                        part[h] = fmaf(v[i], c[i], part[h]);
-                }
-            }
-#pragma unroll
-            for (int h = 0; h < (FIRST ? 2 : 1); h++) {
-                const uint32_t code = scale[FIRST ? 2 * step + h : step];
-                sum[h] += shape::BITS == 16 ? part[h] : part[h] * scale_number(m.scale_type, code);
-            }
-        }
-    }
-};
-
-/* ---- rows of x into shared memory ---- */
-
-/* Four columns of a row from a multiple of 4 on, zero from `limit` on. */
-DEV float4 four_columns(int dtype, const char *row, int column, int limit)
-{
-    const char *at = row + (int64_t)column * (dtype == CMOE_F32 ? 4 : 2);
-    if (column + 4 <= limit && dtype == CMOE_F32 && (uintptr_t)at % 16 == 0)
-        return __ldcg((const float4 *)at);
-    if (column + 4 <= limit && dtype == CMOE_BF16 && (uintptr_t)at % 8 == 0) {
-        const uint2 w = __ldcg((const uint2 *)at);
-        return make_float4(bits_f32(w.x << 16), bits_f32(w.x & 0xffff0000), bits_f32(w.y << 16),
-                           bits_f32(w.y & 0xffff0000));
-    }
-    float v[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        v[i] = column + i < limit ? load(dtype, row, column + i) : 0.0f;
-    return make_float4(v[0], v[1], v[2], v[3]);
 }
 
-DEV uint32_t magnitude(float v)
-{
-    return __float_as_uint(v) & 0x7fffffff;
-}
-
-DEV uint32_t warp_amax(float4 v)
-{
-    const uint32_t top = max(max(magnitude(v.x), magnitude(v.y)), max(magnitude(v.z), magnitude(v.w)));
-    return __reduce_max_sync(0xffffffff, top);
-}
-
-/* v as e4m3 under the scale, decoded again: the same codes as quant_e4m3_sm90a.cu. */
-DEV float requantized(float v, float scale)
-{
-    uint16_t code;
-    uint32_t pair;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(code) : "f"(0.0f), "f"(__fdiv_rn(v, scale)));
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"(code));
-    return floats_of_f16x2(pair).x * scale;
-}
-
-/* Rows that the tokens have, quantised if x is, times what the slot weighs; a warp 128 columns. */
-template <int W, bool FIRST> DEV void stage_rows(const cmoe_gpu_gemv &s, const layout &m, uint32_t *amax)
+/* The zero point of a lane's piece, loaded late: few schemes have them. */
+template <int W, int OP, bool FIRST, bool PLAIN>
+DEV uint32_t zero_of(const cmoe_gpu_gemv &s, const int *experts, const cursor &c, int piece)
 {
     using shape = piece_of<W>;
-    const int slots = s.g.call.slots, rows = FIRST ? m.tokens : m.tokens * slots, lane = threadIdx.x % 32;
-    const int spans = (m.pieces * shape::COLUMNS + SPAN - 1) / SPAN, warp = threadIdx.x / 32;
-    const bool quantized = s.g.x.dtype == CMOE_E4M3, by_row = quantized && s.g.x.scaling == CMOE_SCALE_TOKEN;
-    for (int i = warp; by_row && i < rows * spans; i += WARPS) {
-        const int r = i / spans;
-        if (!FIRST && !m.half[r].data)
-            continue;
-        const char *row = (const char *)s.from + r * s.from_stride;
-        const uint32_t top = warp_amax(four_columns(s.from_dtype, row, i % spans * SPAN + lane * 4, s.g.k));
-        if (lane == 0)
-            atomicMax(&amax[r], top); /* a maximum has one value in any order */
-    }
-    if (by_row)
-        __syncthreads();
-#pragma unroll 2
-    for (int i = warp; i < rows * spans; i += WARPS) {
-        const int r = i / spans, column = i % spans * SPAN + lane * 4, p = column / shape::COLUMNS;
-        const bool counts = FIRST || m.half[r].data;
-        const char *row = (const char *)s.from + r * s.from_stride;
-        float4 v = make_float4(0, 0, 0, 0);
-        if (counts)
-            v = four_columns(s.from_dtype, row, column, s.g.k);
-        if (quantized) {
-            const float scale = scale_f32(CMOE_E4M3, bits_f32(by_row ? amax[r] : warp_amax(v)));
-            v = make_float4(requantized(v.x, scale), requantized(v.y, scale), requantized(v.z, scale),
-                            requantized(v.w, scale));
+    uint32_t zero = shape::BITS == 4 ? 8 : 128;
+    if (!PLAIN && s.g.w.zero) {
+        const int e = experts[c.token * s.g.call.slots + c.slot], n = lane_row<FIRST>(s, c.strip);
+        if (e >= 0 && n < s.used) {
+            const cmoe_gpu_half &h = s.g.experts[e].half[FIRST ? lane_half<FIRST>(s) : 2];
+            zero = scales_of(s.g, h, n, s.shift).zero[min((piece * shape::COLUMNS) >> s.shift, s.scales - 1)];
         }
-        if (!FIRST && s.weigh && counts) {
-            const float weight = row_weight(s.g.call, r);
-            v = make_float4(v.x * weight, v.y * weight, v.z * weight, v.w * weight);
-        }
-        const int token = FIRST ? r : r / slots, first = FIRST ? 0 : r % slots * m.pieces;
-        if (p < m.pieces)
-            m.x[(token * shape::VECTORS + column % shape::COLUMNS / 4) * m.row + first + p] =
-                counts ? v : make_float4(0, 0, 0, 0);
     }
+    constexpr int TYPE = shape::BITS == 4 ? OP : (int)CMOE_F16;
+    return zero_operand<TYPE, shape::BITS>(zero);
+}
+
+/* Whether a lane's part of its column is a piece of x, and not zeros. */
+template <int W> DEV bool has_column()
+{
+    const int lane = threadIdx.x % 32;
+    return piece_of<W>::BITS == 16 || lane / 4 % 4 == lane % 4;
+}
+
+/* The products of a step: out[0], out[1] are the sums of two neighbouring pieces of the lane's row.
+ * 16-bit weights have no scales, and all columns of mma.sync are the same row of x. */
+template <int W, int OP>
+DEV void multiply(const cmoe_gpu_gemv &s, uint32_t codes, uint32_t x, const uint32_t *zero, uint32_t *b, float *out)
+{
+    using shape = piece_of<W>;
+    constexpr int EACH = shape::COLUMNS / 2;
+    const bool is_signed = s.g.w.dtype == CMOE_I8 || s.g.w.dtype == CMOE_I4;
+    const uint32_t flip = is_signed ? (shape::BITS == 4 ? 0x88888888 : 0x80808080) : 0;
+    uint32_t w[2][4];
+    float d[2][4] = {};
+    load_shared(codes, w[0]);
+    load_shared(codes + CODES / 2, w[1]);
+#pragma unroll
+    for (int i = 0; i < EACH; i += 4)
+        load_shared_if(has_column<W>(), x + i * 4, b + i);
+#pragma unroll
+    for (int i = 0; i < 2 && shape::BITS == 16; i++) {
+        const uint32_t a[4] = {w[0][2 * i], w[1][2 * i], w[0][2 * i + 1], w[1][2 * i + 1]};
+        mma<OP>(d[i], a, b + 2 * i);
+    }
+#pragma unroll
+    for (int i = 0; i < 4 && shape::BITS < 16; i++) {
+        uint32_t low[4], high[4];
+        operands<W, OP>(w[0][i], flip, zero[0], low);
+        operands<W, OP>(w[1][i], flip, zero[1], high);
+#pragma unroll
+        for (int j = 0; j < EACH / 8; j++) {
+            const uint32_t a[4] = {low[2 * j], high[2 * j], low[2 * j + 1], high[2 * j + 1]};
+            mma<OP>(d[(i + j) % 2], a, b + (EACH / 8 * i + j) * 2);
+        }
+    }
+    const bool upper = threadIdx.x & 2; /* columns 4..7 are of the other 64 bytes */
+    out[0] = upper ? d[0][2] + d[1][2] : d[0][0] + d[1][0];
+    out[1] = upper ? d[0][3] + d[1][3] : d[0][1] + d[1][1];
+}
+
+/* The next step to multiply: where the lane's column of x lies at step 0, the row's first factor; where
+ * in its words plain e2m1 has the lane's scales; the lane's part of its column. */
+template <int W> struct demand {
+    cursor at;
+    uint32_t x, factors, byte;
+    float factor;
+    uint32_t column[piece_of<W>::COLUMNS / 2];
+};
+
+template <int W, bool FIRST> DEV void find_x(const cmoe_gpu_gemv &s, const work &k, demand<W> &to)
+{
+    constexpr int BYTES = piece_of<W>::COLUMNS * 2;
+    const int lane = threadIdx.x % 32, token = to.at.token - k.first_token;
+    const int row = FIRST ? token : token * s.g.call.slots + to.at.slot;
+    const int column = piece_of<W>::BITS == 16 ? (lane / 4 & 4) + lane % 4 : lane / 4;
+    to.x = shared_address(k.memory) + s.x_at + row * s.steps * 8 * BYTES + column * BYTES;
+    to.factors = shared_address(k.memory) + s.factor_at + row * s.spans * 4;
+    to.factor = bits_f32(load_shared(to.factors));
+    if (W == CMOE_E2M1) {
+        const cmoe_gpu_rows &h = s.half[lane_half<FIRST>(s)];
+        const int n = lane_row<FIRST>(s, to.at.strip) * h.step + h.first;
+        to.byte = (n * s.scales & 2) + 2 * (lane % 4);
+    }
+}
+
+/* Codes 0 and 255 are no powers of two that f32 has as its normal numbers. */
+DEV float scale_of_e8m0(uint32_t code)
+{
+    const uint32_t bits = code == 0 ? 0x00400000 : code << 23;
+    return bits_f32(code == 255 ? 0x7fc00000 : bits);
+}
+
+/* The scales of the lane's two neighbouring pieces, times the factor of x. */
+template <int W, bool PLAIN>
+DEV void load_scales(const cmoe_gpu_gemv &s, const demand<W> &to, uint32_t scales, float *scale)
+{
+    using shape = piece_of<W>;
+    const int quad = threadIdx.x % 4, step = to.at.step;
+    float factor = to.factor;
+    if (s.spans > 1)
+        factor = bits_f32(load_shared(to.factors + (((step * 8 + 2 * quad) * shape::COLUMNS) >> s.x_shift) * 4));
+    scale[0] = scale[1] = factor;
+    if (PLAIN && W == CMOE_E2M1) {
+        const uint32_t both = load_shared(scales + (to.byte & 12)) >> (to.byte & 2) * 8;
+        scale[0] *= scale_of_e8m0(both & 255);
+        scale[1] *= scale_of_e8m0(both >> 8 & 255);
+    } else if (shape::BITS < 16) {
+        const int first = 2 * quad * s.step_scales / 8, second = (2 * quad + 1) * s.step_scales / 8;
+        scale[0] *= bits_f32(load_shared(scales + first * 4));
+        scale[1] = shape::BITS == 4 ? factor * bits_f32(load_shared(scales + second * 4)) : scale[0];
+    }
+}
+
+/* What a step adds to the lane's row. */
+template <int W, int OP, bool FIRST, bool PLAIN>
+DEV float step_sum(const cmoe_gpu_gemv &s, const int *experts, demand<W> &to, uint32_t codes)
+{
+    using shape = piece_of<W>;
+    float scale[2], d[2];
+    uint32_t zero[2] = {0, 0};
+    load_scales<W, PLAIN>(s, to, ring_of<W>::scales(codes), scale);
+#pragma unroll
+    for (int h = 0; h < 2 && (W == CMOE_I8 || W == CMOE_I4); h++)
+        zero[h] = zero_of<W, OP, FIRST, PLAIN>(s, experts, to.at, to.at.step * 8 + 4 * h + (int)(threadIdx.x % 4));
+    multiply<W, OP>(s, codes, to.x + to.at.step * shape::COLUMNS * 16, zero, to.column, d);
+    if (shape::BITS == 16)
+        return d[0] * scale[0];
+    return shape::BITS == 8 ? (d[0] + d[1]) * scale[0] : d[0] * scale[0] + d[1] * scale[1];
+}
+
+/* A warp's sums of a tile, from the lanes that hold a row's pieces. */
+template <int W> DEV void keep_sums(const cmoe_gpu_gemv &s, const work &k, int tile, int part, float sum)
+{
+    if (piece_of<W>::BITS < 16) /* else lanes 1 and 3 hold what 0 and 2 do */
+        sum += __shfl_xor_sync(0xffffffff, sum, 1);
+    sum += __shfl_xor_sync(0xffffffff, sum, 2);
+    const int lane = threadIdx.x % 32;
+    if (lane % 4 == 0)
+        k.part(s)[(tile * ROWS + lane / 4) * parts(k) + part] = sum;
 }
 
 /* ---- a block ---- */
 
-/* Where the rows' matrices lie; 64 bytes of a half at a time. */
-template <bool FIRST> DEV void find_halves(const cmoe_gpu_gemv &s, const layout &m)
+template <int W, bool FIRST, bool PLAIN>
+DEV void fill(const cmoe_gpu_gemv &s, const work &k, const experts_of &experts, supply &from)
 {
-    const int each = FIRST ? 2 : 1, n = m.tokens * s.g.call.slots * each;
-    for (int i = threadIdx.x; i < n; i += THREADS) {
-        const int e = local_expert(s.g.call, s.g.call.ids[i / each]);
-        if (e >= 0)
-            m.half[i] = s.g.experts[e].half[FIRST ? i % each : 2];
-        else
-            m.half[i].data = NULL;
+    from.at = first_step<FIRST>(s, k);
+    if (from.at.left > 0)
+        find_row<FIRST, PLAIN>(s, experts, from);
+#pragma unroll 1
+    for (int slot = 0; slot < DEPTH; slot++) {
+        if (from.at.left > 0)
+            bring<W, FIRST, PLAIN>(s, experts, from, ring_of<W>::codes(k, slot));
+        commit_copies();
     }
 }
 
-/* The sums of all lanes, in one order. */
-DEV float warp_sum(float v)
+template <int W, int OP, bool FIRST, bool PLAIN>
+DEV void empty(const cmoe_gpu_gemv &s, const work &k, const experts_of &experts, const int *known, supply &from)
 {
-#pragma unroll
-    for (int offset = 16; offset > 0; offset >>= 1)
-        v += __shfl_xor_sync(0xffffffff, v, offset);
-    return v;
-}
-
-/* One element of h. */
-DEV void finish_h(const cmoe_gpu_gemv &s, const layout &m, const place &at, float gate, float up)
-{
-    const cmoe_gpu_half *h = m.half + 2 * at.slot;
-    const float weight = s.g.weigh || s.p.weight_on == CMOE_WEIGHT_ON_ACT ? row_weight(s.g.call, at.slot) : 1.0f;
-    if (!h[0].data)
+    demand<W> to = {};
+    to.at = first_step<FIRST>(s, k);
+    if (to.at.left == 0)
         return;
-    if (s.g.weigh) {
-        gate *= weight;
-        up *= weight;
-    }
-    if (s.g.bias) {
-        gate += h[0].bias[(int64_t)at.n * h[0].step + h[0].first];
-        up += s.gated ? h[1].bias[(int64_t)at.n * h[1].step + h[1].first] : 0.0f;
-    }
-    const float v = activation(s.p, gate, up) * (s.p.weight_on == CMOE_WEIGHT_ON_ACT ? weight : 1.0f);
-    store(s.out_dtype, (char *)s.out + at.slot * s.out_stride, at.n, at.n < s.used ? v : 0.0f);
-}
-
-/* What the biases of a token's slots add to output n: a lane's share. */
-DEV float biases(const cmoe_gpu_gemv &s, const layout &m, const place &at)
-{
+    find_x<W, FIRST>(s, k, to);
+    int part = (int)(threadIdx.x / 32) - warp_of(k, to.at.tile * k.tile_steps); /* 0 of tiles that begin here */
+    const uint32_t first = ring_of<W>::codes(k, 0), last = ring_of<W>::codes(k, DEPTH - 1);
+    uint32_t slot = first;
     float sum = 0;
-    for (int slot = threadIdx.x % 32; s.g.bias && slot < s.g.call.slots; slot += 32) {
-        const int row = at.token * s.g.call.slots + slot;
-        const cmoe_gpu_half &h = m.half[row];
-        if (h.data)
-            sum += h.bias[(int64_t)at.n * h.step + h.first] * (s.weigh ? row_weight(s.g.call, row) : 1.0f);
-    }
-    return sum;
-}
-
-/* One element of y. */
-DEV void finish_y(const cmoe_gpu_gemv &s, const place &at, float sum)
-{
-    char *y = (char *)s.out + at.token * s.out_stride;
-    sum = at.n < s.used ? sum : 0.0f;
-    if (s.accumulate != 0.0f)
-        sum += s.accumulate * load(s.out_dtype, y, at.n);
-    store(s.out_dtype, y, at.n, sum);
-}
-
-/* Adds `now`, whose place is `at`, and loads the batch behind it into `later`; false: it was the last. */
-template <int W, bool FIRST>
-DEV bool advance(const cmoe_gpu_gemv &s, const layout &m, place &at, int units, uint32_t reciprocal,
-                 const batch<W, FIRST> &now, batch<W, FIRST> &later, float *sum)
-{
-    constexpr int EACH = 32 * batch<W, FIRST>::STEPS;
-    const place here = at;
-    const bool ends = (at.batch + 1) * EACH >= m.row;
-    if (ends)
-        at = place_of<FIRST>(s, at.unit + (int)gridDim.x * WARPS);
-    else
-        at.batch++;
-    if (at.unit < units)
-        later.load(s, m, at, reciprocal);
-    now.add(s, m, here, sum);
-    if (ends) {
-        const float first = warp_sum(FIRST ? sum[0] : sum[0] + biases(s, m, here));
-        const float second = FIRST ? warp_sum(sum[1]) : 0.0f;
-        if (threadIdx.x % 32 == 0) {
-            if (FIRST)
-                finish_h(s, m, here, first, second);
-            else
-                finish_y(s, here, first);
+#pragma unroll 1
+    while (true) {
+        wait_copies<DEPTH - 1>();
+        __syncwarp(); /* a row's scales were brought by one of its lanes */
+        sum += step_sum<W, OP, FIRST, PLAIN>(s, known, to, slot);
+        __syncwarp();
+        if (from.at.left > 0)
+            bring<W, FIRST, PLAIN>(s, experts, from, slot);
+        commit_copies();
+        slot = slot == last ? first : slot + ring_of<W>::BYTES;
+        to.at.left--;
+        if (++to.at.step < s.steps && to.at.left > 0)
+            continue;
+        const int tile = to.at.tile;
+        if (next_row<FIRST>(s, to.at) || to.at.left == 0) {
+            keep_sums<W>(s, k, tile, part, sum);
+            sum = 0;
+            part = 0;
         }
-        sum[0] = sum[1] = 0;
+        if (to.at.left == 0)
+            return;
+        find_x<W, FIRST>(s, k, to);
     }
-    return at.unit < units;
 }
 
-template <int W, bool FIRST> DEV void gemv(const cmoe_gpu_gemv &s)
+template <int W, int OP, bool FIRST>
+DEV void multiply_all(const cmoe_gpu_gemv &s, const work &k, const experts_of &experts, const int *known, supply &from)
 {
-    using shape = piece_of<W>;
-    extern __shared__ float4 memory[];
-    __shared__ uint32_t amax[MOST_ROWS];
+    if (s.plain)
+        empty<W, OP, FIRST, true>(s, k, experts, known, from);
+    else
+        empty<W, OP, FIRST, false>(s, k, experts, known, from);
+}
+
+template <int W, int OP, bool FIRST> DEV void gemv(const cmoe_gpu_gemv &s)
+{
+    extern __shared__ __align__(16) uint8_t memory[];
+    __shared__ int known[CMOE_GEMV_ROWS];
     if (FIRST) /* nothing says that the ids are there before; GEMM2's are, since GEMM1 waited */
         depend();
-    layout m;
-    m.tokens = token_count(s.g.call);
-    m.pieces = (s.g.k + shape::COLUMNS - 1) / shape::COLUMNS;
-    m.row = FIRST ? m.pieces : m.pieces * s.g.call.slots;
-    m.scale_type = scale_type(s.g.w);
-    m.shift = span_shift(s.g.w);
-    m.groups = (int)((s.g.a_cols + (1ll << m.shift) - 1) >> m.shift);
-    m.scale_bytes = m.scale_type == CMOE_F32 ? 4 : (m.scale_type == CMOE_E8M0 ? 1 : 2);
-    m.grid_shift = s.g.w.scaling == CMOE_SCALE_TENSOR ? 31 : (s.g.w.scaling == CMOE_SCALE_BLOCK ? 7 : 0);
-    m.whole = s.vectors && s.g.k % shape::COLUMNS == 0;
-    m.x = memory;
-    m.half = (cmoe_gpu_half *)(memory + s.g.call.tokens * shape::VECTORS * m.row);
-    if (threadIdx.x < MOST_ROWS)
-        amax[threadIdx.x] = 0;
-    find_halves<FIRST>(s, m);
+    const experts_of experts = find_experts(s.g.call);
+    const work k = cut_work<FIRST>(s, memory);
+    supply from;
+    if (s.plain)
+        fill<W, FIRST, true>(s, k, experts, from);
+    else
+        fill<W, FIRST, false>(s, k, experts, from);
+    for (int i = threadIdx.x; i < k.row_count; i += THREADS)
+        k.amax(s)[i] = 0;
+    if (threadIdx.x < 32) {
+        known[threadIdx.x] = experts.low;
+        known[threadIdx.x + 32] = experts.high;
+    }
     __syncthreads();
-    const int units = m.tokens * s.columns * (FIRST ? s.g.call.slots : 1);
-    const uint32_t reciprocal = 0xffffffffu / (uint32_t)m.pieces + 1;
-    place at = place_of<FIRST>(s, (int)(threadIdx.x / 32 * gridDim.x + blockIdx.x));
-    batch<W, FIRST> even, odd;
-    bool more = at.unit < units;
-    if (more)
-        even.load(s, m, at, reciprocal);
     if (!FIRST)
         depend();
-    stage_rows<W, FIRST>(s, m, amax);
-    __syncthreads();
-    float sum[2] = {0, 0};
-#pragma unroll 1
-    while (more) {
-        more = advance(s, m, at, units, reciprocal, even, odd, sum);
-        if (more)
-            more = advance(s, m, at, units, reciprocal, odd, even, sum);
+    /* Codes of 4 bits are decoded to f16 with fewer instructions: bf16 rows follow where they can. */
+    constexpr bool MAY = piece_of<W>::BITS == 4 && OP == CMOE_BF16;
+    const bool exact = stage_rows<W, OP, MAY ? (int)CMOE_F16 : OP, FIRST>(s, k, experts);
+    if (!MAY || __syncthreads_and(exact)) {
+        __syncthreads();
+        multiply_all<W, MAY ? (int)CMOE_F16 : OP, FIRST>(s, k, experts, known, from);
+    } else {
+        stage_rows<W, OP, OP, FIRST>(s, k, experts);
+        __syncthreads();
+        multiply_all<W, OP, FIRST>(s, k, experts, known, from);
     }
+    __syncthreads();
+    finish<FIRST>(s, k, known);
 }
 
-/* Named by the type of w; i8 and i4 stand for unsigned codes too. */
-#define ENTRY(name, w, first)                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                       \
+/* Named by the types of w and of the operands; i8 and i4 stand for unsigned codes too. */
+#define ENTRY(name, w, operand, first)                                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                       \
         name(const __grid_constant__ cmoe_gpu_gemv s)                                              \
     {                                                                                              \
-        gemv<w, first>(s);                                                                         \
+        gemv<w, operand, first>(s);                                                                \
     }
 
-ENTRY(cmoe_gemv1_bf16, CMOE_BF16, true)
-ENTRY(cmoe_gemv1_f16, CMOE_F16, true)
-ENTRY(cmoe_gemv1_e4m3, CMOE_E4M3, true)
-ENTRY(cmoe_gemv1_i8, CMOE_I8, true)
-ENTRY(cmoe_gemv1_i4, CMOE_I4, true)
-ENTRY(cmoe_gemv1_e2m1, CMOE_E2M1, true)
-ENTRY(cmoe_gemv2_bf16, CMOE_BF16, false)
-ENTRY(cmoe_gemv2_f16, CMOE_F16, false)
-ENTRY(cmoe_gemv2_e4m3, CMOE_E4M3, false)
-ENTRY(cmoe_gemv2_i8, CMOE_I8, false)
-ENTRY(cmoe_gemv2_i4, CMOE_I4, false)
-ENTRY(cmoe_gemv2_e2m1, CMOE_E2M1, false)
+ENTRY(cmoe_gemv1_bf16, CMOE_BF16, CMOE_BF16, true)
+ENTRY(cmoe_gemv1_f16, CMOE_F16, CMOE_F16, true)
+ENTRY(cmoe_gemv1_e4m3_bf16, CMOE_E4M3, CMOE_BF16, true)
+ENTRY(cmoe_gemv1_e4m3_f16, CMOE_E4M3, CMOE_F16, true)
+ENTRY(cmoe_gemv1_i8_bf16, CMOE_I8, CMOE_BF16, true)
+ENTRY(cmoe_gemv1_i8_f16, CMOE_I8, CMOE_F16, true)
+ENTRY(cmoe_gemv1_i4_bf16, CMOE_I4, CMOE_BF16, true)
+ENTRY(cmoe_gemv1_i4_f16, CMOE_I4, CMOE_F16, true)
+ENTRY(cmoe_gemv1_e2m1_bf16, CMOE_E2M1, CMOE_BF16, true)
+ENTRY(cmoe_gemv1_e2m1_f16, CMOE_E2M1, CMOE_F16, true)
+ENTRY(cmoe_gemv2_bf16, CMOE_BF16, CMOE_BF16, false)
+ENTRY(cmoe_gemv2_f16, CMOE_F16, CMOE_F16, false)
+ENTRY(cmoe_gemv2_e4m3_bf16, CMOE_E4M3, CMOE_BF16, false)
+ENTRY(cmoe_gemv2_e4m3_f16, CMOE_E4M3, CMOE_F16, false)
+ENTRY(cmoe_gemv2_i8_bf16, CMOE_I8, CMOE_BF16, false)
+ENTRY(cmoe_gemv2_i8_f16, CMOE_I8, CMOE_F16, false)
+ENTRY(cmoe_gemv2_i4_bf16, CMOE_I4, CMOE_BF16, false)
+ENTRY(cmoe_gemv2_i4_f16, CMOE_I4, CMOE_F16, false)
+ENTRY(cmoe_gemv2_e2m1_bf16, CMOE_E2M1, CMOE_BF16, false)
+ENTRY(cmoe_gemv2_e2m1_f16, CMOE_E2M1, CMOE_F16, false)

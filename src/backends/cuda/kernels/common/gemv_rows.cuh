@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: MIT
+ * Rows of x or h into a block's shared memory as operands of mma.sync: quantised by the block itself
+ * if they are, in the order in which codes of the weights come out of their words. */
+#ifndef CMOE_KERNELS_GEMV_ROWS_CUH
+#define CMOE_KERNELS_GEMV_ROWS_CUH
+
+#include "backends/cuda/kernels/common/gemv.cuh"
+
+DEV float element(int dtype, const char *row, int column)
+{
+    if (dtype == CMOE_F32)
+        return ((const float *)row)[column];
+    const uint16_t code = ((const uint16_t *)row)[column];
+    return dtype == CMOE_BF16 ? bits_f32((uint32_t)code << 16) : __half2float(__ushort_as_half(code));
+}
+
+/* Four columns of a row of f32, bf16 or f16 from a multiple of 4 on, zero from `limit` on; `vectors`: 4
+ * aligned ones or none. */
+DEV float4 four_columns(int dtype, const char *row, int column, int limit, int vectors)
+{
+    const char *at = row + (int64_t)column * (dtype == CMOE_F32 ? 4 : 2);
+    if (vectors && column < limit && dtype == CMOE_F32)
+        return __ldcg((const float4 *)at);
+    if (vectors && column < limit && dtype == CMOE_BF16) {
+        const uint2 w = __ldcg((const uint2 *)at);
+        return make_float4(bits_f32(w.x << 16), bits_f32(w.x & 0xffff0000), bits_f32(w.y << 16),
+                           bits_f32(w.y & 0xffff0000));
+    }
+    float v[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        v[i] = column + i < limit ? element(dtype, row, column + i) : 0.0f;
+    return make_float4(v[0], v[1], v[2], v[3]);
+}
+
+DEV uint32_t magnitude(float v)
+{
+    return __float_as_uint(v) & 0x7fffffff;
+}
+
+DEV uint32_t warp_amax(float4 v)
+{
+    const uint32_t top = max(max(magnitude(v.x), magnitude(v.y)), max(magnitude(v.z), magnitude(v.w)));
+    return __reduce_max_sync(0xffffffff, top);
+}
+
+/* v / scale rounded once, as long as nothing underflows. */
+DEV float quotient(float v, float scale, float reciprocal)
+{
+    float q = v * reciprocal;
+    q = fmaf(fmaf(-q, scale, v), reciprocal, q);
+    return fmaf(fmaf(-q, scale, v), reciprocal, q);
+}
+
+/* Four values as e4m3 under the scale, as f16 pairs: the codes of quant_e4m3_sm90a.cu. Far from 1 the
+ * scale and the values are moved together; what underflows then has code 0. */
+DEV uint2 requantized(float4 v, float scale)
+{
+    const float by = scale > 0x1p60f ? 0x1p-64f : (scale < 0x1p-60f ? 0x1p64f : 1.0f);
+    scale *= by;
+    float r;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(scale));
+    r = fmaf(fmaf(-scale, r, 1.0f), r, r);
+    uint2 pairs;
+    asm("{.reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, %3, %2; cvt.rn.satfinite.e4m3x2.f32 h, %5, %4; "
+        "cvt.rn.f16x2.e4m3x2 %0, l; cvt.rn.f16x2.e4m3x2 %1, h;}"
+        : "=r"(pairs.x), "=r"(pairs.y)
+        : "f"(quotient(v.x * by, scale, r)), "f"(quotient(v.y * by, scale, r)), "f"(quotient(v.z * by, scale, r)),
+          "f"(quotient(v.w * by, scale, r)));
+    return pairs;
+}
+
+/* Exact: the values are of the type. */
+template <int OP> DEV uint32_t pair_of(float low, float high)
+{
+    uint32_t pair;
+    if (OP == CMOE_BF16)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    else
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+/* Columns of an even lane and the odd one behind it in the order in which words of 4-bit codes decode:
+ * 0, 4, 1, 5, 2, 6, 3, 7, or for e2m1 as f16 (operands4_f16) 0, 2, 1, 3, 4, 6, 5, 7. */
+template <int W, int OP> DEV uint2 in_code_order(uint2 v)
+{
+    const bool odd = threadIdx.x & 1;
+    uint32_t low = v.x, high = v.y;
+    if (W != CMOE_E2M1 || OP != CMOE_F16) {
+        const uint32_t other = __shfl_xor_sync(0xffffffff, odd ? v.x : v.y, 1);
+        low = odd ? other : v.x;
+        high = odd ? v.y : other;
+    }
+    return make_uint2(__byte_perm(low, high, 0x5410), __byte_perm(low, high, 0x7632));
+}
+
+/* Scales a span so that its largest value lies below 2^15; true: f16 has all its values then. `by` scales
+ * them back. */
+DEV bool fit_f16(float4 &v, float *by)
+{
+    const int exponent = max((int)(warp_amax(v) >> 23), 27) - 127;
+    const float up = bits_f32((uint32_t)(127 + 14 - exponent) << 23);
+    *by = bits_f32((uint32_t)(127 - 14 + exponent) << 23);
+    const float4 scaled = make_float4(v.x * up, v.y * up, v.z * up, v.w * up);
+    const bool fits = __half2float(__float2half_rn(scaled.x)) * *by == v.x &&
+                      __half2float(__float2half_rn(scaled.y)) * *by == v.y &&
+                      __half2float(__float2half_rn(scaled.z)) * *by == v.z &&
+                      __half2float(__float2half_rn(scaled.w)) * *by == v.w;
+    v = scaled;
+    return fits;
+}
+
+/* A warp's rows of x: span i of all, or zeros. */
+struct row_span {
+    int row, column;
+    bool counts;
+    const char *from;
+};
+
+template <int W, bool FIRST>
+DEV row_span span_of(const cmoe_gpu_gemv &s, const work &k, const experts_of &e, int i)
+{
+    const int each = (s.steps * piece_of<W>::STEP + SPAN - 1) / SPAN, row = i / each;
+    const int over = (FIRST ? k.first_token : k.first_token * s.g.call.slots) + row;
+    return {row, (i - row * each) * SPAN + (int)(threadIdx.x % 32) * 4, FIRST || e.of(over) >= 0,
+            (const char *)s.from + over * s.from_stride};
+}
+
+/* Largest magnitudes of whole rows. */
+template <int W, bool FIRST>
+DEV void find_amax(const cmoe_gpu_gemv &s, const work &k, const experts_of &e)
+{
+    const int each = (s.steps * piece_of<W>::STEP + SPAN - 1) / SPAN;
+    const int all = k.row_count * each;
+    for (int i = threadIdx.x / 32; i < all; i += WARPS * 4) {
+        int row[4];
+        float4 v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const row_span at = span_of<W, FIRST>(s, k, e, min(i + j * WARPS, all - 1));
+            row[j] = at.row;
+            v[j] = make_float4(0, 0, 0, 0);
+            if (at.counts)
+                v[j] = four_columns(s.from_dtype, at.from, at.column, s.g.k, s.from_vectors);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const uint32_t top = warp_amax(v[j]);
+            if (threadIdx.x % 32 == 0)
+                atomicMax(&k.amax(s)[row[j]], top); /* a maximum has one value in any order */
+        }
+    }
+}
+
+/* Operands and factors: a row's scale times what its slot weighs. FROM is what rows are of if they are not
+ * quantised, OP what they become. False: bf16 that f16 does not have. */
+template <int W, int FROM, int OP, bool FIRST>
+DEV bool stage_rows(const cmoe_gpu_gemv &s, const work &k, const experts_of &e)
+{
+    enum { BATCH = 4 };
+    using shape = piece_of<W>;
+    const int width = s.steps * shape::STEP, each = (width + SPAN - 1) / SPAN, all = k.row_count * each;
+    const bool quantized = FROM == CMOE_F16 && s.g.x.dtype == CMOE_E4M3;
+    const bool by_row = quantized && s.g.x.scaling == CMOE_SCALE_TOKEN;
+    bool exact = true;
+    if (by_row) {
+        find_amax<W, FIRST>(s, k, e);
+        __syncthreads();
+    }
+    for (int i = threadIdx.x / 32; i < all; i += WARPS * BATCH) {
+        row_span at[BATCH];
+        float4 v[BATCH];
+#pragma unroll
+        for (int j = 0; j < BATCH; j++) {
+            at[j] = span_of<W, FIRST>(s, k, e, min(i + j * WARPS, all - 1));
+            v[j] = make_float4(0, 0, 0, 0);
+            if (at[j].counts && i + j * WARPS < all)
+                v[j] = four_columns(s.from_dtype, at[j].from, at[j].column, s.g.k, s.from_vectors);
+        }
+#pragma unroll
+        for (int j = 0; j < BATCH && i + j * WARPS < all; j++) {
+            float factor = 1;
+            if (quantized)
+                factor = scale_f32(CMOE_E4M3, bits_f32(by_row ? k.amax(s)[at[j].row] : warp_amax(v[j])));
+            if (FROM != OP)
+                exact = fit_f16(v[j], &factor) && exact;
+            uint2 pairs = make_uint2(pair_of<OP>(v[j].x, v[j].y), pair_of<OP>(v[j].z, v[j].w));
+            if (quantized)
+                pairs = requantized(v[j], factor);
+            if (shape::BITS == 4)
+                pairs = in_code_order<W, OP>(pairs);
+            if (at[j].column < width)
+                ((uint2 *)k.x(s))[(at[j].row * width + at[j].column) / 4] = pairs;
+            if (W == CMOE_E2M1 && OP == CMOE_F16)
+                factor *= 64; /* operands4_f16 */
+            if (!FIRST && s.weigh)
+                factor *= at[j].counts ? row_weight(s.g.call, k.first_token * s.g.call.slots + at[j].row) : 0.0f;
+            if (threadIdx.x % 32 == 0 && (s.spans > 1 || at[j].column == 0))
+                k.factor(s)[at[j].row * s.spans + (s.spans > 1 ? at[j].column / SPAN : 0)] = factor;
+        }
+    }
+    return exact;
+}
+
+#endif
