@@ -29,7 +29,7 @@ def load(name):
 
 def about(data, name):
     return [f"`bench/results/{name}`, {data['date']}, {data['cells'][0]['device']}, driver {data['driver']}:", "",
-            f"    {data['command']}", ""]
+            f"    {data['command']}", ""] + ([data["note"], ""] if "note" in data else [])
 
 
 def us(value):
