@@ -153,7 +153,7 @@ static double stream_share(int bits, double expert, int tokens)
     if (bits == 16) return large ? 0.75 : 0.8;
     if (bits == 4) return 0.5;
     if (large) return 0.72;
-    return tokens == 1 || tokens > 4 ? 0.9 : 1.05;
+    return tokens == 1 ? 0.9 : tokens > 4 ? 0.75 : 1.05;
 }
 
 /* Weights are read again for every row of an expert. */
