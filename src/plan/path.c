@@ -148,29 +148,44 @@ static void relax(struct search *s, int from, int layout, int to, struct cmoe_ed
     }
 }
 
+/* One row, the index-th of all, from every layout that reaches its boundary. */
+static void relax_row(struct search *s, const struct cmoe_kernel *k, int index)
+{
+    for (int layout = 0; layout < CMOE_EDGE_COUNT; layout++) {
+        const struct node *n = &s->node[k->first][layout];
+        struct cmoe_edge out;
+        if (isinf(n->cost) || !cmoe__kernel_usable(k, &s->q, n->edge, &out, NULL)) continue;
+        const double measured = cmoe__tuned_us(s->plan, index, cmoe__plan_bucket(s->q.tokens));
+        const struct cmoe_step step = {.kernel = k,
+                                       .cost_us =
+                                           measured > 0 ? measured : k->family->cost_us(k, &s->q),
+                                       .in = n->edge,
+                                       .out = out};
+        relax(s, k->first, layout, k->last + 1, out, &step);
+    }
+}
+
+/* A backend's rows that start at boundary `at`; `base` is the first one's index. */
+static void relax_backend(struct search *s, const struct cmoe_backend *backend, int base, int at,
+                          bool stay)
+{
+    for (int i = 0; i < backend->n_kernels; i++) {
+        const struct cmoe_kernel *const k = &backend->kernels[i];
+        if (k->first != at || (k->last + 1 == k->first) != stay || k->last > s->plan->p.last ||
+            !format_ok(s->format1, k->format1) || !format_ok(s->format2, k->format2) ||
+            cmoe__pin_excludes(s->plan, base + i, s->pinned))
+            continue;
+        relax_row(s, k, base + i);
+    }
+}
+
 /* All rows that start at boundary `at`: conversions (stay == true) or rows that cover stages. */
 static void relax_rows(struct search *s, int at, bool stay)
 {
     const struct cmoe_backend *backend;
-    const struct cmoe_kernel *k;
-    for (int i = 0; (k = cmoe__kernel_at(i, &backend)); i++) {
-        const bool converts = k->last + 1 == k->first;
-        if (k->first != at || converts != stay || k->last > s->plan->p.last ||
-            !cmoe__backend_visible(backend, s->plan->dev) || !format_ok(s->format1, k->format1) ||
-            !format_ok(s->format2, k->format2) || cmoe__pin_excludes(s->plan, i, s->pinned))
-            continue;
-        for (int layout = 0; layout < CMOE_EDGE_COUNT; layout++) {
-            const struct node *n = &s->node[at][layout];
-            struct cmoe_edge out;
-            if (isinf(n->cost) || !cmoe__kernel_usable(k, &s->q, n->edge, &out, NULL)) continue;
-            const double measured = cmoe__tuned_us(s->plan, i, cmoe__plan_bucket(s->q.tokens));
-            const struct cmoe_step step = {.kernel = k,
-                                           .cost_us = measured > 0 ? measured
-                                                                   : k->family->cost_us(k, &s->q),
-                                           .in = n->edge,
-                                           .out = out};
-            relax(s, at, layout, k->last + 1, out, &step);
-        }
+    for (int b = 0, base = 0; (backend = cmoe__backends[b]) != NULL; b++) {
+        if (cmoe__backend_visible(backend, s->plan->dev)) relax_backend(s, backend, base, at, stay);
+        base += backend->n_kernels;
     }
 }
 
