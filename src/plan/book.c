@@ -48,6 +48,8 @@ static size_t region_bytes(const struct cmoe_plan *plan, int id, int64_t tokens)
         return product(rows, 4);
     case CMOE_REGION_OFFSETS:
         return product((int64_t)s->local + 1, 4);
+    case CMOE_REGION_PROGRESS:
+        return plan->props.host ? 0 : product((int64_t)s->local + CMOE_PROGRESS, 4);
     case CMOE_REGION_GU:
         return product(rows, product(s->rows1, 4));
     case CMOE_REGION_H:

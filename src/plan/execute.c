@@ -37,6 +37,7 @@ static void lay_out_sort(struct cmoe_exec *x, const struct cmoe_path *path, void
                        (x->p->first > CMOE_STAGE_SORT || x->p->last == CMOE_STAGE_SORT);
     x->rows = grant(path, CMOE_REGION_ROWS, workspace, index ? t->sorted_ids : NULL);
     x->offsets = grant(path, CMOE_REGION_OFFSETS, workspace, index ? t->expert_offsets : NULL);
+    x->progress = grant(path, CMOE_REGION_PROGRESS, workspace, NULL);
 }
 
 static void lay_out_x(struct cmoe_exec *x, const struct cmoe_path *path, void *workspace)

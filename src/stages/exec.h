@@ -4,7 +4,7 @@
  * The stage contracts, for every backend (S slots a token, row = t*S + s, or e*capacity + r):
  *   ROUTE    reads logits (or x, router_w); writes ids, weights for all T tokens
  *   QUANT    reads tensors.x (and weights, smooth); writes xq, xs, xg. Only when shape.quant
- *   SORT     reads ids; writes rows, offsets: for each local expert its rows, ascending
+ *   SORT     reads ids; writes rows, offsets: for each local expert its rows, ascending; clears progress
  *   GEMM1    for every row in the sort: gu[row] = x . w1 (scaled), times weight if WEIGHT_ON_GEMM1,
  *            plus b1. Rows that are not in the sort are neither written nor read, here and below
  *   ACT      h[row] = act(gu[row]), times weight if WEIGHT_ON_ACT; columns past i_used are 0
@@ -29,6 +29,9 @@ enum cmoe_region {
     CMOE_REGION_COUNT,
 };
 
+/* Words of `progress` before those of the experts. */
+enum { CMOE_PROGRESS = 64 };
+
 struct cmoe_exec {
     const cmoe_problem *p;
     const struct cmoe_shape *shape;
@@ -52,6 +55,7 @@ struct cmoe_exec {
     float *xg;
     int64_t xq_stride; /* bytes from row to row of xq */
     int32_t *rows, *offsets;
+    int32_t *progress; /* of devices: for kernels whose blocks wait for one another; NULL: none */
     float *gu;
     void *h;       /* rows are I elements apart */
     void *hq, *hs; /* = h when !shape.requant */

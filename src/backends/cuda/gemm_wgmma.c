@@ -45,7 +45,7 @@ static enum cmoe_cuda_function function_of(cmoe_dtype type, enum scales scales, 
 }
 
 /* Whether GEMM2 leaves z to a combine of 16-bit numbers. */
-static bool short_z(const cmoe_problem *p, const struct cmoe_shape *s)
+bool cmoe__cuda_wgmma_short_z(const cmoe_problem *p, const struct cmoe_shape *s)
 {
     const cmoe_dtype y = p->mid.dtype == CMOE_F16 ? CMOE_F16 : CMOE_BF16;
     return (p->flags & CMOE_REDUCED) && !(p->flags & CMOE_NO_REDUCE) && !s->batched &&
@@ -93,7 +93,8 @@ bool cmoe__cuda_wgmma_supports(const struct cmoe_kernel *k, const struct cmoe_qu
     if (in.layout != cmoe__usual_edge(p, k->first).layout)
         return cmoe__refuse(why, "starts from another data layout");
     *out = cmoe__usual_edge(p, k->last + 1);
-    if (k->first == CMOE_STAGE_GEMM2 && short_z(p, q->shape)) out->layout = CMOE_EDGE_SLOT16;
+    if (k->first == CMOE_STAGE_GEMM2 && cmoe__cuda_wgmma_short_z(p, q->shape))
+        out->layout = CMOE_EDGE_SLOT16;
     return true;
 }
 
@@ -101,7 +102,7 @@ bool cmoe__cuda_combine_pairs_supports(const struct cmoe_kernel *k, const struct
                                        struct cmoe_edge in, struct cmoe_edge *out,
                                        struct cmoe_why *why)
 {
-    if (in.layout != CMOE_EDGE_SLOT16 || !short_z(q->p, q->shape))
+    if (in.layout != CMOE_EDGE_SLOT16 || !cmoe__cuda_wgmma_short_z(q->p, q->shape))
         return cmoe__refuse(why, "z is not in 16 bits");
     *out = cmoe__usual_edge(q->p, k->last + 1);
     return true;
@@ -202,20 +203,18 @@ static bool encode_map(const struct cmoe_exec *x, const struct cmoe_cuda_half *h
                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, enum cmoe_cuda_function f,
-                          enum scales scales)
+size_t cmoe__cuda_wgmma_settle(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, int tile_n,
+                               int cluster)
 {
-    const struct cmoe_cuda *cuda = cmoe__cuda_of(x);
     const struct cmoe_cuda_weights *state = x->w->state;
     const cmoe_dtype type = (cmoe_dtype)w->g.w.dtype;
-    const int64_t all = cmoe__shape_rows(x->p, x->shape, x->tokens);
     const int64_t step = w->gated ? CMOE_WGMMA_HALF : 2 * CMOE_WGMMA_HALF;
-    const struct cut c = cut(x->p, x->shape, x->tokens, scales);
-    const int tail = scales == BLOCK_SCALES ? CMOE_WGMMA_SCALED_TAIL : CMOE_WGMMA_TAIL;
-    const int stage = A_BYTES + c.tile_n * CMOE_WGMMA_SPAN;
-    w->tile_n = c.tile_n;
+    const int tail = w->g.w.scaling == CMOE_SCALE_BLOCK ? CMOE_WGMMA_SCALED_TAIL : CMOE_WGMMA_TAIL;
+    const int stage = A_BYTES + tile_n * CMOE_WGMMA_SPAN,
+              room = cmoe__cuda_of(x)->shared_limit - 1024 - tail;
+    w->tile_n = tile_n;
     w->m_tiles = (int32_t)cmoe__ceil_div(w->out_cols, step);
-    w->stages = (int32_t)cmoe__min64(CMOE_WGMMA_STAGES, (cuda->shared_limit - 1024 - tail) / stage);
+    w->stages = (int32_t)cmoe__min64(CMOE_WGMMA_STAGES, room / stage);
     w->vectors = (uintptr_t)w->g.a % 16 == 0 && w->g.a_stride % 16 == 0 &&
                  (w->g.k * cmoe_dtype_bits(type) / 8) % 16 == 0;
     w->tma = 1;
@@ -226,14 +225,23 @@ static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, enum cmo
     const bool lines = (uintptr_t)w->g.out % 16 == 0 && w->g.out_stride % 16 == 0;
     w->plain = !w->g.bias && !w->g.weigh && !w->weigh_act && w->out_used % step == 0 &&
                w->out_used == w->out_cols && lines && (w->g.half == 2 || silu);
-    w->cluster = w->tma ? c.cluster : 1;
+    w->cluster = w->tma ? cluster : 1;
     w->ahead = w->tma && w->g.half == 2 && x->p->first <= CMOE_STAGE_SORT;
+    return (size_t)(1024 + tail + w->stages * stage);
+}
+
+static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, enum cmoe_cuda_function f,
+                          enum scales scales)
+{
+    const struct cut c = cut(x->p, x->shape, x->tokens, scales);
+    const size_t shared = cmoe__cuda_wgmma_settle(x, w, c.tile_n, c.cluster);
+    const int64_t all = cmoe__shape_rows(x->p, x->shape, x->tokens);
     const int64_t each = (int64_t)c.tile_n * w->cluster,
                   experts = cmoe__min64(all, x->shape->local);
     const int64_t tiles = (all / each + experts) * w->cluster * w->m_tiles;
-    const int64_t blocks = cmoe__min64(tiles, cuda->multiprocessors / w->cluster * w->cluster);
-    const struct cmoe_cuda_grid grid = {(unsigned)blocks, 1, CMOE_WGMMA_THREADS,
-                                        (size_t)(1024 + tail + w->stages * stage)};
+    const int sms = cmoe__cuda_of(x)->multiprocessors / w->cluster * w->cluster;
+    const struct cmoe_cuda_grid grid = {(unsigned)cmoe__min64(tiles, sms), 1, CMOE_WGMMA_THREADS,
+                                        shared};
     void *args[] = {w};
     return cmoe__cuda_launch_clusters(x, f, grid, (unsigned)w->cluster, args);
 }
@@ -251,13 +259,11 @@ static float or_default(float given, float otherwise)
     return given != 0.0f ? given : otherwise;
 }
 
-cmoe_status cmoe__cuda_wgmma_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x)
+cmoe_gpu_wgmma cmoe__cuda_wgmma_first(const struct cmoe_exec *x, int last)
 {
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
-    const bool act = step->kernel->last >= CMOE_STAGE_ACT, oai = p->act == CMOE_ACT_SWIGLU_OAI;
-    enum scales scales = NO_SCALES;
-    (void)scales_of(p->x, p->w, &scales);
+    const bool act = last >= CMOE_STAGE_ACT, oai = p->act == CMOE_ACT_SWIGLU_OAI;
     cmoe_gpu_wgmma w = {
         .g = cmoe__cuda_gemm1_params(x),
         .gated = s->gated,
@@ -269,34 +275,52 @@ cmoe_status cmoe__cuda_wgmma_gemm1(const struct cmoe_step *step, const struct cm
         .limit = or_default(p->act_limit, oai ? 7.0f : 0.0f),
     };
     fix_scale(&w.g);
-    enum result result = act ? ACTIVATED : SUMS;
     if (act) {
         w.g.out = x->h;
         w.g.out_stride = s->I;
     }
-    if (step->kernel->last == CMOE_STAGE_REQUANT) {
-        result = CODES;
+    if (last == CMOE_STAGE_REQUANT) {
         w.g.out = x->hq;
         w.g.out_stride = (int64_t)cmoe__row_code_bytes(p->mid, s->I);
         w.mid_scales = x->hs;
         w.mid_scale_stride = (int64_t)cmoe__row_scale_bytes(p->mid, s->I) / 4;
     }
-    return launch(x, &w, function_of((cmoe_dtype)p->w.dtype, scales, result), scales);
+    return w;
 }
 
-cmoe_status cmoe__cuda_wgmma_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x)
+cmoe_gpu_wgmma cmoe__cuda_wgmma_second(const struct cmoe_exec *x)
 {
-    (void)step;
-    const cmoe_problem *p = x->p;
-    const bool shorts = short_z(p, x->shape); /* read whole by the combine */
-    enum scales scales = NO_SCALES;
-    (void)scales_of(p->mid, p->w, &scales);
+    const bool shorts = cmoe__cuda_wgmma_short_z(x->p, x->shape); /* read whole by the combine */
     cmoe_gpu_wgmma w = {
         .g = cmoe__cuda_gemm2_params(x),
         .out_used = (int32_t)x->shape->h_used,
         .out_cols = (int32_t)(shorts ? x->shape->H : x->shape->h_used),
     };
     fix_scale(&w.g);
-    return launch(x, &w, function_of((cmoe_dtype)p->w.dtype, scales, shorts ? SHORT_SUMS : SUMS),
-                  scales);
+    return w;
+}
+
+static cmoe_status gemm1(const struct cmoe_exec *x, int last)
+{
+    enum scales scales = NO_SCALES;
+    (void)scales_of(x->p->x, x->p->w, &scales);
+    const enum result result =
+        last < CMOE_STAGE_ACT ? SUMS : (last == CMOE_STAGE_REQUANT ? CODES : ACTIVATED);
+    cmoe_gpu_wgmma w = cmoe__cuda_wgmma_first(x, last);
+    return launch(x, &w, function_of((cmoe_dtype)x->p->w.dtype, scales, result), scales);
+}
+
+cmoe_status cmoe__cuda_wgmma_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    return gemm1(x, step->kernel->last);
+}
+
+cmoe_status cmoe__cuda_wgmma_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    enum scales scales = NO_SCALES;
+    (void)scales_of(x->p->mid, x->p->w, &scales);
+    const enum result result = cmoe__cuda_wgmma_short_z(x->p, x->shape) ? SHORT_SUMS : SUMS;
+    cmoe_gpu_wgmma w = cmoe__cuda_wgmma_second(x);
+    return launch(x, &w, function_of((cmoe_dtype)x->p->w.dtype, scales, result), scales);
 }

@@ -24,6 +24,14 @@ typedef struct cmoe_gpu_expert {
     const float *smooth[2];
 } cmoe_gpu_expert;
 
+/* Words of exec.h's progress: tiles that blocks have taken, halves of GEMM1's tiles that are done, of all
+ * experts and from EXPERTS on of each. A line each for what is written all the time. */
+enum {
+    CMOE_PROGRESS_TAKEN = 0,
+    CMOE_PROGRESS_DONE = 32,
+    CMOE_PROGRESS_EXPERTS = 64,
+};
+
 /* Rows and ids of a call, read by every kernel. */
 typedef struct cmoe_gpu_call {
     const int32_t *n_tokens_dev; /* or NULL */
@@ -70,6 +78,7 @@ typedef struct cmoe_gpu_quant {
 typedef struct cmoe_gpu_sort {
     cmoe_gpu_call call;
     int32_t *rows, *offsets;
+    int32_t *progress; /* to clear, or NULL */
     const int64_t *ids64;
     int32_t *ids;
     int32_t *sorted_ids, *block_experts, *num_valid;

@@ -15,6 +15,7 @@ enum {
     CMOE_WGMMA_STAGES = 8,
     CMOE_WGMMA_MOST_N = 160,     /* rows of x in a tile */
     CMOE_WGMMA_SCALED_N = 96,    /* and where each span's sums are scaled by themselves */
+    CMOE_WGMMA_PAIR_N = 80,      /* the same in a kernel of both GEMMs */
     CMOE_WGMMA_EXPERTS = 1024,   /* the table of tiles lies in shared memory */
     CMOE_WGMMA_TAIL = 21 * 1024, /* shared memory besides the stages */
     CMOE_WGMMA_SCALED_TAIL = 30 * 1024,
@@ -40,5 +41,12 @@ typedef struct cmoe_gpu_wgmma {
     float *mid_scales;        /* of the result as e4m3, one a row and 128 units */
     int64_t mid_scale_stride; /* elements */
 } cmoe_gpu_wgmma;
+
+/* Both GEMMs in one kernel; the first with its activation, both with tiles of the same rows. */
+typedef struct cmoe_gpu_wgmma_pair {
+    cmoe_gpu_wgmma gemm[2];
+    int32_t *progress; /* params.h; SORT has cleared it */
+    int32_t each;      /* tiles of GEMM2 that a block takes at a time */
+} cmoe_gpu_wgmma_pair;
 
 #endif

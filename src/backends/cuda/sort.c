@@ -31,6 +31,7 @@ static cmoe_gpu_sort sort_params(const struct cmoe_exec *x)
         .call = cmoe__cuda_call(x),
         .rows = x->rows,
         .offsets = x->offsets,
+        .progress = x->progress,
         .sorted_ids = x->t->sorted_ids,
         .block_experts = x->t->block_experts,
         .num_valid = x->t->num_valid,

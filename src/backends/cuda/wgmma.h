@@ -17,4 +17,19 @@ double cmoe__cuda_combine_pairs_cost_us(const struct cmoe_kernel *k, const struc
 cmoe_status cmoe__cuda_wgmma_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_wgmma_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x);
 
+/* For rows of both GEMMs: parameters of GEMM1 with what follows up to stage `last`, and of GEMM2; the cut,
+ * for which it gives the bytes of shared memory; whether z is written in 16 bits for combine_pairs. */
+cmoe_gpu_wgmma cmoe__cuda_wgmma_first(const struct cmoe_exec *x, int last);
+cmoe_gpu_wgmma cmoe__cuda_wgmma_second(const struct cmoe_exec *x);
+size_t cmoe__cuda_wgmma_settle(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, int tile_n,
+                               int cluster);
+bool cmoe__cuda_wgmma_short_z(const cmoe_problem *p, const struct cmoe_shape *s);
+
+/* GEMM1 .. GEMM2 in one kernel. */
+bool cmoe__cuda_pair_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                              struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why);
+double cmoe__cuda_pair_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q);
+size_t cmoe__cuda_pair_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q);
+cmoe_status cmoe__cuda_pair(const struct cmoe_step *step, const struct cmoe_exec *x);
+
 #endif

@@ -47,6 +47,7 @@ extern "C" __global__ void __launch_bounds__(32) cmoe_sort_scan(const __grid_con
 {
     const int lane = threadIdx.x;
     int carry = 0;
+    clear_progress(s, 32);
     if (lane == 0)
         s.offsets[0] = 0;
     for (int base = 0; base < s.call.local; base += 32) {

@@ -70,6 +70,7 @@ extern "C" __global__ void __launch_bounds__(1024)
     }
     if (threadIdx.x == 0)
         s.offsets[0] = 0;
+    clear_progress(s, 1024);
 }
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -163,6 +163,26 @@ DEV void copy_wait(void)
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+/* ld.acquire.gpu: what was released with this value or before is visible behind it */
+DEV int load_acquire(const int32_t *from)
+{
+    int v;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+
+/* fence.acq_rel.gpu */
+DEV void fence_gpu(void)
+{
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+
+/* red.relaxed.gpu.add */
+DEV void add_relaxed(int32_t *to, int v)
+{
+    asm volatile("red.relaxed.gpu.global.add.s32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
+}
+
 DEV void store_shared_u16(uint32_t to, uint16_t v)
 {
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(v) : "memory");

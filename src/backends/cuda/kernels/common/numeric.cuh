@@ -218,6 +218,13 @@ DEV int token_count(const cmoe_gpu_call &c)
     return n < 0 ? 0 : (n < c.tokens ? n : c.tokens);
 }
 
+/* By the block's threads, of which there are so many. */
+DEV void clear_progress(const cmoe_gpu_sort &s, int threads)
+{
+    for (int i = threadIdx.x; s.progress && i < CMOE_PROGRESS_EXPERTS + s.call.local; i += threads)
+        s.progress[i] = 0;
+}
+
 DEV float row_weight(const cmoe_gpu_call &c, int64_t row)
 {
     return c.weights && !c.batched ? c.weights[row] : 1.0f;

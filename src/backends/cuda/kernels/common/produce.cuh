@@ -186,10 +186,8 @@ template <int TYPE> DEV int load_ahead(const cmoe_gpu_wgmma &p, const ring &r)
     constexpr int STEP = SPAN / element_bytes<TYPE>;
     cursor c = {0, 0};
     int loaded = 0;
-    int expert = 0;
     for (int index = first_work(p); index < work_total(p, r); index += work_step(p)) {
-        const work w = work_at(p, r, index, expert);
-        expert = w.expert;
+        const work w = work_at(p, r, index);
         for (int column = 0; column < p.g.k; column += STEP) {
             if (loaded == r.count)
                 return loaded;
@@ -212,7 +210,7 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce(const cmoe_gpu_wgmma 
     depend();
     if (index >= total)
         return;
-    work w = work_at(p, r, index, 0), next = w;
+    work w = work_at(p, r, index), next = w;
     gather g = gather_of<BLOCK>(p, w), next_rows = g;
     for (int turn = 0; index < total; turn++) {
         const int slot = turn & 1;
@@ -243,7 +241,7 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce(const cmoe_gpu_wgmma 
             hand_over(full, p.tma && p.vectors);
             advance(c, r);
             if (column == 0 && index < total) {
-                next = work_at(p, r, index, w.expert);
+                next = work_at(p, r, index);
                 next_rows = gather_of<BLOCK>(p, next);
             }
         }

@@ -42,6 +42,9 @@ struct ring_tail {
     uint64_t begun[2], ready[2], unused[2]; /* of the facts: the work, all of them, neither */
     tile_facts facts[2];          /* of this tile and the next */
     int first_tile[CMOE_WGMMA_EXPERTS + 1];
+    /* Both GEMMs in one kernel: tickets as the producer hands them around, whether all of h is there, by facts
+     * whether the tile is GEMM2's. */
+    int ticket[2], open, second[2];
     alignas(16) float scale[CMOE_WGMMA_STAGES][SCALED_N + 4]; /* of the stage's rows of x, then of [strip][box] */
     uint32_t amax[MATH_WARPS][SCALED_N];      /* of a row of h over a warp's units */
     float2 mid_scale[SCALED_N];               /* of a row of h over the tile's, and its reciprocal */
@@ -169,14 +172,27 @@ DEV int quotient(int a, int b)
     return q + (rest >= b) - (rest < 0);
 }
 
+/* Expert of a tile; there are m_tiles for each of the table's. */
+DEV int expert_of_tile(const int *first_tile, int local, int m_tiles, int tile)
+{
+    int low = 0, high = local - 1;
+#pragma unroll 1
+    while (low < high) {
+        const int middle = (low + high) >> 1;
+        if (first_tile[middle + 1] * m_tiles <= tile)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
 /* Weights outermost: blocks that run together share a weight tile's expert and its rows of x. The blocks
- * of a cluster have the same weights and neighbouring rows. expert: that of an earlier work. */
-DEV work work_at(const cmoe_gpu_wgmma &p, const ring &r, int index, int expert)
+ * of a cluster have the same weights and neighbouring rows. */
+DEV work work_at(const cmoe_gpu_wgmma &p, const ring &r, int index)
 {
     const int first = index << (p.cluster - 1), *first_tile = r.tail->first_tile;
-#pragma unroll 1
-    while (first_tile[expert + 1] * p.m_tiles <= first)
-        expert++;
+    const int expert = expert_of_tile(first_tile, p.g.call.local, p.m_tiles, first);
     const int begin = p.g.call.offsets[expert], n = p.g.call.offsets[expert + 1] - begin;
     const int tiles = first_tile[expert + 1] - first_tile[expert], at = first - first_tile[expert] * p.m_tiles;
     const int each = (quotient(n + tiles - 1, tiles) + 7) & ~7, m = quotient(at, tiles);

@@ -201,6 +201,7 @@ DEV void write_offsets(const cmoe_gpu_sort &s, const int *start)
 {
     for (int e = threadIdx.x; e <= s.call.local; e += blockDim.x)
         s.offsets[e] = start[e];
+    clear_progress(s, (int)blockDim.x);
 }
 
 /* All ids by one block; all its threads, after m.clear(). */

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: MIT
+ * The row of both GEMMs on Hopper, for few rows an expert: one kernel instead of two, so that the second
+ * GEMM's weights stream while the first one ends. Wider tiles are left to the rows of one GEMM. */
+#include "backends/cuda/wgmma.h"
+
+#include "core/fail.h"
+#include "core/numeric.h"
+#include "core/size.h"
+#include <math.h>
+
+static int last_of_first(const struct cmoe_shape *s)
+{
+    return s->requant ? CMOE_STAGE_REQUANT : CMOE_STAGE_ACT;
+}
+
+/* The rows that do the same in two kernels. */
+static struct cmoe_kernel first_row(const struct cmoe_shape *s)
+{
+    return (struct cmoe_kernel){.first = CMOE_STAGE_GEMM1, .last = (uint8_t)last_of_first(s)};
+}
+
+static const struct cmoe_kernel second_row = {.first = CMOE_STAGE_GEMM2, .last = CMOE_STAGE_GEMM2};
+
+/* Rows of an expert that all but a few have no more of: so many times the square root above the average. */
+static double room(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens, double spread)
+{
+    const double each =
+        cmoe__shape_local_rows(p, s, tokens) / (cmoe__experts_hit(p, tokens) + 1e-9);
+    return fmin(each + spread * sqrt(each), (double)tokens);
+}
+
+static int widest(const cmoe_problem *p)
+{
+    return p->w.dtype == CMOE_E4M3 ? CMOE_WGMMA_PAIR_N : CMOE_WGMMA_MOST_N;
+}
+
+/* With 48 rows five stages fit beside block scales, too. */
+static int tile_of(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
+{
+    enum { USUAL = 48 };
+    if (tokens <= 8) return 8;
+    const int64_t rows = cmoe__max64((int64_t)ceil(room(p, s, tokens, 2.5)), USUAL);
+    return (int)cmoe__min64(cmoe__min64(cmoe__round_up(rows, 16), cmoe__round_up(tokens, 16)),
+                            widest(p));
+}
+
+bool cmoe__cuda_pair_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                              struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    const cmoe_problem *p = q->p;
+    const struct cmoe_kernel first = first_row(q->shape);
+    struct cmoe_edge between;
+    (void)k;
+    if (q->shape->batched || p->first > CMOE_STAGE_SORT)
+        return cmoe__refuse(why, "nothing before it in the plan clears its counters");
+    if (!cmoe__cuda_wgmma_short_z(p, q->shape))
+        return cmoe__refuse(why, "leaves z to a combine of 16-bit numbers only");
+    if (p->w.scaling != CMOE_SCALE_NONE && p->w.scaling != CMOE_SCALE_BLOCK)
+        return cmoe__refuse(why, "h has a scale that takes a whole row");
+    if (p->w.scaling == CMOE_SCALE_BLOCK && !q->shape->requant)
+        return cmoe__refuse(why, "the intermediate is not quantised");
+    if (room(p, q->shape, q->tokens, 1.5) > widest(p))
+        return cmoe__refuse(why, "%d tokens are for wider tiles", q->tokens);
+    return cmoe__cuda_wgmma_supports(&first, q, in, &between, why) &&
+           cmoe__cuda_wgmma_supports(&second_row, q, between, out, why);
+}
+
+double cmoe__cuda_pair_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    enum { SAVED_US = 6 };
+    const struct cmoe_kernel first = first_row(q->shape);
+    (void)k;
+    return cmoe__cuda_wgmma_cost_us(&first, q) + cmoe__cuda_wgmma_cost_us(&second_row, q) -
+           SAVED_US;
+}
+
+/* h, or its codes and their scales. */
+struct between {
+    size_t codes, bytes;
+};
+
+static struct between between_of(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
+{
+    const size_t rows = (size_t)cmoe__shape_rows(p, s, tokens);
+    const size_t codes = rows * cmoe__row_code_bytes(p->mid, s->I);
+    const size_t padded = (codes + 255) / 256 * 256;
+    return (struct between){padded, padded + rows * cmoe__row_scale_bytes(p->mid, s->I)};
+}
+
+size_t cmoe__cuda_pair_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    (void)k;
+    return between_of(q->p, q->shape, q->tokens).bytes;
+}
+
+static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma_pair *f, size_t shared)
+{
+    const cmoe_dtype type = (cmoe_dtype)x->p->w.dtype;
+    const int64_t all = cmoe__shape_rows(x->p, x->shape, x->tokens);
+    const int64_t rows = all / f->gemm[0].tile_n + cmoe__min64(all, x->shape->local);
+    const int64_t tiles = rows * (f->gemm[0].m_tiles + f->gemm[1].m_tiles);
+    const int64_t sms = cmoe__cuda_of(x)->multiprocessors;
+    const struct cmoe_cuda_grid grid = {(unsigned)cmoe__min64(tiles, sms), 1, CMOE_WGMMA_THREADS,
+                                        shared};
+    void *args[] = {f};
+    return cmoe__cuda_launch_after(x,
+                                   type == CMOE_E4M3  ? CMOE_CUDA_cmoe_wgmma_e4m3_block_pair
+                                   : type == CMOE_F16 ? CMOE_CUDA_cmoe_wgmma_f16_pair
+                                                      : CMOE_CUDA_cmoe_wgmma_bf16_pair,
+                                   grid, args);
+}
+
+cmoe_status cmoe__cuda_pair(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    enum { STAGES_AT_ONCE = 8 };
+    const struct cmoe_shape *s = x->shape;
+    struct cmoe_exec inner = *x;
+    inner.h = inner.hq = x->scratch;
+    inner.hs = (char *)x->scratch + between_of(x->p, s, x->tokens).codes;
+    cmoe_gpu_wgmma_pair f = {
+        .gemm = {cmoe__cuda_wgmma_first(&inner, last_of_first(s)), cmoe__cuda_wgmma_second(&inner)},
+        .progress = x->progress,
+    };
+    const int tile = tile_of(x->p, s, x->tokens);
+    const size_t shared = cmoe__cuda_wgmma_settle(&inner, &f.gemm[0], tile, 1);
+    (void)cmoe__cuda_wgmma_settle(&inner, &f.gemm[1], tile, 1);
+    if (!f.gemm[0].tma || !f.gemm[0].vectors || !f.gemm[1].tma || !f.gemm[1].vectors) {
+        const struct cmoe_kernel first = first_row(s);
+        struct cmoe_step one = *step;
+        one.kernel = &first;
+        CMOE_TRY(cmoe__cuda_wgmma_gemm1(&one, &inner));
+        return cmoe__cuda_wgmma_gemm2(step, &inner);
+    }
+    const int64_t columns = CMOE_WGMMA_SPAN * 8 / cmoe_dtype_bits((cmoe_dtype)x->p->w.dtype);
+    f.each = (int32_t)cmoe__max64(1, STAGES_AT_ONCE / cmoe__ceil_div(f.gemm[1].g.k, columns));
+    return launch(x, &f, shared);
+}

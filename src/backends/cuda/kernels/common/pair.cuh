@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: MIT
+ * GEMM1 with its activation and GEMM2 in one persistent kernel.
+ *
+ * Blocks take tiles from one list, all of GEMM1's before all of GEMM2's, so that neither GEMM ends with
+ * idle multiprocessors but the second, and the ring never runs empty in between: a block loads weights of
+ * GEMM2 while the last rows of h are made elsewhere. Tiles are taken by tickets, not by the block's
+ * number: who waits for h waits for blocks that run, whatever else is on the GPU. */
+#ifndef CMOE_KERNELS_PAIR_CUH
+#define CMOE_KERNELS_PAIR_CUH
+
+#include "backends/cuda/kernels/common/gemm.cuh"
+
+enum { LOAD_BARRIER = 4, NO_TILE = -1 };
+
+/* GEMM1's tiles come first in the list. */
+struct tile_list {
+    int first, total;
+};
+
+DEV tile_list list_of(const cmoe_gpu_wgmma_pair &f, const ring &r)
+{
+    const int tiles = r.tail->first_tile[f.gemm[0].g.call.local], first = tiles * f.gemm[0].m_tiles;
+    return {first, first + tiles * f.gemm[1].m_tiles};
+}
+
+/* Tiles [at, end) that a ticket stands for. */
+struct tile_run {
+    int at, end;
+};
+
+DEV tile_run run_of_ticket(const cmoe_gpu_wgmma_pair &f, const tile_list &list, int ticket)
+{
+    if (ticket < list.first)
+        return {ticket, ticket + 1};
+    const int at = list.first + (ticket - list.first) * f.each;
+    return {at, min(at + f.each, list.total)};
+}
+
+DEV int take_ticket(const cmoe_gpu_wgmma_pair &f)
+{
+    return atomicAdd(f.progress + CMOE_PROGRESS_TAKEN, 1);
+}
+
+DEV work pair_work(const cmoe_gpu_wgmma_pair &f, const ring &r, const tile_list &list, int at)
+{
+    const int second = at >= list.first;
+    return work_at(f.gemm[second], r, second ? at - list.first : at);
+}
+
+/* GEMM1's tile is stored by both warpgroups; each says so by itself when its threads are done. */
+DEV void say_done(const cmoe_gpu_wgmma_pair &f, int expert)
+{
+    if (threadIdx.x % 128 == 0) {
+        fence_gpu();
+        add_relaxed(f.progress + CMOE_PROGRESS_EXPERTS + expert, 1);
+        add_relaxed(f.progress + CMOE_PROGRESS_DONE, 1);
+    }
+}
+
+/* Until all of the expert's h is there; the tile's weights are loaded meanwhile. True: all of every
+ * expert's is. The producer's threads; the one that leads asks. */
+template <int TYPE>
+DEV bool wait_for_h(const cmoe_gpu_wgmma_pair &f, const ring &r, const work &w, const tile_list &list, cursor c,
+                    int &loaded)
+{
+    constexpr int STEP = SPAN / element_bytes<TYPE>;
+    const cmoe_gpu_wgmma &p = f.gemm[1];
+    if (threadIdx.x % LOAD_THREADS == 0) {
+        const int tiles = r.tail->first_tile[w.expert + 1] - r.tail->first_tile[w.expert];
+        const int32_t *done = f.progress + CMOE_PROGRESS_EXPERTS + w.expert;
+        const int all = tiles * f.gemm[0].m_tiles * 2;
+        const bool open = load_acquire(f.progress + CMOE_PROGRESS_DONE) == list.first * 2;
+        if (!open && load_acquire(done) < all) {
+            for (; loaded < r.count && loaded * STEP < p.g.k; loaded++) {
+                barrier_wait(empty_at(r, c), c.parity ^ 1);
+                load_weights(p, r, w, c, loaded * STEP);
+                advance(c, r);
+            }
+            while (load_acquire(done) < all) {
+            }
+        }
+        r.tail->open = open;
+    }
+    group_sync(LOAD_BARRIER, LOAD_THREADS);
+    return r.tail->open;
+}
+
+/* The ticket is taken a few stages before the end of a tile, and looked up when it should have come. */
+enum { TAKE_BEFORE = 6, LOOK_BEFORE = 3 };
+
+template <int TYPE, bool BLOCK, int MOST> DEV void produce_pair(const cmoe_gpu_wgmma_pair &f, const ring &r)
+{
+    constexpr int STEP = SPAN / element_bytes<TYPE>;
+    const bool leads = threadIdx.x % LOAD_THREADS == 0;
+    const tile_list list = list_of(f, r);
+    tile_run run = run_of_ticket(f, list, r.tail->ticket[1]);
+    cursor c = {0, 0};
+    bool open = false;
+    int turn = 0, ticket = 0;
+    depend_release();
+    work w = {}, next = {};
+    gather g = {}, next_rows = {};
+    if (run.at < list.total) {
+        w = pair_work(f, r, list, run.at);
+        g = gather_of<BLOCK>(f.gemm[run.at >= list.first], w);
+    }
+    for (; run.at < list.total; turn++) {
+        const int slot = turn & 1, second = run.at >= list.first;
+        const cmoe_gpu_wgmma &p = f.gemm[second];
+        const bool last = run.at + 1 == run.end;
+        int loaded = 0;
+        barrier_wait(shared_address(&r.tail->unused[slot]), (turn >> 1 & 1) ^ 1);
+        if (leads) {
+            r.tail->facts[slot].w = w;
+            r.tail->second[slot] = second;
+            barrier_arrive(shared_address(&r.tail->begun[slot]));
+        }
+        if (second && !open)
+            open = wait_for_h<TYPE>(f, r, w, list, c, loaded);
+        const int steps = (p.g.k + STEP - 1) / STEP;
+        const int take = max(steps - TAKE_BEFORE, 0), look = max(steps - LOOK_BEFORE, 0);
+        for (int step = 0; step < steps; step++) {
+            const int column = step * STEP;
+            if (leads && last && step == take)
+                ticket = take_ticket(f);
+            barrier_wait(empty_at(r, c), c.parity ^ 1);
+            if (leads && step >= loaded)
+                load_weights(p, r, w, c, column);
+            load_rows<TYPE, MOST>(p, g, w.count, column, stage_at(r, c) + A_BYTES);
+            if (BLOCK)
+                load_scales(g, column, shared_address(r.tail->scale[c.stage]));
+            hand_over(full_at(r, c), true);
+            advance(c, r);
+            if (step == look) {
+                run.at++;
+                if (last) {
+                    if (leads)
+                        r.tail->ticket[slot] = ticket;
+                    group_sync(LOAD_BARRIER, LOAD_THREADS);
+                    run = run_of_ticket(f, list, r.tail->ticket[slot]);
+                }
+                if (run.at < list.total) {
+                    next = pair_work(f, r, list, run.at);
+                    next_rows = gather_of<BLOCK>(f.gemm[run.at >= list.first], next);
+                }
+            }
+        }
+        state_facts<TYPE, BLOCK>(p, r, w, slot);
+        w = next;
+        g = next_rows;
+    }
+    const int slot = turn & 1;
+    barrier_wait(shared_address(&r.tail->unused[slot]), (turn >> 1 & 1) ^ 1);
+    if (leads) {
+        r.tail->facts[slot].w.count = NO_TILE;
+        barrier_arrive(shared_address(&r.tail->begun[slot]));
+    }
+}
+
+/* OUT1: type of h. OUT2: of z. */
+template <int TYPE, int OUT1, int OUT2, bool BLOCK, int MOST>
+DEV void consume_pair(const cmoe_gpu_wgmma_pair &f, const ring &r)
+{
+    cursor c = {0, 0};
+    float acc[2][MOST / 2] = {};
+    for (int turn = 0;; turn++) {
+        const int slot = turn & 1, parity = turn >> 1 & 1;
+        const tile_facts &facts = r.tail->facts[slot];
+        barrier_wait(shared_address(&r.tail->begun[slot]), parity);
+        const int count = facts.w.count, second = r.tail->second[slot];
+        if (count == NO_TILE)
+            break;
+        accumulate_from<TYPE, BLOCK, 8>(f.gemm[second], r, count, place_of(), c, acc);
+        barrier_wait(shared_address(&r.tail->ready[slot]), parity);
+        if (second) {
+            epilogue<OUT2, false, false>(f.gemm[1], r, facts, acc);
+        } else {
+            epilogue<OUT1, true, false>(f.gemm[0], r, facts, acc);
+            say_done(f, facts.w.expert);
+        }
+        __syncwarp();
+        if (threadIdx.x % 32 == 0)
+            barrier_arrive(shared_address(&r.tail->unused[slot]));
+    }
+}
+
+template <int TYPE, int OUT1, int OUT2, bool BLOCK> DEV void gemm_pair(const cmoe_gpu_wgmma_pair &f)
+{
+    extern __shared__ uint8_t memory[];
+    constexpr int MOST = TYPE == CMOE_E4M3 ? CMOE_WGMMA_PAIR_N : MOST_N;
+    const ring r = make_ring(f.gemm[0], memory);
+    if (threadIdx.x < 4)
+        prefetch_map(&f.gemm[threadIdx.x / 2].map[threadIdx.x % 2]);
+    depend_wait();
+    if (threadIdx.x == 0)
+        r.tail->ticket[1] = take_ticket(f);
+    count_tiles(f.gemm[0], r.tail->first_tile);
+    if (threadIdx.x < LOAD_THREADS) {
+        fewer_registers<56>();
+        produce_pair<TYPE, BLOCK, MOST>(f, r);
+    } else {
+        more_registers<224>();
+        consume_pair<TYPE, OUT1, OUT2, BLOCK, MOST>(f, r);
+    }
+}
+
+#endif
