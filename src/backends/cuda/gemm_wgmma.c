@@ -152,7 +152,6 @@ static struct cut cut(const cmoe_problem *p, const struct cmoe_shape *s, int64_t
 /* Weights once and rows of x per weight tile from memory, or the padded tiles' arithmetic. */
 double cmoe__cuda_wgmma_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
-    enum { LAUNCH_US = 4 };
     const cmoe_problem *p = q->p;
     const int last = k->last;
     double bytes = cmoe__stage_bytes(p, k->first, q->tokens);
@@ -179,7 +178,8 @@ double cmoe__cuda_wgmma_cost_us(const struct cmoe_kernel *k, const struct cmoe_q
     enum { BLOCK_GBPS = 60 };
     const double some = tiles < blocks ? 0.7 * q->props->gbps : 0.92 * q->props->gbps;
     const double memory = bytes / (1e3 * (some < tiles * BLOCK_GBPS ? some : tiles * BLOCK_GBPS));
-    return LAUNCH_US + (arithmetic > memory ? arithmetic * (uneven > 1.5 ? 1.5 : uneven) : memory);
+    return CMOE_WGMMA_START_US +
+           (arithmetic > memory ? arithmetic * (uneven > 1.5 ? 1.5 : uneven) : memory);
 }
 
 /* The map of one half: (k, row, expert), one span by 128 rows a box. */

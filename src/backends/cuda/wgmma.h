@@ -6,6 +6,8 @@
 #include "backends/cuda/cuda.h"
 #include "backends/cuda/params_sm90a.h"
 
+enum { CMOE_WGMMA_START_US = 4 };
+
 bool cmoe__cuda_wgmma_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                                struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why);
 double cmoe__cuda_wgmma_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q);
