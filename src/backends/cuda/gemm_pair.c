@@ -8,15 +8,21 @@
 #include "core/size.h"
 #include <math.h>
 
-static int last_of_first(const struct cmoe_shape *s)
+/* h has one scale a row, which needs all of GEMM1's tiles of an expert: it is stored as f32 first. */
+static bool one_scale(const cmoe_problem *p)
 {
-    return s->requant ? CMOE_STAGE_REQUANT : CMOE_STAGE_ACT;
+    return p->w.dtype == CMOE_E4M3 && p->w.scaling != CMOE_SCALE_BLOCK;
 }
 
-/* The rows that do the same in two kernels. */
-static struct cmoe_kernel first_row(const struct cmoe_shape *s)
+static int last_of_first(const cmoe_problem *p)
 {
-    return (struct cmoe_kernel){.first = CMOE_STAGE_GEMM1, .last = (uint8_t)last_of_first(s)};
+    return p->w.scaling == CMOE_SCALE_BLOCK ? CMOE_STAGE_REQUANT : CMOE_STAGE_ACT;
+}
+
+/* The rows that do the same in two kernels (one_scale: three). */
+static struct cmoe_kernel first_row(const cmoe_problem *p)
+{
+    return (struct cmoe_kernel){.first = CMOE_STAGE_GEMM1, .last = (uint8_t)last_of_first(p)};
 }
 
 static const struct cmoe_kernel second_row = {.first = CMOE_STAGE_GEMM2, .last = CMOE_STAGE_GEMM2};
@@ -48,17 +54,18 @@ bool cmoe__cuda_pair_supports(const struct cmoe_kernel *k, const struct cmoe_que
                               struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
     const cmoe_problem *p = q->p;
-    const struct cmoe_kernel first = first_row(q->shape);
+    const struct cmoe_kernel first = first_row(p);
     struct cmoe_edge between;
     (void)k;
     if (q->shape->batched || p->first > CMOE_STAGE_SORT)
         return cmoe__refuse(why, "nothing before it in the plan clears its counters");
     if (!cmoe__cuda_wgmma_short_z(p, q->shape))
         return cmoe__refuse(why, "leaves z to a combine of 16-bit numbers only");
-    if (p->w.scaling != CMOE_SCALE_NONE && p->w.scaling != CMOE_SCALE_BLOCK)
-        return cmoe__refuse(why, "h has a scale that takes a whole row");
-    if (p->w.scaling == CMOE_SCALE_BLOCK && !q->shape->requant)
+    if (p->w.dtype == CMOE_E4M3 && !q->shape->requant)
         return cmoe__refuse(why, "the intermediate is not quantised");
+    if (one_scale(p) && (p->mid.dtype != CMOE_E4M3 || p->mid.scaling != CMOE_SCALE_TOKEN ||
+                         p->mid.fixed || (p->flags & CMOE_MID_ROUNDED)))
+        return cmoe__refuse(why, "the intermediate has no scale of its own a row");
     if (room(p, q->shape, q->tokens, 1.5) > widest(p))
         return cmoe__refuse(why, "%d tokens are for wider tiles", q->tokens);
     return cmoe__cuda_wgmma_supports(&first, q, in, &between, why) &&
@@ -69,24 +76,24 @@ bool cmoe__cuda_pair_supports(const struct cmoe_kernel *k, const struct cmoe_que
 double cmoe__cuda_pair_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
     enum { START_US = 6 };
-    const struct cmoe_kernel first = first_row(q->shape);
+    const struct cmoe_kernel first = first_row(q->p);
     (void)k;
     const double two = cmoe__cuda_wgmma_cost_us(&first, q) +
                        cmoe__cuda_wgmma_cost_us(&second_row, q) - 2 * CMOE_WGMMA_START_US;
     return START_US + 0.95 * two;
 }
 
-/* h, or its codes and their scales. */
+/* h, or its codes, their scales from `scales` on, and what is quantised from `h` on. */
 struct between {
-    size_t codes, bytes;
+    size_t scales, h, bytes;
 };
 
 static struct between between_of(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
 {
-    const size_t rows = (size_t)cmoe__shape_rows(p, s, tokens);
-    const size_t codes = rows * cmoe__row_code_bytes(p->mid, s->I);
-    const size_t padded = (codes + 255) / 256 * 256;
-    return (struct between){padded, padded + rows * cmoe__row_scale_bytes(p->mid, s->I)};
+    const size_t rows = (size_t)cmoe__shape_rows(p, s, tokens), line = 256;
+    const size_t scales = (rows * cmoe__row_code_bytes(p->mid, s->I) + line - 1) / line * line;
+    const size_t h = scales + (rows * cmoe__row_scale_bytes(p->mid, s->I) + line - 1) / line * line;
+    return (struct between){scales, h, one_scale(p) ? h + rows * (size_t)s->I * 4 : h};
 }
 
 size_t cmoe__cuda_pair_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
@@ -95,45 +102,63 @@ size_t cmoe__cuda_pair_scratch(const struct cmoe_kernel *k, const struct cmoe_qu
     return between_of(q->p, q->shape, q->tokens).bytes;
 }
 
+static enum cmoe_cuda_function function_of(const cmoe_problem *p)
+{
+    if (p->w.dtype == CMOE_E4M3)
+        return one_scale(p) ? CMOE_CUDA_cmoe_wgmma_e4m3_pair : CMOE_CUDA_cmoe_wgmma_e4m3_block_pair;
+    return p->w.dtype == CMOE_F16 ? CMOE_CUDA_cmoe_wgmma_f16_pair : CMOE_CUDA_cmoe_wgmma_bf16_pair;
+}
+
+/* Stages of weights to fetch before the experts are known: where nearly all have rows. */
+static int32_t early(const struct cmoe_exec *x)
+{
+    enum { STAGES = 3 };
+    const double hit = cmoe__experts_hit(x->p, x->tokens);
+    return hit > 0.75 * (double)x->shape->local ? STAGES : 0;
+}
+
 static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma_pair *f, size_t shared)
 {
-    const cmoe_dtype type = (cmoe_dtype)x->p->w.dtype;
+    enum { STAGES_AT_ONCE = 8 };
     const int64_t all = cmoe__shape_rows(x->p, x->shape, x->tokens);
     const int64_t rows = all / f->gemm[0].tile_n + cmoe__min64(all, x->shape->local);
     const int64_t tiles = rows * (f->gemm[0].m_tiles + f->gemm[1].m_tiles);
     const int64_t sms = cmoe__cuda_of(x)->multiprocessors;
+    const int64_t columns = CMOE_WGMMA_SPAN * 8 / cmoe_dtype_bits((cmoe_dtype)x->p->w.dtype);
     const struct cmoe_cuda_grid grid = {(unsigned)cmoe__min64(tiles, sms), 1, CMOE_WGMMA_THREADS,
                                         shared};
+    f->progress = x->progress;
+    f->each = (int32_t)cmoe__max64(1, STAGES_AT_ONCE / cmoe__ceil_div(f->gemm[1].g.k, columns));
+    f->early = early(x);
     void *args[] = {f};
-    return cmoe__cuda_launch_after(x,
-                                   type == CMOE_E4M3  ? CMOE_CUDA_cmoe_wgmma_e4m3_block_pair
-                                   : type == CMOE_F16 ? CMOE_CUDA_cmoe_wgmma_f16_pair
-                                                      : CMOE_CUDA_cmoe_wgmma_bf16_pair,
-                                   grid, args);
+    return cmoe__cuda_launch_after(x, function_of(x->p), grid, args);
+}
+
+/* Weights or rows that no copy engine reads. */
+static cmoe_status one_by_one(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    const struct cmoe_kernel first = first_row(x->p);
+    struct cmoe_step one = *step;
+    one.kernel = &first;
+    CMOE_TRY(cmoe__cuda_wgmma_gemm1(&one, x));
+    if (one_scale(x->p)) CMOE_TRY(cmoe__cuda_requant_e4m3(step, x));
+    return cmoe__cuda_wgmma_gemm2(step, x);
 }
 
 cmoe_status cmoe__cuda_pair(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
-    enum { STAGES_AT_ONCE = 8 };
-    const struct cmoe_shape *s = x->shape;
+    const struct between at = between_of(x->p, x->shape, x->tokens);
+    const int tile = tile_of(x->p, x->shape, x->tokens);
     struct cmoe_exec inner = *x;
-    inner.h = inner.hq = x->scratch;
-    inner.hs = (char *)x->scratch + between_of(x->p, s, x->tokens).codes;
+    inner.hq = x->scratch;
+    inner.hs = (char *)x->scratch + at.scales;
+    inner.h = x->shape->requant ? (char *)x->scratch + at.h : x->scratch;
     cmoe_gpu_wgmma_pair f = {
-        .gemm = {cmoe__cuda_wgmma_first(&inner, last_of_first(s)), cmoe__cuda_wgmma_second(&inner)},
-        .progress = x->progress,
+        .gemm = {cmoe__cuda_wgmma_first(&inner, last_of_first(x->p)),
+                 cmoe__cuda_wgmma_second(&inner)},
     };
-    const int tile = tile_of(x->p, s, x->tokens);
     const size_t shared = cmoe__cuda_wgmma_settle(&inner, &f.gemm[0], tile, 1);
     (void)cmoe__cuda_wgmma_settle(&inner, &f.gemm[1], tile, 1);
-    if (!f.gemm[0].tma || !f.gemm[0].vectors || !f.gemm[1].tma || !f.gemm[1].vectors) {
-        const struct cmoe_kernel first = first_row(s);
-        struct cmoe_step one = *step;
-        one.kernel = &first;
-        CMOE_TRY(cmoe__cuda_wgmma_gemm1(&one, &inner));
-        return cmoe__cuda_wgmma_gemm2(step, &inner);
-    }
-    const int64_t columns = CMOE_WGMMA_SPAN * 8 / cmoe_dtype_bits((cmoe_dtype)x->p->w.dtype);
-    f.each = (int32_t)cmoe__max64(1, STAGES_AT_ONCE / cmoe__ceil_div(f.gemm[1].g.k, columns));
-    return launch(x, &f, shared);
+    const bool copied = f.gemm[0].tma && f.gemm[0].vectors && f.gemm[1].tma && f.gemm[1].vectors;
+    return copied ? launch(&inner, &f, shared) : one_by_one(step, &inner);
 }

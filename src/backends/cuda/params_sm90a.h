@@ -47,6 +47,7 @@ typedef struct cmoe_gpu_wgmma_pair {
     cmoe_gpu_wgmma gemm[2];
     int32_t *progress; /* params.h; SORT has cleared it */
     int32_t each;      /* tiles of GEMM2 that a block takes at a time */
+    int32_t early;     /* stages of weights on their way to L2 before SORT ends */
 } cmoe_gpu_wgmma_pair;
 
 #endif

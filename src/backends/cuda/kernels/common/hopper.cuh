@@ -115,6 +115,14 @@ DEV void copy_box_both(uint32_t to, const void *map, int c0, int c1, int c2, uin
                  : "memory");
 }
 
+/* cp.async.bulk.prefetch.tensor: the same to L2 only */
+DEV void prefetch_box(const void *map, int c0, int c1, int c2)
+{
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(c0), "r"(c1),
+                 "r"(c2)
+                 : "memory");
+}
+
 /* prefetch.tensormap */
 DEV void prefetch_map(const void *map)
 {

@@ -12,6 +12,9 @@
 
 enum { LOAD_BARRIER = 4, NO_TILE = -1 };
 
+/* Whether rows of x and h have one scale each. */
+template <int TYPE, bool BLOCK> constexpr bool one_scale = TYPE == CMOE_E4M3 && !BLOCK;
+
 /* GEMM1's tiles come first in the list. */
 struct tile_list {
     int first, total;
@@ -47,6 +50,12 @@ DEV work pair_work(const cmoe_gpu_wgmma_pair &f, const ring &r, const tile_list 
     return work_at(f.gemm[second], r, second ? at - list.first : at);
 }
 
+/* Halves of GEMM1's tiles that make an expert's h. */
+DEV int halves_of(const cmoe_gpu_wgmma_pair &f, const ring &r, int expert)
+{
+    return (r.tail->first_tile[expert + 1] - r.tail->first_tile[expert]) * f.gemm[0].m_tiles * 2;
+}
+
 /* GEMM1's tile is stored by both warpgroups; each says so by itself when its threads are done. */
 DEV void say_done(const cmoe_gpu_wgmma_pair &f, int expert)
 {
@@ -57,18 +66,69 @@ DEV void say_done(const cmoe_gpu_wgmma_pair &f, int expert)
     }
 }
 
+/* A row of h in f32 to codes under one scale, those of quant_e4m3.cuh, by a warp. Past L1, which may have
+ * lines from before other blocks wrote them. */
+DEV void quantise_h(const cmoe_gpu_wgmma_pair &f, int row)
+{
+    const cmoe_gpu_gemm &to = f.gemm[1].g;
+    const int lane = (int)threadIdx.x % 32, columns = f.gemm[0].out_cols;
+    const float *from = f.gemm[0].g.out + row * f.gemm[0].g.out_stride;
+    uint32_t top = 0;
+#pragma unroll 4
+    for (int i = lane * 4; i < columns; i += 128) {
+        const uint4 v = __ldcg((const uint4 *)(from + i));
+        top = max(max(top, v.x & 0x7fffffff), max(max(v.y & 0x7fffffff, v.z & 0x7fffffff), v.w & 0x7fffffff));
+    }
+    top = __reduce_max_sync(0xffffffff, top);
+    const float scale = scale_f32(CMOE_E4M3, bits_f32(top)), inverse = __frcp_rn(scale);
+    if (lane == 0)
+        *(float *)(uintptr_t)(to.a_scale + row * to.a_scale_stride) = scale;
+#pragma unroll 4
+    for (int i = lane * 4; i < columns; i += 128) {
+        const float4 v = __ldcg((const float4 *)(from + i));
+        *(uint32_t *)(uintptr_t)(to.a + row * to.a_stride + i) =
+            e4m3_pair(v.x, v.y, scale, inverse) | e4m3_pair(v.z, v.w, scale, inverse) << 16;
+    }
+}
+
+/* One scale for a row of h needs all of the expert's tiles: who stores the last of them quantises. All
+ * threads that multiply. */
+DEV void quantise_when_done(const cmoe_gpu_wgmma_pair &f, const ring &r, int expert)
+{
+    const cmoe_gpu_call &call = f.gemm[0].g.call;
+    const int all = halves_of(f, r, expert), thread = (int)threadIdx.x - LOAD_THREADS;
+    int32_t *done = f.progress + CMOE_PROGRESS_EXPERTS + expert;
+    group_sync(MATH_BARRIER, CMOE_WGMMA_MATH);
+    if (thread == 0) {
+        fence_gpu();
+        r.tail->last = atomicAdd(done, 2) + 2 == all;
+        fence_gpu();
+    }
+    group_sync(MATH_BARRIER, CMOE_WGMMA_MATH);
+    if (!r.tail->last)
+        return;
+#pragma unroll 1
+    for (int i = call.offsets[expert] + thread / 32; i < call.offsets[expert + 1]; i += MATH_WARPS)
+        quantise_h(f, call.rows[i]);
+    group_sync(MATH_BARRIER, CMOE_WGMMA_MATH);
+    if (thread == 0) {
+        fence_gpu();
+        add_relaxed(done, 1);
+        add_relaxed(f.progress + CMOE_PROGRESS_DONE, all);
+    }
+}
+
 /* Until all of the expert's h is there; the tile's weights are loaded meanwhile. True: all of every
  * expert's is. The producer's threads; the one that leads asks. */
-template <int TYPE>
+template <int TYPE, bool BLOCK>
 DEV bool wait_for_h(const cmoe_gpu_wgmma_pair &f, const ring &r, const work &w, const tile_list &list, cursor c,
                     int &loaded)
 {
     constexpr int STEP = SPAN / element_bytes<TYPE>;
     const cmoe_gpu_wgmma &p = f.gemm[1];
     if (threadIdx.x % LOAD_THREADS == 0) {
-        const int tiles = r.tail->first_tile[w.expert + 1] - r.tail->first_tile[w.expert];
         const int32_t *done = f.progress + CMOE_PROGRESS_EXPERTS + w.expert;
-        const int all = tiles * f.gemm[0].m_tiles * 2;
+        const int all = halves_of(f, r, w.expert) + one_scale<TYPE, BLOCK>;
         const bool open = load_acquire(f.progress + CMOE_PROGRESS_DONE) == list.first * 2;
         if (!open && load_acquire(done) < all) {
             for (; loaded < r.count && loaded * STEP < p.g.k; loaded++) {
@@ -116,7 +176,7 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce_pair(const cmoe_gpu_w
             barrier_arrive(shared_address(&r.tail->begun[slot]));
         }
         if (second && !open)
-            open = wait_for_h<TYPE>(f, r, w, list, c, loaded);
+            open = wait_for_h<TYPE, BLOCK>(f, r, w, list, c, loaded);
         const int steps = (p.g.k + STEP - 1) / STEP;
         const int take = max(steps - TAKE_BEFORE, 0), look = max(steps - LOOK_BEFORE, 0);
         for (int step = 0; step < steps; step++) {
@@ -157,10 +217,11 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce_pair(const cmoe_gpu_w
     }
 }
 
-/* OUT1: type of h. OUT2: of z. */
+/* OUT1: type of h, with one scale a row before it is quantised. OUT2: of z. */
 template <int TYPE, int OUT1, int OUT2, bool BLOCK, int MOST>
 DEV void consume_pair(const cmoe_gpu_wgmma_pair &f, const ring &r)
 {
+    constexpr bool SCALED = one_scale<TYPE, BLOCK>;
     cursor c = {0, 0};
     float acc[2][MOST / 2] = {};
     for (int turn = 0;; turn++) {
@@ -173,15 +234,28 @@ DEV void consume_pair(const cmoe_gpu_wgmma_pair &f, const ring &r)
         accumulate_from<TYPE, BLOCK, 8>(f.gemm[second], r, count, place_of(), c, acc);
         barrier_wait(shared_address(&r.tail->ready[slot]), parity);
         if (second) {
-            epilogue<OUT2, false, false>(f.gemm[1], r, facts, acc);
+            epilogue<OUT2, false, SCALED>(f.gemm[1], r, facts, acc);
         } else {
-            epilogue<OUT1, true, false>(f.gemm[0], r, facts, acc);
-            say_done(f, facts.w.expert);
+            epilogue<OUT1, true, SCALED>(f.gemm[0], r, facts, acc);
+            if (SCALED)
+                quantise_when_done(f, r, facts.w.expert);
+            else
+                say_done(f, facts.w.expert);
         }
         __syncwarp();
         if (threadIdx.x % 32 == 0)
             barrier_arrive(shared_address(&r.tail->unused[slot]));
     }
+}
+
+/* To L2, before it is known which experts have rows: `early` stages of what this block does first if all do. */
+template <int TYPE> DEV void prefetch_weights(const cmoe_gpu_wgmma_pair &f)
+{
+    const cmoe_gpu_wgmma &p = f.gemm[0];
+    const int expert = (int)blockIdx.x / p.m_tiles, m = (int)blockIdx.x % p.m_tiles * CMOE_WGMMA_HALF;
+    for (int i = 0; i < f.early && expert < p.g.call.local; i++)
+        for (int box = 0; box < 2; box++)
+            prefetch_box(&p.map[box], i * SPAN / element_bytes<TYPE>, m, expert);
 }
 
 template <int TYPE, int OUT1, int OUT2, bool BLOCK> DEV void gemm_pair(const cmoe_gpu_wgmma_pair &f)
@@ -191,6 +265,8 @@ template <int TYPE, int OUT1, int OUT2, bool BLOCK> DEV void gemm_pair(const cmo
     const ring r = make_ring(f.gemm[0], memory);
     if (threadIdx.x < 4)
         prefetch_map(&f.gemm[threadIdx.x / 2].map[threadIdx.x % 2]);
+    if (threadIdx.x == 0)
+        prefetch_weights<TYPE>(f);
     depend_wait();
     if (threadIdx.x == 0)
         r.tail->ticket[1] = take_ticket(f);

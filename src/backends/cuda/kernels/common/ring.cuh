@@ -43,8 +43,8 @@ struct ring_tail {
     tile_facts facts[2];          /* of this tile and the next */
     int first_tile[CMOE_WGMMA_EXPERTS + 1];
     /* Both GEMMs in one kernel: tickets as the producer hands them around, whether all of h is there, by facts
-     * whether the tile is GEMM2's. */
-    int ticket[2], open, second[2];
+     * whether the tile is GEMM2's, whether a tile was its expert's last. */
+    int ticket[2], open, second[2], last;
     alignas(16) float scale[CMOE_WGMMA_STAGES][SCALED_N + 4]; /* of the stage's rows of x, then of [strip][box] */
     uint32_t amax[MATH_WARPS][SCALED_N];      /* of a row of h over a warp's units */
     float2 mid_scale[SCALED_N];               /* of a row of h over the tile's, and its reciprocal */
