@@ -114,7 +114,7 @@ static int32_t early(const struct cmoe_exec *x)
 {
     enum { STAGES = 3 };
     const double hit = cmoe__experts_hit(x->p, x->tokens);
-    return hit > 0.75 * (double)x->shape->local ? STAGES : 0;
+    return hit > 0.9 * (double)x->shape->local ? STAGES : 0;
 }
 
 static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma_pair *f, size_t shared)
