@@ -72,15 +72,19 @@ bool cmoe__cuda_pair_supports(const struct cmoe_kernel *k, const struct cmoe_que
            cmoe__cuda_wgmma_supports(&second_row, q, between, out, why);
 }
 
-/* One start, and nearly no multiprocessor waits between the GEMMs. */
+/* One start, and nearly no multiprocessor waits between the GEMMs: but with less than half a tile of GEMM1
+ * for each, those that have one load at their own rate either way. */
 double cmoe__cuda_pair_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
-    enum { START_US = 6 };
+    enum { START_US = 6, ODD_US = 2 };
     const struct cmoe_kernel first = first_row(q->p);
     (void)k;
-    const double two = cmoe__cuda_wgmma_cost_us(&first, q) +
-                       cmoe__cuda_wgmma_cost_us(&second_row, q) - 2 * CMOE_WGMMA_START_US;
-    return START_US + 0.95 * two;
+    const double two =
+        cmoe__cuda_wgmma_cost_us(&first, q) + cmoe__cuda_wgmma_cost_us(&second_row, q);
+    const double tiles =
+        cmoe__experts_hit(q->p, q->tokens) * (double)cmoe__ceil_div(q->shape->I, CMOE_WGMMA_HALF);
+    if (tiles < 0.5 * (double)q->props->threads) return two + ODD_US;
+    return START_US + 0.95 * (two - 2 * CMOE_WGMMA_START_US);
 }
 
 /* h, or its codes, their scales from `scales` on, and what is quantised from `h` on. */
