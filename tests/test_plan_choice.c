@@ -256,6 +256,24 @@ static void tuned_times_decide(void **state)
     cmoe_context_destroy(ctx);
 }
 
+/* A layer whose arithmetic is nothing: what waking threads costs is in every row that does it. */
+static void tiny_layers_avoid_the_reference(void **state)
+{
+    struct rig *const rig = *state;
+    static const char *const schemes[] = {"int8-w8a8", "int4-w4a8", "mxfp4-w4a8", "fp8-token"};
+    for (size_t i = 0; i < sizeof schemes / sizeof *schemes; i++) {
+        char problem[128];
+        snprintf(problem, sizeof problem, "t=4 e=8 k=2 h=64 i=32 scheme=%s", schemes[i]);
+        cmoe_plan *const plan = make_plan(rig->cpu, problem, NULL);
+        expect_path(plan, 1, "__ref", false);
+        for (int tokens = 2; tokens <= 4; tokens++) {
+            expect_path(plan, tokens, "gemm1__ref", false);
+            expect_path(plan, tokens, "gemm2__ref", false);
+        }
+        cmoe_plan_destroy(plan);
+    }
+}
+
 static void unknown_formats(void **state)
 {
     struct rig *const rig = *state;
@@ -289,6 +307,7 @@ int main(void)
         cmocka_unit_test(few_tokens_take_one_fork),
         cmocka_unit_test(bucket_weights_choose_the_format),
         cmocka_unit_test(tuned_times_decide),
+        cmocka_unit_test(tiny_layers_avoid_the_reference),
         cmocka_unit_test(unknown_formats),
     };
     return cmocka_run_group_tests(tests, open_rig, close_rig);

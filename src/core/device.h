@@ -19,7 +19,10 @@ enum cmoe_isa {
 
 /* Costs are estimated for this many threads, however many there are: what a plan chooses, and with it
  * every bit of its results, must not depend on the machine's load or a caller's n_threads. */
-enum { CMOE_COST_THREADS = 8 };
+enum {
+    CMOE_COST_THREADS = 8,
+    CMOE_COST_FORK_US = 6, /* waking that many, on a host */
+};
 
 struct cmoe_props {
     char name[96];

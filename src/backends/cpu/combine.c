@@ -10,22 +10,26 @@
 enum { PIECE = 1024, MANY_TOKENS = 64, ITEM_TOKENS = 8 };
 
 /* Rows of y that are made: tokens, or slots when nothing is summed. */
-static int64_t y_rows(const struct cmoe_exec *x)
+static int64_t y_rows(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
 {
-    if (x->shape->batched) return (int64_t)x->shape->local * x->p->capacity;
-    return x->p->flags & CMOE_NO_REDUCE ? (int64_t)x->tokens * x->shape->slots : x->tokens;
+    if (s->batched) return (int64_t)s->local * p->capacity;
+    return p->flags & CMOE_NO_REDUCE ? tokens * s->slots : tokens;
 }
 
-static int64_t item_rows(const struct cmoe_exec *x)
+static int64_t item_rows(int64_t rows)
 {
-    return y_rows(x) >= MANY_TOKENS ? ITEM_TOKENS : 1;
+    return rows >= MANY_TOKENS ? ITEM_TOKENS : 1;
+}
+
+int64_t cmoe__cpu_combine_items(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
+{
+    const int64_t rows = y_rows(p, s, tokens);
+    return cmoe__ceil_div(rows, item_rows(rows)) * cmoe__ceil_div(s->H, PIECE);
 }
 
 static int begin(struct cmoe_cpu_run *run)
 {
-    const struct cmoe_exec *const x = &run->x;
-    const int64_t pieces = cmoe__ceil_div(x->shape->H, PIECE);
-    return (int)(cmoe__ceil_div(y_rows(x), item_rows(x)) * pieces);
+    return (int)cmoe__cpu_combine_items(run->x.p, run->x.shape, run->x.tokens);
 }
 
 /* Address of a row of y, NULL for a batched row that is not valid. */
@@ -82,8 +86,9 @@ static void item(struct cmoe_cpu_run *run, int i, int worker)
 {
     const struct cmoe_exec *const x = &run->x;
     const int64_t pieces = cmoe__ceil_div(x->shape->H, PIECE);
-    const int64_t rows = item_rows(x), first = i / pieces * rows;
-    const int64_t end = cmoe__min64(first + rows, y_rows(x));
+    const int64_t all = y_rows(x->p, x->shape, x->tokens);
+    const int64_t rows = item_rows(all), first = i / pieces * rows;
+    const int64_t end = cmoe__min64(first + rows, all);
     const int64_t col = i % pieces * PIECE;
     (void)worker;
     for (int64_t row = first; row < end; row++)

@@ -165,8 +165,8 @@ static const struct speed {
     [CMOE_ISA_LEVEL_AMX] = {64, 1024, 30, 0.3, 512},
 };
 
-/* Waking the workers, a barrier between loops, a loop of one item, and a step of a plan: us. */
-static const double fork_us = 6, barrier_us = 0.2, loop_us = 0.3, step_us = 0.5;
+/* A barrier between loops, a loop of one item, and a step of a plan: us. */
+static const double barrier_us = 0.2, loop_us = 0.3, step_us = 0.5;
 
 /* Flops a cycle of a row's products. */
 static double product_rate(const struct cmoe_kernel *k, cmoe_format x,
@@ -227,21 +227,43 @@ static double stage_us(const struct cmoe_kernel *k, const struct cmoe_query *q, 
     return gemm ? us + decode_us(k, q, stage) : us;
 }
 
+/* Whether the stage's loop has one item, for which nobody is woken. */
+static bool is_one_item(const struct cmoe_query *q, int stage)
+{
+    const bool slots = stage == CMOE_STAGE_REQUANT || q->p->weight_on == CMOE_WEIGHT_ON_INPUT;
+    switch ((cmoe_stage)stage) {
+    case CMOE_STAGE_ROUTE:
+        return q->tokens <= CMOE_CPU_SMALL_TOKENS;
+    case CMOE_STAGE_SORT:
+        return true;
+    case CMOE_STAGE_QUANT:
+    case CMOE_STAGE_REQUANT:
+        return (slots ? cmoe__shape_rows(q->p, q->shape, q->tokens) : q->tokens) <=
+               CMOE_CPU_QUANT_ROWS;
+    case CMOE_STAGE_COMBINE:
+        return cmoe__cpu_combine_items(q->p, q->shape, q->tokens) <= 1;
+    case CMOE_STAGE_GEMM1:
+    case CMOE_STAGE_ACT:
+    case CMOE_STAGE_GEMM2:
+    case CMOE_STAGE_COUNT:
+        break;
+    }
+    return false;
+}
+
 static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
-    const bool small = q->tokens <= CMOE_CPU_SMALL_TOKENS; /* one item: nobody is woken */
     double sum = step_us;
     for (int stage = k->first; stage <= k->last; stage++) {
         const bool quant = stage == CMOE_STAGE_QUANT || stage == CMOE_STAGE_REQUANT;
         if (quant && k->last > k->first) continue; /* empty there */
-        const bool serial = stage == CMOE_STAGE_SORT || (stage == CMOE_STAGE_ROUTE && small);
         if (k->last > k->first)
             sum += 2 * barrier_us;
         else
-            sum += serial ? 0 : fork_us;
+            sum += is_one_item(q, stage) ? 0 : CMOE_COST_FORK_US;
         sum += loop_us + stage_us(k, q, stage);
     }
-    if (k->last > k->first) sum += fork_us;
+    if (k->last > k->first) sum += CMOE_COST_FORK_US;
     return sum * (1 + 0.02 * (CMOE_ISA_LEVELS - 1 - k->target));
 }
 

@@ -10,8 +10,6 @@
 #include "core/weights.h"
 #include <math.h>
 
-enum { ITEM_ROWS = 8 };
-
 /* One of the two stages. */
 struct quant {
     cmoe_format f;
@@ -38,7 +36,7 @@ size_t cmoe__cpu_quant_worker(int64_t n)
 
 int64_t cmoe__cpu_quant_items(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
 {
-    return cmoe__ceil_div(cmoe__shape_rows(p, s, tokens) + tokens, ITEM_ROWS);
+    return cmoe__ceil_div(cmoe__shape_rows(p, s, tokens) + tokens, CMOE_CPU_QUANT_ROWS);
 }
 
 /* v rounded to a float type and back. */
@@ -105,7 +103,7 @@ static void store_codes(const struct cmoe_cpu_run *run, const struct quant *q, i
 
 static int count_items(const struct quant *q)
 {
-    return (int)cmoe__ceil_div(q->rows, ITEM_ROWS);
+    return (int)cmoe__ceil_div(q->rows, CMOE_CPU_QUANT_ROWS);
 }
 
 /* The larger magnitude; NaN stays. */
@@ -188,8 +186,8 @@ static void x_amax(struct cmoe_cpu_run *run, int item, int worker)
 {
     const struct quant q = quant_x(&run->x);
     float *const v = cmoe__cpu_worker(run, worker), amax = 0;
-    const int64_t first = (int64_t)item * ITEM_ROWS;
-    for (int64_t row = first; row < first + ITEM_ROWS && row < q.rows; row++) {
+    const int64_t first = (int64_t)item * CMOE_CPU_QUANT_ROWS;
+    for (int64_t row = first; row < first + CMOE_CPU_QUANT_ROWS && row < q.rows; row++) {
         const struct source from = x_source(&run->x, row);
         if (!from.valid || !from.counts) continue;
         load_x(run, &from, v);
@@ -209,8 +207,8 @@ static void x_codes(struct cmoe_cpu_run *run, int item, int worker)
 {
     const struct quant q = quant_x(&run->x);
     float *const v = cmoe__cpu_worker(run, worker);
-    const int64_t first = (int64_t)item * ITEM_ROWS;
-    for (int64_t row = first; row < first + ITEM_ROWS && row < q.rows; row++) {
+    const int64_t first = (int64_t)item * CMOE_CPU_QUANT_ROWS;
+    for (int64_t row = first; row < first + CMOE_CPU_QUANT_ROWS && row < q.rows; row++) {
         const struct source from = x_source(&run->x, row);
         if (!from.valid) continue;
         load_x(run, &from, v);
@@ -275,8 +273,8 @@ static void h_amax(struct cmoe_cpu_run *run, int item, int worker)
 {
     const struct quant q = quant_h(&run->x);
     float *const v = cmoe__cpu_worker(run, worker), amax = 0;
-    const int64_t first = (int64_t)item * ITEM_ROWS;
-    for (int64_t i = first; i < first + ITEM_ROWS && i < q.rows; i++) {
+    const int64_t first = (int64_t)item * CMOE_CPU_QUANT_ROWS;
+    for (int64_t i = first; i < first + CMOE_CPU_QUANT_ROWS && i < q.rows; i++) {
         (void)load_h(run, i, v);
         amax = fold(amax, cmoe__amax(v, q.n));
     }
@@ -294,8 +292,8 @@ static void h_codes(struct cmoe_cpu_run *run, int item, int worker)
 {
     const struct quant q = quant_h(&run->x);
     float *const v = cmoe__cpu_worker(run, worker);
-    const int64_t first = (int64_t)item * ITEM_ROWS;
-    for (int64_t i = first; i < first + ITEM_ROWS && i < q.rows; i++) {
+    const int64_t first = (int64_t)item * CMOE_CPU_QUANT_ROWS;
+    for (int64_t i = first; i < first + CMOE_CPU_QUANT_ROWS && i < q.rows; i++) {
         const int64_t row = load_h(run, i, v);
         store_codes(run, &q, row, v);
     }

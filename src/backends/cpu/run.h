@@ -24,6 +24,7 @@ enum {
     CMOE_CPU_TILE_ROWS = 128,     /* the same of pairs and quads: the most of all rows */
     CMOE_CPU_DOT_BLOCK = 16,      /* rows that share a pass over canonical weights */
     CMOE_CPU_SMALL_TOKENS = 16,   /* most tokens of a whole-layer row */
+    CMOE_CPU_QUANT_ROWS = 8,      /* rows of an item of QUANT or REQUANT */
 };
 
 /* What the GEMMs of a row multiply. */
@@ -135,6 +136,8 @@ size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g);
 
 /* Most items of QUANT or REQUANT. */
 int64_t cmoe__cpu_quant_items(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens);
+/* Items of COMBINE. */
+int64_t cmoe__cpu_combine_items(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens);
 
 /* Geometry of a GEMM: everything but item_of. */
 void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int matrix,

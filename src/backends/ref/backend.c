@@ -20,13 +20,14 @@ static bool supports(const struct cmoe_kernel *k, const struct cmoe_query *q, st
     return true;
 }
 
-/* One fp64 multiply-add a nanosecond and thread; decoding costs like four. */
+/* One fp64 multiply-add a nanosecond and thread; decoding costs like four. GEMMs wake all threads. */
 static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
     const double flops = cmoe__stage_flops(q->p, k->first, q->tokens);
     const double bytes = cmoe__stage_bytes(q->p, k->first, q->tokens);
     const bool gemm = k->first == CMOE_STAGE_GEMM1 || k->first == CMOE_STAGE_GEMM2;
-    return 2 + (flops * 0.5e-3 + bytes * 4e-3) / (gemm ? CMOE_COST_THREADS : 1);
+    const double us = flops * 0.5e-3 + bytes * 4e-3;
+    return 2 + (gemm ? CMOE_COST_FORK_US + us / CMOE_COST_THREADS : us);
 }
 
 static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
