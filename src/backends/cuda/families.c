@@ -6,6 +6,7 @@
 #include "backends/cuda/gemv.h"
 #include "backends/cuda/sort.h"
 #include "backends/cuda/stream.h"
+#include "backends/cuda/tiles.h"
 #include "backends/cuda/wgmma.h"
 #include "core/size.h"
 
@@ -88,8 +89,7 @@ double cmoe__cuda_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *
     const double padded = (double)cmoe__round_up((int64_t)(each + 0.999), tile);
     flops *= each > 0 ? padded / each : 1;
     const bool wide = cmoe_dtype_bits((cmoe_dtype)q->p->w.dtype) == 16;
-    const double small = config->rows == 16 ? (wide ? 0.036 : 0.025) : 0.01;
-    const double rate = config->rows == 64 ? (wide ? 0.15 : 0.03) : small;
+    const double rate = config->rows == 16 ? (wide ? 0.036 : 0.025) : 0.01;
     double arithmetic = flops / (q->props->gflops * 1e3 * rate);
     /* However few tiles there are, one takes its steps of 64 columns one after the other. */
     const int64_t columns = k->first == CMOE_STAGE_GEMM1 ? q->shape->H : q->shape->I;
@@ -161,6 +161,10 @@ static const struct cmoe_family stream1 = {cmoe__cuda_stream_supports, cmoe__cud
                                            cmoe__cuda_stream_gemm1};
 static const struct cmoe_family stream2 = {cmoe__cuda_stream_supports, cmoe__cuda_stream_cost, NULL,
                                            cmoe__cuda_stream_gemm2};
+static const struct cmoe_family tiles1 = {cmoe__cuda_tiles_supports, cmoe__cuda_tiles_cost, NULL,
+                                          cmoe__cuda_tiles_gemm1};
+static const struct cmoe_family tiles2 = {cmoe__cuda_tiles_supports, cmoe__cuda_tiles_cost, NULL,
+                                          cmoe__cuda_tiles_gemm2};
 static const struct cmoe_family gemv = {cmoe__cuda_gemv_supports, cmoe__cuda_gemv_cost,
                                         cmoe__cuda_gemv_scratch, cmoe__cuda_gemv};
 static const struct cmoe_family combine = {cmoe__cuda_starts_here, cmoe__cuda_cost_us, NULL,

@@ -24,18 +24,9 @@ static const struct {
     {CMOE_BF16, 16, 8, 8, CMOE_CUDA_cmoe_gemm_bf16_m16_x8_w8},
     {CMOE_BF16, 16, 8, 4, CMOE_CUDA_cmoe_gemm_bf16_m16_x8_w4},
     {CMOE_BF16, 16, 4, 4, CMOE_CUDA_cmoe_gemm_bf16_m16_x4_w4},
-    {CMOE_BF16, 64, 16, 16, CMOE_CUDA_cmoe_gemm_bf16_m64_x16_w16},
-    {CMOE_BF16, 64, 16, 8, CMOE_CUDA_cmoe_gemm_bf16_m64_x16_w8},
-    {CMOE_BF16, 64, 16, 4, CMOE_CUDA_cmoe_gemm_bf16_m64_x16_w4},
-    {CMOE_BF16, 64, 8, 8, CMOE_CUDA_cmoe_gemm_bf16_m64_x8_w8},
-    {CMOE_BF16, 64, 8, 4, CMOE_CUDA_cmoe_gemm_bf16_m64_x8_w4},
-    {CMOE_BF16, 64, 4, 4, CMOE_CUDA_cmoe_gemm_bf16_m64_x4_w4},
     {CMOE_F16, 16, 16, 16, CMOE_CUDA_cmoe_gemm_f16_m16_x16_w16},
     {CMOE_F16, 16, 16, 8, CMOE_CUDA_cmoe_gemm_f16_m16_x16_w8},
     {CMOE_F16, 16, 16, 4, CMOE_CUDA_cmoe_gemm_f16_m16_x16_w4},
-    {CMOE_F16, 64, 16, 16, CMOE_CUDA_cmoe_gemm_f16_m64_x16_w16},
-    {CMOE_F16, 64, 16, 8, CMOE_CUDA_cmoe_gemm_f16_m64_x16_w8},
-    {CMOE_F16, 64, 16, 4, CMOE_CUDA_cmoe_gemm_f16_m64_x16_w4},
 };
 
 enum cmoe_cuda_function cmoe__cuda_mma(cmoe_format x, cmoe_format w, int rows)

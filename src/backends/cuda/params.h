@@ -120,6 +120,21 @@ typedef struct cmoe_gpu_stream {
     int32_t ahead;              /* the sort is complete when the kernel before this one starts */
 } cmoe_gpu_stream;
 
+/* The GEMMs of tiles of 128 outputs by 64 rows: a GEMM, and the activation behind GEMM1. */
+typedef struct cmoe_gpu_tiles {
+    cmoe_gpu_gemm g;
+    cmoe_problem p;
+    void *h; /* rows of the activation, columns of h_dtype; NULL: g.out */
+    int32_t i, i_used, h_dtype;
+    int32_t gated;                /* a block holds gate and up rows of 64 units */
+    int32_t outputs;              /* units, or columns of g.out */
+    int32_t x_vectors, w_vectors; /* rows start at 16 bytes and are contiguous */
+    int32_t span;                 /* columns between scalings of sums; 0: only at the end */
+    int32_t w_groups, x_groups;   /* scales of a row in 64 columns; 0: they do not change along k */
+    int32_t w_shift, x_shift;     /* log2 of the columns that share one */
+    int32_t w_scale, x_scale;     /* their dtypes; e4m3: multiplied into operands */
+} cmoe_gpu_tiles;
+
 typedef struct cmoe_gpu_act {
     cmoe_gpu_call call;
     cmoe_problem p;

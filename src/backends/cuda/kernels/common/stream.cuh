@@ -5,6 +5,7 @@
 #ifndef CMOE_KERNELS_STREAM_CUH
 #define CMOE_KERNELS_STREAM_CUH
 
+#include "backends/cuda/kernels/common/copy.cuh"
 #include "backends/cuda/kernels/common/operand.cuh"
 #include "backends/cuda/kernels/common/scale.cuh"
 #include "backends/cuda/kernels/common/tile.cuh"
@@ -119,35 +120,6 @@ DEV int count_tiles(const cmoe_gpu_stream &s, int *before)
     }
     __syncthreads();
     return before[local];
-}
-
-DEV void copy_async(void *to, const void *from)
-{
-    const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
-}
-
-/* 16 bytes of codes from column k on, zeros from `limit` on, of a row of any stride. */
-template <int BITS> DEV void copy_slowly(uint8_t *to, const uint8_t *row, int64_t col_stride, int k, int limit)
-{
-#pragma unroll 1
-    for (int i = 0; i < 128 / BITS; i++) {
-        uint32_t code = 0;
-        if (k + i < limit) {
-            if (BITS == 16)
-                code = *(const uint16_t *)(row + (col_stride ? (k + i) * col_stride : (k + i) * 2ll));
-            else if (BITS == 8)
-                code = row[col_stride ? (k + i) * col_stride : k + i];
-            else
-                code = row[(k + i) / 2] >> (4 * ((k + i) & 1)) & 15;
-        }
-        if (BITS == 16)
-            ((uint16_t *)to)[i] = (uint16_t)code;
-        else if (BITS == 8)
-            to[i] = (uint8_t)code;
-        else
-            to[i / 2] = (uint8_t)(i & 1 ? to[i / 2] | code << 4 : code);
-    }
 }
 
 /* What one warp loads: walks the stages of its share of the block's units and keeps the ring full. */

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: MIT
+ * The family of the GEMM rows in tiles of 128 outputs by 64 rows. */
+#ifndef CMOE_BACKENDS_CUDA_TILES_H
+#define CMOE_BACKENDS_CUDA_TILES_H
+
+#include "backends/cuda/cuda.h"
+#include "plan/kernel.h"
+
+bool cmoe__cuda_tiles_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                               struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why);
+double cmoe__cuda_tiles_cost(const struct cmoe_kernel *k, const struct cmoe_query *q);
+cmoe_status cmoe__cuda_tiles_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x);
+cmoe_status cmoe__cuda_tiles_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x);
+
+#endif
