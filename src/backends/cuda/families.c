@@ -88,8 +88,9 @@ double cmoe__cuda_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *
     const int tile = config->rows ? config->rows : 32;
     const double padded = (double)cmoe__round_up((int64_t)(each + 0.999), tile);
     flops *= each > 0 ? padded / each : 1;
-    const bool wide = cmoe_dtype_bits((cmoe_dtype)q->p->w.dtype) == 16;
-    const double rate = config->rows == 16 ? (wide ? 0.036 : 0.025) : 0.01;
+    const int bits = cmoe_dtype_bits((cmoe_dtype)q->p->w.dtype);
+    const double mma = bits == 16 ? 0.036 : (bits == 8 ? 0.02 : 0.014);
+    const double rate = config->rows == 16 ? mma : 0.01;
     double arithmetic = flops / (q->props->gflops * 1e3 * rate);
     /* However few tiles there are, one takes its steps of 64 columns one after the other. */
     const int64_t columns = k->first == CMOE_STAGE_GEMM1 ? q->shape->H : q->shape->I;

@@ -90,7 +90,9 @@ bool cmoe__cuda_stream_supports(const struct cmoe_kernel *k, const struct cmoe_q
 static double rate_share(cmoe_format x, cmoe_format w)
 {
     const int64_t x_span = cmoe__format_span(x, 0), w_span = cmoe__format_span(w, 0);
-    const double share = bits_of(w) == 16 ? 0.55 : (bits_of(w) == 8 ? 0.3 : 0.17);
+    const double share = bits_of(w) == 16  ? 0.55
+                         : bits_of(w) == 8 ? 0.3
+                                           : (w_span == 16 ? 0.135 : 0.17);
     return x_span > 0 && x_span <= 32 && w_span > 0 && w_span <= 32 ? share * 0.4 : share;
 }
 
