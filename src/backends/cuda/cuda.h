@@ -85,6 +85,9 @@ static inline const struct cmoe_cuda *cmoe__cuda_of(const struct cmoe_exec *x)
     return x->dev->state;
 }
 
+/* Logits from x into r->scratch. */
+cmoe_status cmoe__cuda_route_logits(const struct cmoe_exec *x, cmoe_gpu_route *r);
+
 /* Floats of shared memory that routing a token takes. */
 size_t cmoe__cuda_route_floats(const cmoe_problem *p);
 

@@ -12,6 +12,7 @@ enum {
     MOST_TOKENS = 8,
     SHARED_BYTES = 200 * 1024,
     START_US = 12,
+    ROUTE_US = 4,
     LEAST_BLOCKS = 64, /* a block then has tiles of two tokens at most */
     WARPS = CMOE_GEMV_THREADS / 32,
     ROWS = 8, /* of a tile */
@@ -19,30 +20,39 @@ enum {
 
 #define PAIR(w, name, x)                                                                           \
     {                                                                                              \
-        w, x, CMOE_CUDA_cmoe_gemv1_##name, CMOE_CUDA_cmoe_gemv2_##name                             \
+        w, x, false, CMOE_CUDA_cmoe_gemv1_##name, CMOE_CUDA_cmoe_gemv2_##name                      \
+    }
+#define ROUTED(w, name, x)                                                                         \
+    {                                                                                              \
+        w, x, true, CMOE_CUDA_cmoe_route_gemv1_##name, CMOE_CUDA_cmoe_route_gemv2_##name           \
     }
 
 static const struct {
     uint8_t w,
         x; /* types of w, and of what it is multiplied as; I8 and I4 stand for unsigned w too */
+    bool routes;
     enum cmoe_cuda_function gemm1, gemm2;
 } kernels[] = {
-    PAIR(CMOE_BF16, bf16, CMOE_BF16),      PAIR(CMOE_F16, f16, CMOE_F16),
-    PAIR(CMOE_E4M3, e4m3_bf16, CMOE_BF16), PAIR(CMOE_E4M3, e4m3_f16, CMOE_F16),
-    PAIR(CMOE_I8, i8_bf16, CMOE_BF16),     PAIR(CMOE_I8, i8_f16, CMOE_F16),
-    PAIR(CMOE_I4, i4_bf16, CMOE_BF16),     PAIR(CMOE_I4, i4_f16, CMOE_F16),
-    PAIR(CMOE_E2M1, e2m1_bf16, CMOE_BF16), PAIR(CMOE_E2M1, e2m1_f16, CMOE_F16),
+    PAIR(CMOE_BF16, bf16, CMOE_BF16),        PAIR(CMOE_F16, f16, CMOE_F16),
+    PAIR(CMOE_E4M3, e4m3_bf16, CMOE_BF16),   PAIR(CMOE_E4M3, e4m3_f16, CMOE_F16),
+    PAIR(CMOE_I8, i8_bf16, CMOE_BF16),       PAIR(CMOE_I8, i8_f16, CMOE_F16),
+    PAIR(CMOE_I4, i4_bf16, CMOE_BF16),       PAIR(CMOE_I4, i4_f16, CMOE_F16),
+    PAIR(CMOE_E2M1, e2m1_bf16, CMOE_BF16),   PAIR(CMOE_E2M1, e2m1_f16, CMOE_F16),
+    ROUTED(CMOE_BF16, bf16, CMOE_BF16),      ROUTED(CMOE_F16, f16, CMOE_F16),
+    ROUTED(CMOE_E4M3, e4m3_f16, CMOE_F16),   ROUTED(CMOE_I4, i4_bf16, CMOE_BF16),
+    ROUTED(CMOE_E2M1, e2m1_bf16, CMOE_BF16),
 };
 
 enum { KERNELS = sizeof kernels / sizeof *kernels };
 
 /* Codes of e4m3 are exact in f16. */
-static int find(cmoe_format x, cmoe_format w)
+static int find(const struct cmoe_kernel *k, cmoe_format x, cmoe_format w)
 {
+    const bool routes = k->first == CMOE_STAGE_ROUTE;
     const int as = w.dtype == CMOE_U8 ? CMOE_I8 : (w.dtype == CMOE_U4 ? CMOE_I4 : w.dtype);
     const int operand = x.dtype == CMOE_E4M3 ? CMOE_F16 : x.dtype;
     for (int i = 0; i < KERNELS; i++)
-        if (kernels[i].w == as && kernels[i].x == operand) return i;
+        if (kernels[i].w == as && kernels[i].x == operand && kernels[i].routes == routes) return i;
     return KERNELS;
 }
 
@@ -103,6 +113,17 @@ static bool is_dynamic_e4m3(cmoe_format f)
     return f.dtype == CMOE_E4M3 && (group || f.scaling == CMOE_SCALE_TOKEN) && !f.fixed;
 }
 
+/* Blocks route before weights come to the ring; what they choose, only GEMM2 sees of all blocks. */
+static bool routing_fits(const struct cmoe_query *q, struct cmoe_why *why)
+{
+    const size_t room = (size_t)WARPS * CMOE_GEMV_DEPTH * CMOE_GEMV_CODES;
+    if (q->p->weight_on == CMOE_WEIGHT_ON_GEMM1 || q->p->weight_on == CMOE_WEIGHT_ON_ACT)
+        return cmoe__refuse(why, "weights count before all blocks see them");
+    if (cmoe__cuda_route_floats(q->p) * 4 * (size_t)q->tokens > room)
+        return cmoe__refuse(why, "routing %d tokens does not fit in shared memory", q->tokens);
+    return true;
+}
+
 static bool formats_fit(const struct cmoe_kernel *k, const struct cmoe_query *q,
                         struct cmoe_why *why)
 {
@@ -111,10 +132,11 @@ static bool formats_fit(const struct cmoe_kernel *k, const struct cmoe_query *q,
     const int span = (int)cmoe__format_span(p->w, 0);
     if ((bits < 16) != (p->w.scaling != CMOE_SCALE_NONE) || (span > 0 && span < 32))
         return cmoe__refuse(why, "there is no kernel for these weights");
-    if (find(p->x, p->w) == KERNELS || find(p->mid, p->w) == KERNELS)
+    if (find(k, p->x, p->w) == KERNELS || find(k, p->mid, p->w) == KERNELS)
         return cmoe__refuse(why, "there is no kernel for these weights and rows");
-    if (k->first == CMOE_STAGE_QUANT ? !(q->shape->quant && is_dynamic_e4m3(p->x))
-                                     : q->shape->quant || !is_plain(p->x))
+    const bool quantizes = q->shape->quant && is_dynamic_e4m3(p->x);
+    const bool plain = !q->shape->quant && is_plain(p->x);
+    if ((k->first == CMOE_STAGE_SORT || !quantizes) && (k->first == CMOE_STAGE_QUANT || !plain))
         return cmoe__refuse(why, "x is of another format than the row quantises or takes");
     if (!is_plain(p->mid) && !is_dynamic_e4m3(p->mid))
         return cmoe__refuse(why, "the intermediate is of another format than the row makes");
@@ -139,6 +161,7 @@ bool cmoe__cuda_gemv_supports(const struct cmoe_kernel *k, const struct cmoe_que
     if (cut_work(p, s, q->tokens, true).bytes > SHARED_BYTES ||
         cut_work(p, s, q->tokens, false).bytes > SHARED_BYTES)
         return cmoe__refuse(why, "the rows of %d tokens do not fit in shared memory", q->tokens);
+    if (k->first == CMOE_STAGE_ROUTE && !routing_fits(q, why)) return false;
     if (in.layout != cmoe__usual_edge(p, k->first).layout)
         return cmoe__refuse(why, "starts from another data layout");
     *out = cmoe__usual_edge(p, k->last + 1);
@@ -162,16 +185,23 @@ double cmoe__cuda_gemv_cost(const struct cmoe_kernel *k, const struct cmoe_query
     const double rows = cmoe__shape_local_rows(q->p, q->shape, q->tokens);
     const double expert = cmoe__expert_bytes(q->p, 1) + cmoe__expert_bytes(q->p, 2);
     const int bits = cmoe_dtype_bits((cmoe_dtype)q->p->w.dtype);
-    const double quantizing = k->first == CMOE_STAGE_QUANT ? 3 : 0;
+    const double quantizing = q->shape->quant ? 3 : 0;
+    const double routing = k->first == CMOE_STAGE_ROUTE ? ROUTE_US : 0;
     const double rate = q->props->gbps * 1e3 * stream_share(bits, expert, q->tokens);
-    return START_US + quantizing + rows * expert / rate;
+    return START_US + routing + quantizing + rows * expert / rate;
 }
 
-/* h of every slot. */
+static size_t h_bytes(const struct cmoe_shape *s, int tokens)
+{
+    return (size_t)((int64_t)tokens * s->slots * s->I) * 4;
+}
+
+/* h of every slot, and logits if they come from x. */
 size_t cmoe__cuda_gemv_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
-    (void)k;
-    return (size_t)((int64_t)q->tokens * q->shape->slots * q->shape->I) * 4;
+    const bool logits = k->first == CMOE_STAGE_ROUTE && (q->p->flags & CMOE_ROUTE_FROM_X);
+    return h_bytes(q->shape, q->tokens) +
+           (logits ? (size_t)q->tokens * (size_t)q->shape->ids * 4 : 0);
 }
 
 static cmoe_gpu_rows rows_of(const struct cmoe_cuda_half *h)
@@ -237,7 +267,7 @@ static void describe(const struct cmoe_exec *x, cmoe_gpu_gemv *v, bool first)
 }
 
 static cmoe_status launch(const struct cmoe_exec *x, enum cmoe_cuda_function function,
-                          cmoe_gpu_gemv *v, bool first)
+                          cmoe_gpu_gemv *v, cmoe_gpu_route *route, bool first)
 {
     const struct cut c = cut_work(x->p, x->shape, x->tokens, first);
     const int item = v->from_dtype == CMOE_F32 ? 4 : 2;
@@ -257,13 +287,22 @@ static cmoe_status launch(const struct cmoe_exec *x, enum cmoe_cuda_function fun
     const int sms = cmoe__cuda_of(x)->multiprocessors;
     const struct cmoe_cuda_grid grid = {(unsigned)(sms > LEAST_BLOCKS ? sms : LEAST_BLOCKS), 1,
                                         CMOE_GEMV_THREADS, c.bytes};
-    void *args[] = {v};
+    void *args[] = {v, route}; /* kernels that do not route have one parameter */
     return cmoe__cuda_launch_after(x, function, grid, args);
+}
+
+/* What routes, and the logits that it routes by. */
+static cmoe_status prepare_route(const struct cmoe_exec *x, cmoe_gpu_route *route)
+{
+    *route = cmoe__cuda_route_params(x);
+    if (!route->scratch) return CMOE_OK;
+    route->scratch = (float *)((char *)x->scratch + h_bytes(x->shape, x->tokens));
+    return cmoe__cuda_route_logits(x, route);
 }
 
 cmoe_status cmoe__cuda_gemv(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
-    (void)step;
+    const struct cmoe_kernel *const k = step->kernel;
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
     const cmoe_dtype h = cmoe__shape_h_dtype(p);
@@ -295,6 +334,11 @@ cmoe_status cmoe__cuda_gemv(const struct cmoe_step *step, const struct cmoe_exec
         .weigh = p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
         .accumulate = p->accumulate,
     };
-    CMOE_TRY(launch(x, kernels[find(p->x, p->w)].gemm1, &first, true));
-    return launch(x, kernels[find(p->mid, p->w)].gemm2, &second, false);
+    cmoe_gpu_route route;
+    if (k->first == CMOE_STAGE_ROUTE) {
+        first.route_floats = second.route_floats = (int32_t)cmoe__cuda_route_floats(p);
+        CMOE_TRY(prepare_route(x, &route));
+    }
+    CMOE_TRY(launch(x, kernels[find(k, p->x, p->w)].gemm1, &first, &route, true));
+    return launch(x, kernels[find(k, p->mid, p->w)].gemm2, &second, &route, false);
 }

@@ -81,7 +81,8 @@ cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda)
         CMOE_CUDA_TRY(name, d, cuFuncSetAttribute, cuda->function[i],
                       CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, cuda->shared_limit - fixed);
         /* GEMM2's blocks start beside GEMM1's, which takes one split of L1 and shared memory. */
-        if (functions[i].file == CMOE_CUDA_FILE_gemv_sm90a)
+        if (functions[i].file == CMOE_CUDA_FILE_gemv_sm90a ||
+            functions[i].file == CMOE_CUDA_FILE_gemv_route_sm90a)
             CMOE_CUDA_TRY(name, d, cuFuncSetAttribute, cuda->function[i],
                           CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100);
     }

@@ -45,6 +45,7 @@ typedef struct cmoe_gpu_gemv {
     int32_t scale_type, scale_bytes;
     int32_t x_at, factor_at, amax_at, part_at; /* bytes of shared memory before them */
     float accumulate;
+    int32_t route_floats; /* a call that routes: of shared memory for a token */
 } cmoe_gpu_gemv;
 
 #endif

@@ -80,15 +80,19 @@ size_t cmoe__cuda_route_floats(const cmoe_problem *p)
     return (size_t)columns_of(p) + (size_t)p->experts * 3 + (size_t)p->groups;
 }
 
+cmoe_status cmoe__cuda_route_logits(const struct cmoe_exec *x, cmoe_gpu_route *r)
+{
+    const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, blocks(r->columns, 8), 256, 0};
+    void *args[] = {r};
+    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_route_logits, grid, args);
+}
+
 cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
     cmoe_gpu_route r = cmoe__cuda_route_params(x);
     void *args[] = {&r};
-    if (r.scratch) {
-        const struct cmoe_cuda_grid logits = {(unsigned)x->tokens, blocks(r.columns, 8), 256, 0};
-        CMOE_TRY(cmoe__cuda_launch(x, CMOE_CUDA_cmoe_route_logits, logits, args));
-    }
+    if (r.scratch) CMOE_TRY(cmoe__cuda_route_logits(x, &r));
     const size_t shared = cmoe__cuda_route_floats(x->p) * 4;
     const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, 1, 32, shared};
     return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route, grid, args);

@@ -10,10 +10,7 @@ extern "C" __global__ void __launch_bounds__(32) cmoe_route(const __grid_constan
     depend();
     if (t >= token_count(r.call))
         return;
-    if (r.p.router == CMOE_ROUTE_ALL)
-        route_to_all(r, t);
-    else
-        route_token(r, t, shared);
+    route(r, t, shared, r.ids + t * r.call.slots, r.weights + t * r.call.slots);
 }
 
 /* logits = x . Wr + b, one warp a (token, expert). */

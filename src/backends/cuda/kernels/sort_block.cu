@@ -22,10 +22,7 @@ extern "C" __global__ void __launch_bounds__(512)
     const int warp = threadIdx.x / 32, tokens = token_count(r.call);
     depend();
     for (int64_t t = warp; t < tokens; t += blockDim.x / 32)
-        if (r.p.router == CMOE_ROUTE_ALL)
-            route_to_all(r, t);
-        else
-            route_token(r, t, (float *)memory + warp * floats);
+        route(r, t, (float *)memory + warp * floats, r.ids + t * r.call.slots, r.weights + t * r.call.slots);
     __syncthreads();
     const sort_memory m((int *)memory, s.call.local, s.call.tokens * s.call.slots);
     m.clear();

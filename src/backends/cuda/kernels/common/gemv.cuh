@@ -33,6 +33,13 @@ DEV experts_of find_experts(const cmoe_gpu_call &c)
     return {lane < rows ? local_expert(c, c.ids[lane]) : -1, lane + 32 < rows ? local_expert(c, c.ids[lane + 32]) : -1};
 }
 
+/* Of ids that the block has chosen itself. */
+DEV experts_of find_experts(const cmoe_gpu_call &c, const int32_t *ids)
+{
+    const int lane = threadIdx.x % 32, rows = token_count(c) * c.slots;
+    return {lane < rows ? local_expert(c, ids[lane]) : -1, lane + 32 < rows ? local_expert(c, ids[lane + 32]) : -1};
+}
+
 /* What a block has to do: tiles, their steps, and rows of x of the tokens that they have. */
 struct work {
     uint8_t *memory; /* the ring; x; factors of x; largest magnitudes; sums */

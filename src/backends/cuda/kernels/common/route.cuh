@@ -208,13 +208,12 @@ DEV void write_weights(const cmoe_gpu_route &r, const float *z, const float *s, 
         }
 }
 
-DEV void route_token(const cmoe_gpu_route &r, int64_t t, float *shared)
+/* The slots of token t: r.call.slots ids and weights. */
+DEV void route_token(const cmoe_gpu_route &r, int64_t t, float *shared, int32_t *ids, float *weights)
 {
     const int e = r.p.experts, k = r.p.topk;
     float *z = shared, *s = z + r.columns, *key = s + e;
     uint32_t *rank = (uint32_t *)(key + e), *group = rank + e;
-    int32_t *ids = r.ids + t * r.call.slots;
-    float *weights = r.weights + t * r.call.slots;
     load_logits(r, t, z);
     bool routed = false;
 #pragma unroll 1
@@ -263,13 +262,22 @@ DEV void route_token(const cmoe_gpu_route &r, int64_t t, float *shared)
 }
 
 /* ROUTE_ALL: every expert, weight 1. */
-DEV void route_to_all(const cmoe_gpu_route &r, int64_t t)
+DEV void route_to_all(const cmoe_gpu_route &r, int32_t *ids, float *weights)
 {
 #pragma unroll 1
     for (int j = lane(); j < r.call.slots; j += 32) {
-        r.ids[t * r.call.slots + j] = j;
-        r.weights[t * r.call.slots + j] = 1;
+        ids[j] = j;
+        weights[j] = 1;
     }
+}
+
+/* By the router that the problem has; shared: cmoe__cuda_route_floats() of a warp. */
+DEV void route(const cmoe_gpu_route &r, int64_t t, float *shared, int32_t *ids, float *weights)
+{
+    if (r.p.router == CMOE_ROUTE_ALL)
+        route_to_all(r, ids, weights);
+    else
+        route_token(r, t, shared, ids, weights);
 }
 
 #endif
