@@ -38,12 +38,10 @@ template <int W, int OP, bool FIRST> DEV void routed_gemv(const cmoe_gpu_gemv &s
     }
 
 ENTRY(cmoe_route_gemv1_bf16, CMOE_BF16, CMOE_BF16, true)
-ENTRY(cmoe_route_gemv1_f16, CMOE_F16, CMOE_F16, true)
 ENTRY(cmoe_route_gemv1_e4m3_f16, CMOE_E4M3, CMOE_F16, true)
 ENTRY(cmoe_route_gemv1_i4_bf16, CMOE_I4, CMOE_BF16, true)
 ENTRY(cmoe_route_gemv1_e2m1_bf16, CMOE_E2M1, CMOE_BF16, true)
 ENTRY(cmoe_route_gemv2_bf16, CMOE_BF16, CMOE_BF16, false)
-ENTRY(cmoe_route_gemv2_f16, CMOE_F16, CMOE_F16, false)
 ENTRY(cmoe_route_gemv2_e4m3_f16, CMOE_E4M3, CMOE_F16, false)
 ENTRY(cmoe_route_gemv2_i4_bf16, CMOE_I4, CMOE_BF16, false)
 ENTRY(cmoe_route_gemv2_e2m1_bf16, CMOE_E2M1, CMOE_BF16, false)
