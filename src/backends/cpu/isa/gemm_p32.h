@@ -24,10 +24,10 @@ enum { TILE_COLS = TILE_VECS * VEC };
 CMOE_INLINE void p32_step(int m, const float *a, const vf b[TILE_VECS],
                           vf acc[TILE_ROWS][TILE_VECS])
 {
-#pragma GCC unroll 12
+    CMOE_UNROLL
     for (int r = 0; r < m; r++) {
         const vf s = v_set(a[r * CMOE_CPU_CHUNK]);
-#pragma GCC unroll 2
+        CMOE_UNROLL
         for (int v = 0; v < TILE_VECS; v++)
             acc[r][v] = v_fma(s, b[v], acc[r][v]);
     }
@@ -47,7 +47,7 @@ CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, int k, const float *a, const cha
     vf b0[TILE_VECS], b1[TILE_VECS];
     if (w == CMOE_BF16) {
         for (int i = 0; i < k; i += 2, b += 4 * CMOE_CPU_PANEL) {
-#pragma GCC unroll 2
+            CMOE_UNROLL
             for (int v = 0; v < TILE_VECS; v++)
                 v_load_bf16_pairs((const uint16_t *)(const void *)b + 2 * v * VEC, &b0[v], &b1[v]);
             fetch(ahead, i / 2, CMOE_CPU_CHUNK / 2);
@@ -58,7 +58,7 @@ CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, int k, const float *a, const cha
     }
     const int size = w == CMOE_F16 ? 2 : 4;
     for (int i = 0; i < k; i++, b += size * CMOE_CPU_PANEL) {
-#pragma GCC unroll 2
+        CMOE_UNROLL
         for (int v = 0; v < TILE_VECS; v++)
             b0[v] = v_load_as(w, b + size * v * VEC);
         fetch(ahead, i, CMOE_CPU_CHUNK);
@@ -72,11 +72,12 @@ CMOE_INLINE void p32_tile(cmoe_dtype w, int m, int64_t k, const float *a, const 
 {
     const int64_t chunk_bytes = CMOE_CPU_CHUNK * CMOE_CPU_PANEL * (w == CMOE_F32 ? 4 : 2);
     vf acc[TILE_ROWS][TILE_VECS];
-#pragma GCC unroll 12
-    for (int r = 0; r < m; r++)
-#pragma GCC unroll 2
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
         for (int v = 0; v < TILE_VECS; v++)
             acc[r][v] = more ? v_load(c + r * ldc + v * VEC) : v_set(0);
+    }
     for (; k >= CMOE_CPU_CHUNK; k -= CMOE_CPU_CHUNK) {
         p32_chunk(w, m, CMOE_CPU_CHUNK, a, b, ahead, acc);
         ahead.at = (const void *)((uintptr_t)ahead.at + 64U * (unsigned)ahead.lines);
@@ -84,11 +85,12 @@ CMOE_INLINE void p32_tile(cmoe_dtype w, int m, int64_t k, const float *a, const 
         b += chunk_bytes;
     }
     p32_chunk(w, m, (int)k, a, b, (struct cmoe_cpu_ahead){0}, acc);
-#pragma GCC unroll 12
-    for (int r = 0; r < m; r++)
-#pragma GCC unroll 2
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
         for (int v = 0; v < TILE_VECS; v++)
             v_store(c + r * ldc + v * VEC, acc[r][v]);
+    }
 }
 
 CMOE_INLINE void p32_rows(cmoe_dtype w, int m, int64_t k, const float *a, const void *panel,

@@ -68,7 +68,7 @@ CMOE_INLINE void store_wide(int span, const vi x[2], char *to)
         _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, -1, -1, -1, -1));
     const vi middle = (vi){0} + 0x808080;
     __m512i digit[2];
-#    pragma GCC unroll 2
+    CMOE_UNROLL
     for (int i = 0; i < span / VEC; i++)
         digit[i] = _mm512_shuffle_epi8((__m512i)((x[i] + middle) ^ middle), gather);
     if (span == VEC) {
@@ -100,7 +100,7 @@ CMOE_INLINE bool pack_span(int digits, int span, const struct cmoe_cpu_digits *d
     if (span > VEC) most = (vu)_mm512_max_epu32((__m512i)most, (__m512i)v_bits(v_abs(v[1])));
     if (!span_scale(d, _mm512_reduce_max_epu32((__m512i)most), given, &scale)) return false;
     vi x[2], sum = {0};
-#    pragma GCC unroll 2
+    CMOE_UNROLL
     for (int i = 0; i < span / VEC; i++) {
         const __m512 whole = (__m512)(v[i] * v_set(scale.factor));
         x[i] = (vi)_mm512_cvt_roundps_epi32(whole, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -12,16 +12,10 @@
 
 #if defined CMOE_ISA_AVX512VNNI
 
-/* DIGIT_ROWS1, DIGIT_ROWS3: rows of a step, by digits: twelve sums at a time cover the latency. Of two rows
- * with three digits each clang 14 keeps the sums in memory, which takes twice as long as one row.
- * DIGIT_FEW1: most rows whose results stay in registers over all of a panel, which have a loop of their own,
- * with one digit; with three it is a step. */
-#    if defined __clang__
-enum { DIGIT_ROWS3 = 1 };
-#    else
-enum { DIGIT_ROWS3 = 2 };
-#    endif
-enum { DIGIT_ROWS1 = 6, DIGIT_FEW1 = 7, DIGIT_VECS = 2, MOST_QUADS = 8 };
+/* DIGIT_ROWS1, DIGIT_ROWS3: rows of a step, by digits: twelve sums at a time cover the latency. DIGIT_FEW1: with
+ * one digit, most rows whose results stay in registers over all of a panel, which have a loop of their own; with
+ * three it is a step. */
+enum { DIGIT_ROWS1 = 6, DIGIT_ROWS3 = 2, DIGIT_FEW1 = 7, DIGIT_VECS = 2, MOST_QUADS = 8 };
 
 /* --- codes ---------------------------------------------------------------------------------- */
 
@@ -40,7 +34,7 @@ CMOE_INLINE void decode_words(bool floats, bool streams, int i, struct code_span
     /* Twice the value of e2m1, plus 12. */
     const __m512i table = _mm512_broadcast_i32x4(
         _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-#    pragma GCC unroll 2
+    CMOE_UNROLL
     for (int v = 0; v < DIGIT_VECS; v++) {
         const int at = (DIGIT_VECS * i + v) * 4 * VEC;
         const vi word = vi_load(s->unit + at);
@@ -67,7 +61,7 @@ struct code_place {
 CMOE_INLINE void load_factors(bool zero, const struct cmoe_cpu_panel *l, const struct code_place *p,
                               struct code_span *out)
 {
-#    pragma GCC unroll 2
+    CMOE_UNROLL
     for (int v = 0; v < DIGIT_VECS; v++) {
         const int col = v * VEC;
         const uint8_t *const zeros = (const uint8_t *)p->group + l->scales - CMOE_CPU_PANEL + col;
@@ -110,31 +104,33 @@ CMOE_INLINE void multiply_digits(struct digit_kind kind, int m, struct code_span
                                  struct digit_rows x, vf (*total)[DIGIT_VECS])
 {
     vi sum[DIGIT_FEW1][3][DIGIT_VECS];
-#    pragma GCC unroll 7
-    for (int r = 0; r < m; r++)
-#    pragma GCC unroll 2
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
         for (int v = 0; v < DIGIT_VECS; v++) {
             sum[r][0][v] = kind.zero ? s->zero[v] * vi_set(x.offsets[r]) : vi_set(x.offsets[r]);
             sum[r][1][v] = sum[r][2][v] = vi_set(0);
         }
-#    pragma GCC unroll 8
+    }
+    CMOE_UNROLL
     for (int q = 0; q < kind.quads; q++) {
         if (total && q % 2 == 0) decode_words(kind.floats, true, q / 2, s);
-#    pragma GCC unroll 7
-        for (int r = 0; r < m; r++)
-#    pragma GCC unroll 3
+        CMOE_UNROLL
+        for (int r = 0; r < m; r++) {
+            CMOE_UNROLL
             for (int i = 0; i < kind.digits; i++) {
                 int32_t quad;
                 memcpy(&quad, x.words + ((r * kind.digits + i) * kind.quads + q) * 4, sizeof quad);
-#    pragma GCC unroll 2
+                CMOE_UNROLL
                 for (int v = 0; v < DIGIT_VECS; v++)
                     sum[r][i][v] = (vi)_mm512_dpbusd_epi32(
                         (__m512i)sum[r][i][v], (__m512i)s->word[v][q], _mm512_set1_epi32(quad));
             }
+        }
     }
-#    pragma GCC unroll 7
-    for (int r = 0; r < m; r++)
-#    pragma GCC unroll 2
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
         for (int v = 0; v < DIGIT_VECS; v++) {
             float *const c = x.c + r * CMOE_CPU_PANEL + v * VEC;
             vi whole = sum[r][0][v];
@@ -146,6 +142,7 @@ CMOE_INLINE void multiply_digits(struct digit_kind kind, int m, struct code_span
             else
                 v_store(c, v_fma(value, s->scale[v], v_load(c)));
         }
+    }
 }
 
 /* All m rows of an item times one decoded span. */
@@ -192,7 +189,7 @@ CMOE_INLINE void digits_few(struct digit_kind kind, int m, const struct cmoe_cpu
     struct code_place p = {.panel = from, .group = from + l.head};
     char last[SPAN_BYTES];
     vf total[DIGIT_FEW1][DIGIT_VECS];
-#    pragma GCC unroll 7
+    CMOE_UNROLL
     for (int r = 0; r < m; r++)
         total[r][0] = total[r][1] = v_set(0);
     for (; p.at < l.k; next_span(&l, 4 * kind.quads, &p)) {
@@ -203,13 +200,14 @@ CMOE_INLINE void digits_few(struct digit_kind kind, int m, const struct cmoe_cpu
         x.offsets += m;
         x.scales += m;
     }
-#    pragma GCC unroll 7
-    for (int r = 0; r < m; r++)
-#    pragma GCC unroll 2
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
         for (int v = 0; v < DIGIT_VECS; v++) {
             const vf value = kind.grouped ? total[r][v] : total[r][v] * v_set(scale[r]);
             v_store(x.c + r * CMOE_CPU_PANEL + v * VEC, value);
         }
+    }
 }
 
 /* Any number of rows, over c, which starts at 0. */
@@ -224,7 +222,7 @@ CMOE_INLINE void digits_many(struct digit_kind kind, int m, const struct cmoe_cp
     for (; p.at < l.k; next_span(&l, 4 * kind.quads, &p)) {
         struct code_span span;
         find_span(kind, &l, &p, (uintptr_t)l.bytes, last, &span);
-#    pragma GCC unroll 4
+        CMOE_UNROLL
         for (int i = 0; i < kind.quads / 2; i++)
             decode_words(kind.floats, false, i, &span);
         digit_span(kind, m, &span, x);
@@ -232,10 +230,11 @@ CMOE_INLINE void digits_many(struct digit_kind kind, int m, const struct cmoe_cp
         x.offsets += m;
         x.scales += m;
     }
-    for (int r = 0; r < m && !kind.grouped; r++, x.c += CMOE_CPU_PANEL)
-#    pragma GCC unroll 2
+    for (int r = 0; r < m && !kind.grouped; r++, x.c += CMOE_CPU_PANEL) {
+        CMOE_UNROLL
         for (int j = 0; j < CMOE_CPU_PANEL; j += VEC)
             v_store(x.c + j, v_load(x.c + j) * v_set(scale[r]));
+    }
 }
 
 CMOE_INLINE void digits_as(struct digit_kind kind, const struct cmoe_cpu_panel *l, const char *from,

@@ -109,7 +109,7 @@ CMOE_INLINE void store_quad(const int8_t code[4], char *a)
 CMOE_INLINE void pack_4x4(const void *const *rows, int64_t at, int m, char *to)
 {
     __m128i row[4];
-#    pragma GCC unroll 4
+    CMOE_UNROLL
     for (int r = 0; r < 4; r++)
         row[r] = _mm_xor_si128(_mm_loadu_si128((const void *)((const char *)rows[r] + at)),
                                _mm_set1_epi8(-128));
@@ -158,40 +158,42 @@ CMOE_INLINE void dot_i8_tile(const struct cmoe_cpu_panel *l, const char *panel, 
     const char *b = panel + l->head + l->scales + 4 * col;
     const float *const scale = (const float *)(const void *)(panel + l->head) + col;
     vi acc[DOT8_ROWS][DOT8_VECS];
-#pragma GCC unroll 12
-    for (int r = 0; r < m; r++)
-#pragma GCC unroll 2
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
         for (int v = 0; v < DOT8_VECS; v++)
 #if defined CMOE_ISA_AVX512VNNI
             acc[r][v] = vi_load(panel + 4 * (col + v * VEC));
 #else
             acc[r][v] = vi_set(0);
 #endif
+    }
     const uintptr_t next = m >= CMOE_CPU_STREAM_ROWS ? (uintptr_t)l->bytes : CMOE_CPU_STREAM_AHEAD;
     for (int64_t quads = (l->k + 3) / 4; quads > 0; quads--) {
         vi part[DOT8_VECS][PARTS];
         for (uintptr_t line = 0; line < 128; line += 64)
             __builtin_prefetch((const void *)((uintptr_t)b + next + line), 0, 2);
-#pragma GCC unroll 2
+        CMOE_UNROLL
         for (int v = 0; v < DOT8_VECS; v++)
             split_codes(vi_load(b + 4 * v * VEC), part[v]);
-#pragma GCC unroll 12
+        CMOE_UNROLL
         for (int r = 0; r < m; r++) {
             vi quad[PARTS];
             load_quad(a + r * QUAD_BYTES, quad);
-#pragma GCC unroll 2
+            CMOE_UNROLL
             for (int v = 0; v < DOT8_VECS; v++)
                 acc[r][v] = dot_quad(acc[r][v], quad, part[v]);
         }
         a += m * QUAD_BYTES;
         b += l->unit;
     }
-#pragma GCC unroll 12
-    for (int r = 0; r < m; r++)
-#pragma GCC unroll 2
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
         for (int v = 0; v < DOT8_VECS; v++)
             v_store(c + r * ldc + col + v * VEC,
                     vi_to_float(acc[r][v]) * (v_load(scale + v * VEC) * v_set(row_scale[r])));
+    }
 }
 
 CMOE_INLINE void dot_i8_rows(const struct cmoe_cpu_panel *l, const char *panel, int m,

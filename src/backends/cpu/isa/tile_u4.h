@@ -82,35 +82,38 @@ CMOE_INLINE void dot_u4_units(const struct cmoe_cpu_panel *l, const char *unit, 
                               int m, const int8_t *a, vi sum[DOT4_ROWS][DOT4_VECS])
 {
     vi acc[DOT4_ROWS][DOT4_VECS];
-#pragma GCC unroll 12
-    for (int r = 0; r < m; r++)
-#pragma GCC unroll 2
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
         for (int v = 0; v < DOT4_VECS; v++)
             acc[r][v] = vi_set(0);
+    }
     const uintptr_t next = m >= CMOE_CPU_STREAM_ROWS ? (uintptr_t)l->bytes : CMOE_CPU_STREAM_AHEAD;
     for (; units > 0; units--, unit += l->unit, a += 8 * m) {
         for (uintptr_t line = 0; line < 128; line += 64)
             __builtin_prefetch((const void *)((uintptr_t)unit + next + line), 0, 2);
         vi low[DOT4_VECS], high[DOT4_VECS];
-#pragma GCC unroll 2
+        CMOE_UNROLL
         for (int v = 0; v < DOT4_VECS; v++) {
             const vi word = vi_load(unit + 4 * v * VEC);
             low[v] = word & 0x0f0f0f0f;
             high[v] = word >> 4 & 0x0f0f0f0f;
         }
-#pragma GCC unroll 12
-        for (int r = 0; r < m; r++)
-#pragma GCC unroll 2
+        CMOE_UNROLL
+        for (int r = 0; r < m; r++) {
+            CMOE_UNROLL
             for (int v = 0; v < DOT4_VECS; v++) {
                 acc[r][v] = dot4(acc[r][v], low[v], a + 4 * r);
                 acc[r][v] = dot4(acc[r][v], high[v], a + 4 * (m + r));
             }
+        }
     }
-#pragma GCC unroll 12
-    for (int r = 0; r < m; r++)
-#pragma GCC unroll 2
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
         for (int v = 0; v < DOT4_VECS; v++)
             sum[r][v] = dot4_widen(sum[r][v], acc[r][v]);
+    }
 }
 
 /* One group of columns [col, ..): k's of it, rows at `a`; c += scale * sum. */
@@ -120,10 +123,10 @@ CMOE_INLINE void dot_u4_group(const struct cmoe_cpu_panel *l, const char *group,
     const char *unit = group + l->scales + 4 * col;
     const uint8_t *const zeros = (const uint8_t *)group + l->scales - CMOE_CPU_PANEL + col;
     vi sum[DOT4_ROWS][DOT4_VECS];
-#pragma GCC unroll 2
+    CMOE_UNROLL
     for (int v = 0; v < DOT4_VECS; v++) {
         const vi zero = l->zero ? (vi)((vu)load_u8(zeros + v * VEC) << 24) >> 24 : vi_set(1);
-#pragma GCC unroll 12
+        CMOE_UNROLL
         for (int r = 0; r < m; r++)
             sum[r][v] = l->zero ? zero * vi_set(offsets[r]) : vi_set(offsets[r]);
     }
@@ -132,10 +135,10 @@ CMOE_INLINE void dot_u4_group(const struct cmoe_cpu_panel *l, const char *group,
     for (; units > DOT4_UNITS; units -= DOT4_UNITS, unit += step, a += 8 * DOT4_UNITS * m)
         dot_u4_units(l, unit, DOT4_UNITS, m, a, sum);
     dot_u4_units(l, unit, units, m, a, sum);
-#pragma GCC unroll 2
+    CMOE_UNROLL
     for (int v = 0; v < DOT4_VECS; v++) {
         const vf scale = load_scale(l->scale, group, col + v * VEC);
-#pragma GCC unroll 12
+        CMOE_UNROLL
         for (int r = 0; r < m; r++) {
             float *const to = c + r * ldc + col + v * VEC;
             v_store(to, v_fma(vi_to_float(sum[r][v]), scale, v_load(to)));

@@ -36,15 +36,16 @@ static void pack(const void *const *rows, int m, int64_t bytes, void *a)
 /* The pairs of one step, at most 16. m is a constant after inlining. */
 CMOE_INLINE void step(int m, int pairs, const char *a, const char *b, vf acc[PAIR_ROWS][VECS])
 {
-    for (int i = 0; i < pairs; i++, b += LINE)
-#pragma GCC unroll 12
+    for (int i = 0; i < pairs; i++, b += LINE) {
+        CMOE_UNROLL
         for (int r = 0; r < m; r++) {
             uint32_t word;
             memcpy(&word, a + r * CMOE_CPU_STEP + 4 * i, sizeof word);
-#pragma GCC unroll 8
+            CMOE_UNROLL
             for (int v = 0; v < VECS; v++)
                 acc[r][v] = dot_pairs(acc[r][v], word, b + 4 * v * VEC);
         }
+    }
 }
 
 CMOE_INLINE void tile(int m, int64_t k, const char *a, const char *b, float *c, int64_t ldc,
@@ -53,22 +54,24 @@ CMOE_INLINE void tile(int m, int64_t k, const char *a, const char *b, float *c, 
     const uintptr_t next = (uintptr_t)(k + 1) / 2 * LINE;
     int64_t pairs = (k + 1) / 2;
     vf acc[PAIR_ROWS][VECS];
-#pragma GCC unroll 12
-    for (int r = 0; r < m; r++)
-#pragma GCC unroll 8
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
         for (int v = 0; v < VECS; v++)
             acc[r][v] = more ? v_load(c + r * ldc + v * VEC) : v_set(0);
+    }
     for (; pairs >= 16; pairs -= 16, a += m * CMOE_CPU_STEP, b += 16 * LINE) {
         for (uintptr_t line = 0; line < 16 * LINE; line += 64)
             __builtin_prefetch((const void *)((uintptr_t)b + next + line), 0, 2);
         step(m, 16, a, b, acc);
     }
     if (pairs > 0) step(m, (int)pairs, a, b, acc);
-#pragma GCC unroll 12
-    for (int r = 0; r < m; r++)
-#pragma GCC unroll 8
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
         for (int v = 0; v < VECS; v++)
             v_store(c + r * ldc + v * VEC, acc[r][v]);
+    }
 }
 
 /* One body for each number of rows, so that accumulators are registers. */
