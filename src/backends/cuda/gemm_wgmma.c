@@ -2,6 +2,7 @@
  * The wgmma rows of Hopper: what they take, what they cost, their parameters. */
 #include "backends/cuda/wgmma.h"
 
+#include "backends/cuda/products.h"
 #include "core/fail.h"
 #include "core/numeric.h"
 #include "core/size.h"
@@ -52,16 +53,11 @@ bool cmoe__cuda_wgmma_short_z(const cmoe_problem *p, const struct cmoe_shape *s)
            p->last == CMOE_STAGE_COMBINE && p->y == y && s->H % 8 == 0;
 }
 
-static cmoe_format input_format(const struct cmoe_kernel *k, const cmoe_problem *p)
-{
-    return k->first == CMOE_STAGE_GEMM1 ? p->x : p->mid;
-}
-
 bool cmoe__cuda_wgmma_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                                struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
     const cmoe_problem *p = q->p;
-    const cmoe_format x = input_format(k, p);
+    const cmoe_format x = cmoe__cuda_input_of(p, k->first);
     enum scales scales;
     if (q->props->arch != 90) return cmoe__refuse(why, "needs compute capability 9.0");
     if (!scales_of(x, p->w, &scales))

@@ -2,6 +2,7 @@
  * The streaming GEMMs for few rows an expert: which kernel, how the work is cut, what it costs. */
 #include "backends/cuda/stream.h"
 
+#include "backends/cuda/products.h"
 #include "core/format.h"
 #include "core/numeric.h"
 #include "core/size.h"
@@ -9,38 +10,10 @@
 /* As in kernels/common/stream.cuh. */
 enum { WARPS = 8, STAGES = 5, STAGE_BYTES = 64, TILES = 2, START_US = 2 };
 
-static const struct {
-    uint8_t x, w; /* element types; I8 and I4 stand for unsigned weights too */
-    enum cmoe_cuda_function function;
-} kernels[] = {
-    {CMOE_BF16, CMOE_BF16, CMOE_CUDA_cmoe_stream_bf16_bf16},
-    {CMOE_BF16, CMOE_E4M3, CMOE_CUDA_cmoe_stream_bf16_e4m3},
-    {CMOE_BF16, CMOE_I8, CMOE_CUDA_cmoe_stream_bf16_i8},
-    {CMOE_BF16, CMOE_I4, CMOE_CUDA_cmoe_stream_bf16_i4},
-    {CMOE_BF16, CMOE_E2M1, CMOE_CUDA_cmoe_stream_bf16_e2m1},
-    {CMOE_F16, CMOE_F16, CMOE_CUDA_cmoe_stream_f16_f16},
-    {CMOE_F16, CMOE_I4, CMOE_CUDA_cmoe_stream_f16_i4},
-    {CMOE_E4M3, CMOE_E4M3, CMOE_CUDA_cmoe_stream_e4m3_e4m3},
-    {CMOE_I8, CMOE_I8, CMOE_CUDA_cmoe_stream_i8_i8},
-    {CMOE_I8, CMOE_I4, CMOE_CUDA_cmoe_stream_i8_i4},
-    {CMOE_E4M3, CMOE_I4, CMOE_CUDA_cmoe_stream_e4m3_i4},
-    {CMOE_E4M3, CMOE_E2M1, CMOE_CUDA_cmoe_stream_e4m3_e2m1},
-    {CMOE_E2M1, CMOE_E2M1, CMOE_CUDA_cmoe_stream_e2m1_e2m1},
+static const enum cmoe_cuda_function kernels[CMOE_CUDA_PRODUCTS] = {
+#define PRODUCT(name, x, w) CMOE_CUDA_cmoe_stream_##name,
+#include "backends/cuda/products.def"
 };
-
-static int bits_of(cmoe_format f)
-{
-    return cmoe_dtype_bits((cmoe_dtype)f.dtype);
-}
-
-/* The kernel for x times w, or CMOE_CUDA_FUNCTIONS. */
-static enum cmoe_cuda_function find(cmoe_format x, cmoe_format w)
-{
-    const int as = w.dtype == CMOE_U8 ? CMOE_I8 : (w.dtype == CMOE_U4 ? CMOE_I4 : w.dtype);
-    for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++)
-        if (kernels[i].x == x.dtype && kernels[i].w == as) return kernels[i].function;
-    return CMOE_CUDA_FUNCTIONS;
-}
 
 /* struct stage_of of kernels/common/stream.cuh. */
 static size_t ring_bytes(int bits)
@@ -55,29 +28,24 @@ static size_t shared_bytes(int bits, int tiles, int experts)
     return WARPS * (ring_bytes(bits) + 2 * (size_t)tiles * 512) + ((size_t)experts + 1) * 4;
 }
 
-static cmoe_format x_of(const cmoe_problem *p, int stage)
-{
-    return stage == CMOE_STAGE_GEMM1 ? p->x : p->mid;
-}
-
 bool cmoe__cuda_stream_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                                 struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
-    const cmoe_format x = x_of(q->p, k->first), w = q->p->w;
+    const cmoe_format x = cmoe__cuda_input_of(q->p, k->first), w = q->p->w;
     const int span = (int)cmoe__format_span(w, 0);
     if (q->props->arch < 90) return cmoe__refuse(why, "needs a Hopper GPU");
-    if (find(x, w) == CMOE_CUDA_FUNCTIONS)
+    if (cmoe__cuda_product(x, w) == CMOE_CUDA_PRODUCTS)
         return cmoe__refuse(why, "there is no kernel for %s times %s",
                             cmoe_dtype_name((cmoe_dtype)x.dtype),
                             cmoe_dtype_name((cmoe_dtype)w.dtype));
-    if (bits_of(w) == 8 && span == 16)
+    if (cmoe__cuda_bits_of(w) == 8 && span == 16)
         return cmoe__refuse(why, "scales of 16 columns are for 4-bit weights");
     const int64_t columns = k->first == CMOE_STAGE_GEMM1 ? q->shape->h_used : q->shape->i_used;
     if (x.scaling == CMOE_SCALE_NV && columns % 32 > 0 && columns % 32 <= 16)
         return cmoe__refuse(why, "%lld columns end in half a step of 32", (long long)columns);
     if (q->p->flags & CMOE_BATCH_INVARIANT)
         return cmoe__refuse(why, "sums in another order than the rows for many tokens");
-    if (shared_bytes(bits_of(w), TILES, q->shape->local) > 200 * 1024)
+    if (shared_bytes(cmoe__cuda_bits_of(w), TILES, q->shape->local) > 200 * 1024)
         return cmoe__refuse(why, "%d experts do not fit in shared memory", q->shape->local);
     if (in.layout != cmoe__usual_edge(q->p, k->first).layout)
         return cmoe__refuse(why, "starts from another data layout");
@@ -90,9 +58,9 @@ bool cmoe__cuda_stream_supports(const struct cmoe_kernel *k, const struct cmoe_q
 static double rate_share(cmoe_format x, cmoe_format w)
 {
     const int64_t x_span = cmoe__format_span(x, 0), w_span = cmoe__format_span(w, 0);
-    const double share = bits_of(w) == 16  ? 0.55
-                         : bits_of(w) == 8 ? 0.3
-                                           : (w_span == 16 ? 0.135 : 0.17);
+    const double share = cmoe__cuda_bits_of(w) == 16  ? 0.55
+                         : cmoe__cuda_bits_of(w) == 8 ? 0.3
+                                                      : (w_span == 16 ? 0.135 : 0.17);
     return x_span > 0 && x_span <= 32 && w_span > 0 && w_span <= 32 ? share * 0.4 : share;
 }
 
@@ -103,9 +71,9 @@ double cmoe__cuda_stream_cost(const struct cmoe_kernel *k, const struct cmoe_que
     const double hit = cmoe__experts_hit(q->p, q->tokens) + 1e-9;
     const double each = cmoe__shape_local_rows(q->p, q->shape, q->tokens) / hit;
     const double weights = hit * cmoe__expert_bytes(q->p, stage == CMOE_STAGE_GEMM1 ? 1 : 2);
-    const double more = each > 4 ? weights * 16 / bits_of(q->p->w) * each / 8 : 0;
-    const double bytes =
-        cmoe__stage_bytes(q->p, stage, q->tokens) / rate_share(x_of(q->p, stage), q->p->w);
+    const double more = each > 4 ? weights * 16 / cmoe__cuda_bits_of(q->p->w) * each / 8 : 0;
+    const double bytes = cmoe__stage_bytes(q->p, stage, q->tokens) /
+                         rate_share(cmoe__cuda_input_of(q->p, stage), q->p->w);
     return START_US + (bytes + more) / (q->props->gbps * 1e3);
 }
 
@@ -126,7 +94,7 @@ static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_stream *s)
 {
     const struct cmoe_cuda *cuda = cmoe__cuda_of(x);
     const struct cmoe_cuda_weights *w = x->w->state;
-    const int bits = bits_of(s->g.w);
+    const int bits = cmoe__cuda_bits_of(s->g.w);
     const int64_t rows = cmoe__shape_rows(x->p, x->shape, x->tokens);
     const int w_span = (int)cmoe__format_span(s->g.w, 0),
               x_span = (int)cmoe__format_span(s->g.x, 0);
@@ -149,7 +117,7 @@ static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_stream *s)
     const int64_t blocks = cmoe__min64(cuda->multiprocessors * per_sm, tiles * groups);
     const struct cmoe_cuda_grid grid = {(unsigned)blocks, 1, WARPS * 32, shared};
     void *args[] = {s};
-    return cmoe__cuda_launch_after(x, find(s->g.x, s->g.w), grid, args);
+    return cmoe__cuda_launch_after(x, kernels[cmoe__cuda_product(s->g.x, s->g.w)], grid, args);
 }
 
 cmoe_status cmoe__cuda_stream_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x)

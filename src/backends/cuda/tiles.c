@@ -3,6 +3,7 @@
 #include "backends/cuda/tiles.h"
 
 #include "backends/cuda/families.h"
+#include "backends/cuda/products.h"
 #include "core/format.h"
 #include "core/numeric.h"
 #include "core/size.h"
@@ -11,38 +12,10 @@
 enum { THREADS = 128, BM = 128, BN = 64, BK = 64, SCALES_BYTES = 4096, OUT_STRIDE = BM + 4 };
 enum { MOST_COLUMNS = 131071 }; /* of products of 8-bit integers, for sums of 32 bits */
 
-static const struct {
-    uint8_t x, w; /* element types; I8 and I4 stand for unsigned weights too */
-    enum cmoe_cuda_function function;
-} kernels[] = {
-    {CMOE_BF16, CMOE_BF16, CMOE_CUDA_cmoe_tiles_bf16_bf16},
-    {CMOE_BF16, CMOE_E4M3, CMOE_CUDA_cmoe_tiles_bf16_e4m3},
-    {CMOE_BF16, CMOE_I8, CMOE_CUDA_cmoe_tiles_bf16_i8},
-    {CMOE_BF16, CMOE_I4, CMOE_CUDA_cmoe_tiles_bf16_i4},
-    {CMOE_BF16, CMOE_E2M1, CMOE_CUDA_cmoe_tiles_bf16_e2m1},
-    {CMOE_F16, CMOE_F16, CMOE_CUDA_cmoe_tiles_f16_f16},
-    {CMOE_F16, CMOE_I4, CMOE_CUDA_cmoe_tiles_f16_i4},
-    {CMOE_E4M3, CMOE_E4M3, CMOE_CUDA_cmoe_tiles_e4m3_e4m3},
-    {CMOE_I8, CMOE_I8, CMOE_CUDA_cmoe_tiles_i8_i8},
-    {CMOE_I8, CMOE_I4, CMOE_CUDA_cmoe_tiles_i8_i4},
-    {CMOE_E4M3, CMOE_I4, CMOE_CUDA_cmoe_tiles_e4m3_i4},
-    {CMOE_E4M3, CMOE_E2M1, CMOE_CUDA_cmoe_tiles_e4m3_e2m1},
-    {CMOE_E2M1, CMOE_E2M1, CMOE_CUDA_cmoe_tiles_e2m1_e2m1},
+static const enum cmoe_cuda_function kernels[CMOE_CUDA_PRODUCTS] = {
+#define PRODUCT(name, x, w) CMOE_CUDA_cmoe_tiles_##name,
+#include "backends/cuda/products.def"
 };
-
-static int bits_of(cmoe_format f)
-{
-    return cmoe_dtype_bits((cmoe_dtype)f.dtype);
-}
-
-/* The kernel for x times w, or CMOE_CUDA_FUNCTIONS. */
-static enum cmoe_cuda_function find(cmoe_format x, cmoe_format w)
-{
-    const int as = w.dtype == CMOE_U8 ? CMOE_I8 : (w.dtype == CMOE_U4 ? CMOE_I4 : w.dtype);
-    for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++)
-        if (kernels[i].x == x.dtype && kernels[i].w == as) return kernels[i].function;
-    return CMOE_CUDA_FUNCTIONS;
-}
 
 /* Columns between changes of a scale of sums; scales of NV are multiplied into operands. */
 static int span_of(cmoe_format x, cmoe_format w)
@@ -65,25 +38,21 @@ static void describe(cmoe_format f, int32_t *groups, int32_t *shift, int32_t *dt
 
 static size_t shared_bytes(cmoe_format x, cmoe_format w)
 {
-    const size_t stages = bits_of(w) == 16 ? 3 : 4;
-    const size_t codes = stages * BK / 8 * (size_t)(BM * bits_of(w) + BN * bits_of(x));
-    const size_t ring = codes + (bits_of(w) == 16 ? 0 : stages * SCALES_BYTES);
+    const size_t stages = cmoe__cuda_bits_of(w) == 16 ? 3 : 4;
+    const size_t codes =
+        stages * BK / 8 * (size_t)(BM * cmoe__cuda_bits_of(w) + BN * cmoe__cuda_bits_of(x));
+    const size_t ring = codes + (cmoe__cuda_bits_of(w) == 16 ? 0 : stages * SCALES_BYTES);
     const size_t sums = (size_t)BN * OUT_STRIDE * 4;
     return ring > sums ? ring : sums;
-}
-
-static cmoe_format x_of(const cmoe_problem *p, int stage)
-{
-    return stage == CMOE_STAGE_GEMM1 ? p->x : p->mid;
 }
 
 bool cmoe__cuda_tiles_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                                struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
-    const cmoe_format x = x_of(q->p, k->first), w = q->p->w;
+    const cmoe_format x = cmoe__cuda_input_of(q->p, k->first), w = q->p->w;
     const int64_t columns = k->first == CMOE_STAGE_GEMM1 ? q->shape->h_used : q->shape->i_used;
     const int64_t rows = cmoe__shape_rows(q->p, q->shape, q->tokens);
-    if (find(x, w) == CMOE_CUDA_FUNCTIONS)
+    if (cmoe__cuda_product(x, w) == CMOE_CUDA_PRODUCTS)
         return cmoe__refuse(why, "there is no kernel for %s times %s",
                             cmoe_dtype_name((cmoe_dtype)x.dtype),
                             cmoe_dtype_name((cmoe_dtype)w.dtype));
@@ -107,9 +76,9 @@ bool cmoe__cuda_tiles_supports(const struct cmoe_kernel *k, const struct cmoe_qu
 static double rate_share(cmoe_format x, cmoe_format w)
 {
     const bool narrow = cmoe__format_span(x, 0) == 32 && span_of(x, w) == 32;
-    if (x.dtype == CMOE_I8 && bits_of(w) == 8) return 0.195;
-    if (bits_of(w) >= 8) return narrow ? 0.108 : 0.15;
-    return bits_of(x) == 4 ? 0.082 : (narrow ? 0.103 : 0.112);
+    if (x.dtype == CMOE_I8 && cmoe__cuda_bits_of(w) == 8) return 0.195;
+    if (cmoe__cuda_bits_of(w) >= 8) return narrow ? 0.108 : 0.15;
+    return cmoe__cuda_bits_of(x) == 4 ? 0.082 : (narrow ? 0.103 : 0.112);
 }
 
 /* Blocks take turns, two a multiprocessor; a tile takes its time however few rows it has, and four
@@ -126,7 +95,8 @@ double cmoe__cuda_tiles_cost(const struct cmoe_kernel *k, const struct cmoe_quer
     const double blocks = tiles * (double)cmoe__ceil_div(n, BM);
     const double turns =
         blocks < 8 * slots ? (double)(int64_t)(blocks / slots + 0.999) : blocks / slots;
-    const double rate = q->props->gflops * 1e3 * rate_share(x_of(q->p, k->first), q->p->w);
+    const double rate =
+        q->props->gflops * 1e3 * rate_share(cmoe__cuda_input_of(q->p, k->first), q->p->w);
     const double stage = slots * (2.0 * BM * BN * BK) / rate * (each < BN / 2 ? 0.8 : 1);
     const double arithmetic = turns * stage * (double)cmoe__ceil_div(columns, BK);
     const double memory =
@@ -149,7 +119,7 @@ static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_tiles *s)
         (unsigned)cmoe__ceil_div(s->outputs, s->gated ? BM / 2 : BM), (unsigned)tiles, THREADS,
         shared_bytes(s->g.x, s->g.w)};
     void *args[] = {s};
-    return cmoe__cuda_launch(x, find(s->g.x, s->g.w), grid, args);
+    return cmoe__cuda_launch(x, kernels[cmoe__cuda_product(s->g.x, s->g.w)], grid, args);
 }
 
 cmoe_status cmoe__cuda_tiles_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x)
