@@ -14,8 +14,8 @@ template <int TYPE> DEV void probe(const uint4 *data, int rounds, float *sink)
         ((uint4 *)tiles)[i] = data[i];
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
-    const uint32_t a = shared_address(tiles) + threadIdx.x / 128 * TILE_BYTES;
-    const uint32_t b = shared_address(tiles) + 2 * TILE_BYTES;
+    const uint32_t a = wgmma_place(shared_address(tiles) + threadIdx.x / 128 * TILE_BYTES);
+    const uint32_t b = wgmma_place(shared_address(tiles) + 2 * TILE_BYTES);
     float d[COLUMNS / 2];
 #pragma unroll
     for (int i = 0; i < COLUMNS / 2; i++)
@@ -24,7 +24,7 @@ template <int TYPE> DEV void probe(const uint4 *data, int rounds, float *sink)
         wgmma_begin();
 #pragma unroll
         for (int k = 0; k < STEPS; k++)
-            wgmma<TYPE, COLUMNS>(d, wgmma_operand(a + 32 * k), wgmma_operand(b + 32 * k), 1);
+            wgmma<TYPE, COLUMNS>(d, wgmma_operand(a + 2 * k), wgmma_operand(b + 2 * k), 1);
         wgmma_commit();
         wgmma_wait<0>();
     }

@@ -55,14 +55,24 @@ DEV void barrier_wait(uint32_t barrier, int parity)
 #endif
 }
 
-/* mapa, mbarrier.arrive: an arrival at the barrier that has this address in another block of the cluster */
-DEV void barrier_arrive_at(uint32_t barrier, uint32_t rank)
+/* One arrival of the warp here and, if `both`, one at the barrier that has this address in block `peer` of
+ * the cluster. Predicates: a branch would cost more than the arrivals. */
+DEV void barrier_arrive_warp(uint32_t barrier, bool both, uint32_t peer)
 {
-    asm volatile("{\n.reg .b32 there;\n"
-                 "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
-                 "r"(rank)
+    asm volatile("{\n.reg .pred p, q;\n.reg .b32 there;\n"
+                 "elect.sync _|p, 0xffffffff;\n"
+                 "setp.ne.and.s32 q, %1, 0, p;\n"
+                 "@p mbarrier.arrive.shared::cta.b64 _, [%0];\n"
+                 "mapa.shared::cluster.u32 there, %0, %2;\n"
+                 "@q mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+                 "r"((int)both), "r"(peer)
                  : "memory");
+}
+
+/* The same value of all lanes, in a register that they share. */
+DEV uint32_t uniform(uint32_t v)
+{
+    return __reduce_or_sync(0xffffffff, v);
 }
 
 /* %cluster_ctarank: which of the cluster's blocks this is */

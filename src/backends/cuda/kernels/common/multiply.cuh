@@ -24,23 +24,31 @@ DEV place place_of(void)
 }
 
 /* Of a stage, to all blocks that wait for it. */
-DEV void release(const cmoe_gpu_wgmma &p, uint32_t barrier)
+DEV void release(const cmoe_gpu_wgmma &p, const ring &r, uint32_t barrier)
 {
-    if (p.cluster > 1) {
-        if (threadIdx.x % 32 < 2)
-            barrier_arrive_at(barrier, threadIdx.x % 32);
-    } else if (threadIdx.x % 32 == 0) {
-        barrier_arrive(barrier);
-    }
+    barrier_arrive_warp(barrier, p.cluster > 1, r.rank ^ 1);
 }
 
-/* One span of k: 4 instructions of 32 bytes. */
-template <int TYPE, int N, int COUNT> DEV void multiply(float (&d)[COUNT], uint32_t a, uint32_t b, bool fresh)
+/* Where a warpgroup's operands of stage 0 lie, as descriptors; a stage is so many units of 16 bytes. */
+struct operands {
+    uint32_t a, b, stage;
+};
+
+DEV operands operands_of(const ring &r, const place &at)
 {
-    const uint64_t x = wgmma_operand(a), y = wgmma_operand(b); /* addresses in units of 16 bytes */
+    return {uniform(wgmma_place(r.stages + at.strip * 64 * SPAN)), wgmma_place(r.stages + A_BYTES),
+            (uint32_t)r.stage_bytes / 16};
+}
+
+/* One span of k of a box: 4 instructions of 32 bytes. */
+template <int TYPE, int N, int COUNT>
+DEV void multiply(float (&d)[COUNT], const operands &o, const cursor &c, int box, bool fresh)
+{
+    const uint32_t from = c.stage * o.stage;
+    const uint32_t a = o.a + from + box * (HALF_BYTES / 16), b = o.b + from;
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        wgmma<TYPE, N>(d, x + i * 2, y + i * 2, !(fresh && i == 0));
+        wgmma<TYPE, N>(d, wgmma_operand(a + i * 2), wgmma_operand(b + i * 2), !(fresh && i == 0));
 }
 
 /* All of k with one scale or none: one stage's instructions stay in flight. */
@@ -48,50 +56,63 @@ template <int TYPE, int N, int COUNT>
 DEV void accumulate_all(const cmoe_gpu_wgmma &p, const ring &r, const place &at, cursor &c, float (&acc)[2][COUNT])
 {
     constexpr int STEP = SPAN / element_bytes<TYPE>;
+    const operands o = operands_of(r, at);
     uint32_t before = 0;
     for (int column = 0; column < p.g.k; column += STEP) {
-        const uint32_t a = stage_at(r, c) + at.strip * 64 * SPAN, b = stage_at(r, c) + A_BYTES;
         barrier_wait(full_at(r, c), c.parity);
         fence_proxy();
         wgmma_begin();
-        multiply<TYPE, N>(acc[0], a, b, column == 0);
-        multiply<TYPE, N>(acc[1], a + HALF_BYTES, b, column == 0);
+        multiply<TYPE, N>(acc[0], o, c, 0, column == 0);
+        multiply<TYPE, N>(acc[1], o, c, 1, column == 0);
         wgmma_commit();
         wgmma_wait<1>();
         if (before)
-            release(p, before);
+            release(p, r, before);
         before = empty_at(r, c);
         advance(c, r);
     }
     wgmma_wait<0>();
     wgmma_done(acc[0]);
     wgmma_done(acc[1]);
-    release(p, before);
+    release(p, r, before);
 }
 
-/* A span's scales, read while its products run: later they would wait for the other warpgroup's. */
+/* A span's scales: early, read while its products run, or each 16 rows' where they are first used, when the sums
+ * that they scale leave registers to them. */
 template <int N> struct span_scales {
     uint4 token[(N + 15) / 16]; /* of the thread's rows of x, four by four */
     float2 weight;              /* by box */
 };
 
-template <int N> DEV span_scales<N> load_span_scales(const ring &r, const cursor &c, const place &at)
+DEV uint32_t scales_at(const ring &r, const cursor &c)
 {
-    const uint32_t from = shared_address(r.tail->scale[c.stage]);
-    span_scales<N> s;
+    return shared_address(r.tail->scale[c.stage]);
+}
+
+template <int N> DEV void load_token_scales(span_scales<N> &s, uint32_t from, const place &at, int i)
+{
+    s.token[i] = load_shared_16(from + at.lane % 4 * 16 + i * 64);
+}
+
+template <bool EARLY, int N> DEV span_scales<N> load_span_scales(uint32_t from, const place &at)
+{
+    span_scales<N> s = {};
 #pragma unroll
-    for (int i = 0; i < (N + 15) / 16; i++)
-        s.token[i] = load_shared_16(from + at.lane % 4 * 16 + i * 64);
+    for (int i = 0; EARLY && i < (N + 15) / 16; i++)
+        load_token_scales<N>(s, from, at, i);
     s.weight = load_shared_f32x2(from + (SCALED_N + at.strip * 2) * 4);
     return s;
 }
 
-/* total += sums times their scales */
-template <bool BLOCK, int N, int COUNT>
-DEV void add_scaled(float (&total)[COUNT], const float (&sums)[N / 2], const span_scales<N> &scales, float weight)
+/* total += sums times their scales; LATE: which are read here */
+template <bool BLOCK, bool LATE, int N, int COUNT>
+DEV void add_scaled(float (&total)[COUNT], const float (&sums)[N / 2], span_scales<N> &scales, float weight,
+                    uint32_t from, const place &at)
 {
 #pragma unroll
     for (int j = 0; j < N / 8; j++) {
+        if (BLOCK && LATE && j % 2 == 0)
+            load_token_scales<N>(scales, from, at, j / 2);
         const uint4 s = scales.token[j / 2];
         const float s0 = BLOCK ? bits_f32(j % 2 ? s.z : s.x) * weight : 1.0f;
         const float s1 = BLOCK ? bits_f32(j % 2 ? s.w : s.y) * weight : 1.0f;
@@ -102,11 +123,10 @@ DEV void add_scaled(float (&total)[COUNT], const float (&sums)[N / 2], const spa
     }
 }
 
-template <int N> DEV void multiply_box(float (&sums)[N / 2], const ring &r, const cursor &c, const place &at, int box)
+template <int N> DEV void multiply_box(float (&sums)[N / 2], const operands &o, const cursor &c, int box)
 {
     wgmma_begin();
-    multiply<CMOE_E4M3, N>(sums, stage_at(r, c) + box * HALF_BYTES + at.strip * 64 * SPAN, stage_at(r, c) + A_BYTES,
-                           true);
+    multiply<CMOE_E4M3, N>(sums, o, c, box, true);
     wgmma_commit();
 }
 
@@ -115,29 +135,29 @@ template <int N> DEV void multiply_box(float (&sums)[N / 2], const ring &r, cons
 template <bool BLOCK, int N, int COUNT>
 DEV void accumulate_spans(const cmoe_gpu_wgmma &p, const ring &r, const place &at, cursor &c, float (&acc)[2][COUNT])
 {
-    constexpr bool EARLY = N <= 80; /* else they find no registers */
+    constexpr bool EARLY = N <= 80; /* the widest tiles lose a sixth by it */
+    const operands o = operands_of(r, at);
     float sums[2][N / 2];
 #pragma unroll
     for (int i = 0; i < N / 2; i++)
         acc[0][i] = acc[1][i] = 0.0f;
     for (int span = 0; span * SPAN < p.g.k; span++) {
+        const uint32_t from = scales_at(r, c);
         span_scales<N> scales = {};
         barrier_wait(full_at(r, c), c.parity);
         fence_proxy();
-        multiply_box<N>(sums[0], r, c, at, 0);
-        multiply_box<N>(sums[1], r, c, at, 1);
-        if (BLOCK && EARLY)
-            scales = load_span_scales<N>(r, c, at);
+        multiply_box<N>(sums[0], o, c, 0);
+        multiply_box<N>(sums[1], o, c, 1);
+        if (BLOCK)
+            scales = load_span_scales<EARLY, N>(from, at);
         wgmma_wait<1>();
         wgmma_done(sums[0]);
-        if (BLOCK && !EARLY)
-            scales = load_span_scales<N>(r, c, at);
-        add_scaled<BLOCK, N>(acc[0], sums[0], scales, scales.weight.x);
+        add_scaled<BLOCK, !EARLY, N>(acc[0], sums[0], scales, scales.weight.x, from, at);
         wgmma_wait<0>();
         wgmma_done(sums[1]);
         __syncwarp();
-        release(p, empty_at(r, c));
-        add_scaled<BLOCK, N>(acc[1], sums[1], scales, scales.weight.y);
+        release(p, r, empty_at(r, c));
+        add_scaled<BLOCK, false, N>(acc[1], sums[1], scales, scales.weight.y, from, at);
         advance(c, r);
     }
 }

@@ -44,10 +44,11 @@ DEV int take_ticket(const cmoe_gpu_wgmma_pair &f)
     return atomicAdd(f.progress + CMOE_PROGRESS_TAKEN, 1);
 }
 
-DEV work pair_work(const cmoe_gpu_wgmma_pair &f, const ring &r, const tile_list &list, int at)
+/* near: the expert of an earlier tile of the same GEMM. */
+DEV work pair_work(const cmoe_gpu_wgmma_pair &f, const ring &r, const tile_list &list, int at, int near)
 {
     const int second = at >= list.first;
-    return work_at(f.gemm[second], r, second ? at - list.first : at);
+    return work_at(f.gemm[second], r, second ? at - list.first : at, near);
 }
 
 /* Halves of GEMM1's tiles that make an expert's h. */
@@ -161,7 +162,7 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce_pair(const cmoe_gpu_w
     work w = {}, next = {};
     gather g = {}, next_rows = {};
     if (run.at < list.total) {
-        w = pair_work(f, r, list, run.at);
+        w = pair_work(f, r, list, run.at, 0);
         g = gather_of<BLOCK>(f.gemm[run.at >= list.first], w);
     }
     for (; run.at < list.total; turn++) {
@@ -200,7 +201,7 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce_pair(const cmoe_gpu_w
                     run = run_of_ticket(f, list, r.tail->ticket[slot]);
                 }
                 if (run.at < list.total) {
-                    next = pair_work(f, r, list, run.at);
+                    next = pair_work(f, r, list, run.at, second == (run.at >= list.first) ? w.expert : 0);
                     next_rows = gather_of<BLOCK>(f.gemm[run.at >= list.first], next);
                 }
             }

@@ -152,7 +152,8 @@ DEV void hand_over(uint32_t barrier, bool copied)
     barrier_arrive(barrier);
 }
 
-/* A thread states its rows and its unit of either box. */
+/* A thread states its rows and its unit of either box. Nothing waits for scales here: they are copied, and arrive
+ * by themselves. What is outside has none; its sums are not stored. */
 template <int TYPE, bool BLOCK> DEV void state_facts(const cmoe_gpu_wgmma &p, const ring &r, const work &w, int slot)
 {
     constexpr bool SCALED = TYPE == CMOE_E4M3 && !BLOCK;
@@ -163,8 +164,8 @@ template <int TYPE, bool BLOCK> DEV void state_facts(const cmoe_gpu_wgmma &p, co
         const int row = n < w.count ? p.g.call.rows[w.first + n] : -1;
         f.row[n] = row;
         f.weight[n] = row >= 0 && (p.g.weigh || p.weigh_act) ? row_weight(p.g.call, row) : 1.0f;
-        if (SCALED)
-            f.scale[n] = row >= 0 ? *(const float *)(p.g.a_scale + a_row(p.g, row) * p.g.a_scale_stride) : 1.0f;
+        if (SCALED && row >= 0)
+            copy_4(shared_address(&f.scale[n]), p.g.a_scale + a_row(p.g, row) * p.g.a_scale_stride);
     }
 #pragma unroll 1
     for (int box = 0; box < (p.plain && !SCALED ? 0 : 2); box++) {
@@ -172,12 +173,13 @@ template <int TYPE, bool BLOCK> DEV void state_facts(const cmoe_gpu_wgmma &p, co
         const int at = w.m + thread + (p.gated ? 0 : box * CMOE_WGMMA_HALF), unit = box * CMOE_WGMMA_HALF + thread;
         const int64_t channel = (int64_t)at * h.step + h.first;
         const bool inside = at < p.out_used;
-        if (SCALED)
-            f.unit_scale[unit] =
-                inside ? ((const float *)h.scale)[p.g.w.scaling == CMOE_SCALE_CHANNEL ? channel : 0] : 1.0f;
+        if (SCALED && inside)
+            copy_4(shared_address(&f.unit_scale[unit]),
+                   (const float *)h.scale + (p.g.w.scaling == CMOE_SCALE_CHANNEL ? channel : 0));
         f.bias[unit] = inside && p.g.bias ? h.bias[channel] : 0.0f;
     }
     barrier_arrive(shared_address(&r.tail->ready[slot]));
+    barrier_arrive_copied(shared_address(&r.tail->ready[slot]));
 }
 
 /* Weights of the first stages while the kernel before this one still runs: only rows of x come from it. */
@@ -185,9 +187,10 @@ template <int TYPE> DEV int load_ahead(const cmoe_gpu_wgmma &p, const ring &r)
 {
     constexpr int STEP = SPAN / element_bytes<TYPE>;
     cursor c = {0, 0};
-    int loaded = 0;
+    int loaded = 0, expert = 0;
     for (int index = first_work(p); index < work_total(p, r); index += work_step(p)) {
-        const work w = work_at(p, r, index);
+        const work w = work_at(p, r, index, expert);
+        expert = w.expert;
         for (int column = 0; column < p.g.k; column += STEP) {
             if (loaded == r.count)
                 return loaded;
@@ -210,7 +213,7 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce(const cmoe_gpu_wgmma 
     depend();
     if (index >= total)
         return;
-    work w = work_at(p, r, index), next = w;
+    work w = work_at(p, r, index, 0), next = w;
     gather g = gather_of<BLOCK>(p, w), next_rows = g;
     for (int turn = 0; index < total; turn++) {
         const int slot = turn & 1;
@@ -241,7 +244,7 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce(const cmoe_gpu_wgmma 
             hand_over(full, p.tma && p.vectors);
             advance(c, r);
             if (column == 0 && index < total) {
-                next = work_at(p, r, index);
+                next = work_at(p, r, index, w.expert);
                 next_rows = gather_of<BLOCK>(p, next);
             }
         }

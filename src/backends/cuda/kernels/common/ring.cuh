@@ -140,7 +140,7 @@ DEV ring make_ring(const cmoe_gpu_wgmma &p, uint8_t *memory)
         }
         for (int i = 0; i < 2; i++) {
             barrier_init(shared_address(&r.tail->begun[i]), 1);
-            barrier_init(shared_address(&r.tail->ready[i]), LOAD_THREADS);
+            barrier_init(shared_address(&r.tail->ready[i]), 2 * LOAD_THREADS); /* what is stored, what is copied */
             barrier_init(shared_address(&r.tail->unused[i]), MATH_WARPS);
         }
         fence_barrier_init();
@@ -172,10 +172,10 @@ DEV int quotient(int a, int b)
     return q + (rest >= b) - (rest < 0);
 }
 
-/* Expert of a tile; there are m_tiles for each of the table's. */
-DEV int expert_of_tile(const int *first_tile, int local, int m_tiles, int tile)
+/* Expert of a tile, which is `near` or a later one; there are m_tiles for each of the table's. */
+DEV int expert_of_tile(const int *first_tile, int local, int m_tiles, int tile, int near)
 {
-    int low = 0, high = local - 1;
+    int low = near, high = tile < first_tile[near + 1] * m_tiles ? near : local - 1;
 #pragma unroll 1
     while (low < high) {
         const int middle = (low + high) >> 1;
@@ -188,11 +188,11 @@ DEV int expert_of_tile(const int *first_tile, int local, int m_tiles, int tile)
 }
 
 /* Weights outermost: blocks that run together share a weight tile's expert and its rows of x. The blocks
- * of a cluster have the same weights and neighbouring rows. */
-DEV work work_at(const cmoe_gpu_wgmma &p, const ring &r, int index)
+ * of a cluster have the same weights and neighbouring rows. near: the expert of an earlier work. */
+DEV work work_at(const cmoe_gpu_wgmma &p, const ring &r, int index, int near)
 {
     const int first = index << (p.cluster - 1), *first_tile = r.tail->first_tile;
-    const int expert = expert_of_tile(first_tile, p.g.call.local, p.m_tiles, first);
+    const int expert = expert_of_tile(first_tile, p.g.call.local, p.m_tiles, first, near);
     const int begin = p.g.call.offsets[expert], n = p.g.call.offsets[expert + 1] - begin;
     const int tiles = first_tile[expert + 1] - first_tile[expert], at = first - first_tile[expert] * p.m_tiles;
     const int each = (quotient(n + tiles - 1, tiles) + 7) & ~7, m = quotient(at, tiles);

@@ -6,11 +6,16 @@
 
 #include "backends/cuda/kernels/common/hopper.cuh"
 
-/* Descriptor of rows in 8-row groups of 1024 bytes (SBO), swizzle mode 128 bytes. */
-DEV uint64_t wgmma_operand(uint32_t address)
+/* The lower half of an operand's descriptor, which counts in units of 16 bytes, and the whole: rows in 8-row
+ * groups of 1024 bytes (SBO), swizzle mode 128 bytes. */
+DEV uint32_t wgmma_place(uint32_t address)
 {
-    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
-           (uint64_t)1 << 62;
+    return address >> 4 | 1u << 16;
+}
+
+DEV uint64_t wgmma_operand(uint32_t place)
+{
+    return (uint64_t)(1u << 30 | 1024 >> 4) << 32 | place;
 }
 
 /* Registers may now be read by wgmma. */
