@@ -128,6 +128,66 @@ static void products_lie_within_the_bound(void **state)
     for_tables(check_products);
 }
 
+/* Rows from f32 are those that pack makes of the same values in bf16. */
+static void check_values(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng)
+{
+    for (int m = 1; m <= ops->rows; m += 5)
+        for (int d = 0; d < DEPTHS; d++) {
+            struct call t;
+            make_call(ops, g, rng, m, depths[d], false, &t);
+            const int64_t padded = cmoe__round_up(m, ops->unit);
+            const int64_t bytes = padded * cmoe__round_up(2 * t.k, CMOE_CPU_STEP);
+            const int64_t read = cmoe__round_up(t.k, CMOE_CPU_CHUNK);
+            float *const v = guard_alloc(g, (size_t)read * sizeof *v, 4, GUARD_INPUT);
+            char *const a = guard_alloc(g, (size_t)bytes, 4, GUARD_OUTPUT);
+            ops->pack(t.rows, m, 2 * t.k, t.a);
+            memset(a, 0, (size_t)bytes);
+            for (int r = 0; r < m; r++) {
+                for (int64_t i = 0; i < read; i++) /* what lies past k is not 0 */
+                    v[i] = i < t.k ? cmoe__load(CMOE_BF16, t.rows[r], i) : 7;
+                ops->pack_values(v, t.k, r, m, a);
+            }
+            assert_same_bytes(a, t.a, (size_t)bytes);
+            assert_true(guard_check(g));
+            guard_reset(g);
+        }
+}
+
+static void values_are_packed_alike(void **state)
+{
+    (void)state;
+    for_tables(check_values);
+}
+
+static void check_scale(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng)
+{
+    enum { ROWS = 7, LD = COLS + 3 };
+    float *const from = guard_alloc(g, sizeof(float) * ROWS * COLS, 4, GUARD_INPUT);
+    float *const row = guard_alloc(g, sizeof(float) * ROWS, 4, GUARD_INPUT);
+    float *const col = guard_alloc(g, sizeof(float) * COLS, 4, GUARD_INPUT);
+    float *const c = guard_alloc(g, sizeof(float) * ((ROWS - 1) * LD + COLS), 4, GUARD_OUTPUT);
+    for (int i = 0; i < ROWS * COLS; i++)
+        from[i] = value(rng, true);
+    for (int i = 0; i < COLS; i++)
+        col[i] = value(rng, true);
+    for (int r = 0; r < ROWS; r++)
+        row[r] = value(rng, true);
+    for (int times = 1; times <= 3; times++) {
+        ops->scale(ROWS, from, COLS, row, col, c, LD, times > 1);
+        for (int r = 0; r < ROWS; r++)
+            for (int j = 0; j < COLS; j++)
+                assert_true(c[r * LD + j] == (float)times * from[r * COLS + j] * (row[r] * col[j]));
+    }
+    assert_true(guard_check(g));
+    guard_reset(g);
+}
+
+static void sums_are_scaled(void **state)
+{
+    (void)state;
+    for_tables(check_scale);
+}
+
 /* A row's bits depend neither on the rows beside it nor, for whole steps, on where K is cut. */
 static void check_alone(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng)
 {
@@ -278,9 +338,13 @@ static void panels_become_pairs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(products_lie_within_the_bound), cmocka_unit_test(rows_are_alone),
-        cmocka_unit_test(subnormals_are_small),          cmocka_unit_test(quads_are_exact),
+        cmocka_unit_test(products_lie_within_the_bound),
+        cmocka_unit_test(rows_are_alone),
+        cmocka_unit_test(subnormals_are_small),
+        cmocka_unit_test(quads_are_exact),
         cmocka_unit_test(panels_become_pairs),
+        cmocka_unit_test(values_are_packed_alike),
+        cmocka_unit_test(sums_are_scaled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

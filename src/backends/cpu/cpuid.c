@@ -124,7 +124,7 @@ static bool has_all(const struct cpu *c, const char *const *names)
 static enum cmoe_isa highest(enum cmoe_isa isa)
 {
 #    ifdef CMOE_EMULATE
-    return isa == CMOE_ISA_LEVEL_AVX512VNNI ? CMOE_ISA_LEVEL_AMX : isa;
+    return isa >= CMOE_ISA_LEVEL_AVX512VNNI ? CMOE_ISA_LEVEL_AMX : isa;
 #    else
     return isa;
 #    endif

@@ -36,6 +36,8 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
     if (config->how != CMOE_CPU_MULTIPLY_FLOATS) cmoe__cpu_panel_layout(p, matrix, &g.panel);
     if (config->how == CMOE_CPU_MULTIPLY_DIGITS)
         (void)cmoe__cpu_digits_layout(first ? p->x : p->mid, p->w, g.k, &g.digits);
+    if (config->how == CMOE_CPU_MULTIPLY_SPANS)
+        (void)cmoe__cpu_spans_layout(first ? p->x : p->mid, p->w, g.k, &g.spans);
     if (config->tiles) {
         g.tile = cmoe__cpu_tile_ops((enum cmoe_isa)k->target);
         g.row_block = CMOE_CPU_TILE_ROWS;

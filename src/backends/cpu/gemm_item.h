@@ -85,10 +85,25 @@ void cmoe__cpu_multiply_codes(const struct cmoe_cpu_item *it);
 
 /* The same by pairs of bf16 and quads of int8. */
 void cmoe__cpu_multiply_tiles(const struct cmoe_cpu_item *it);
+/* Rows of the next call: calls of nearly equal size, in whole units. */
+int cmoe__cpu_next_rows(const struct cmoe_cpu_gemm *g, int left);
+/* Packed row r of the item, all of the block's k's. */
+char *cmoe__cpu_packed_row(const struct cmoe_cpu_item *it, int r);
 /* Whether they finish and store a panel at a time. */
 bool cmoe__cpu_tile_finishes(const struct cmoe_cpu_gemm *g);
 /* What it needs of a worker, in floats: a packed row, and where panels are decoded. */
 int64_t cmoe__cpu_tile_row(const struct cmoe_cpu_gemm *g);
 int64_t cmoe__cpu_tile_scratch(const struct cmoe_cpu_gemm *g);
+
+/* How rows of format `a` meet weights of format w over k inputs as exact bf16; false: not so. */
+bool cmoe__cpu_spans_layout(cmoe_format a, cmoe_format w, int64_t k, struct cmoe_cpu_spans *out);
+/* Floats of scratch. */
+int64_t cmoe__cpu_spans_scratch(const struct cmoe_cpu_gemm *g);
+/* k's [first, first + k) of rows [r, r + m) to packed rows a; at most CMOE_CPU_PAIRS_K of them. */
+void cmoe__cpu_pack_spans(const struct cmoe_cpu_item *it, int r, int m, int64_t first, int64_t k,
+                          char *a);
+/* c[it->m][ldc] (+)= those k's of all rows, which are packed, times the panel's; whole after the last. */
+void cmoe__cpu_multiply_spans(const struct cmoe_cpu_item *it, const char *panel, int64_t first,
+                              int64_t k, float *c, int64_t ldc);
 
 #endif

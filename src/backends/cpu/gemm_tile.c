@@ -11,11 +11,9 @@
 #include "core/numeric.h"
 #include "core/size.h"
 
-enum { PAIRS_K = 2048 /* bf16 of a row that are packed at a time; whole steps */ };
-
 static int64_t block_k(const struct cmoe_cpu_gemm *g)
 {
-    return g->how == CMOE_CPU_MULTIPLY_DOTS ? g->k : cmoe__min64(g->k, PAIRS_K);
+    return g->how == CMOE_CPU_MULTIPLY_DOTS ? g->k : cmoe__min64(g->k, CMOE_CPU_PAIRS_K);
 }
 
 bool cmoe__cpu_tile_finishes(const struct cmoe_cpu_gemm *g)
@@ -35,20 +33,19 @@ int64_t cmoe__cpu_tile_row(const struct cmoe_cpu_gemm *g)
 
 int64_t cmoe__cpu_tile_scratch(const struct cmoe_cpu_gemm *g)
 {
+    if (g->how == CMOE_CPU_MULTIPLY_SPANS) return cmoe__cpu_spans_scratch(g);
     if (g->how != CMOE_CPU_MULTIPLY_CODES) return 0;
     return CMOE_CPU_PANEL * (CMOE_CPU_PIECE + CMOE_CPU_K_BLOCK / 2);
 }
 
-/* Rows of the next call: calls of nearly equal size, in whole units. */
-static int next_rows(const struct cmoe_cpu_gemm *g, int left)
+int cmoe__cpu_next_rows(const struct cmoe_cpu_gemm *g, int left)
 {
     const int each = cmoe__cpu_next_tile(left, g->tile->rows), unit = g->tile->unit;
     const int rows = (each + unit - 1) / unit * unit;
     return rows < left ? rows : left;
 }
 
-/* Packed row r of the item, all of the block's k's. */
-static char *packed_row(const struct cmoe_cpu_item *it, int r)
+char *cmoe__cpu_packed_row(const struct cmoe_cpu_item *it, int r)
 {
     return (char *)it->a + r * 4 * cmoe__cpu_tile_row(it->g);
 }
@@ -62,12 +59,16 @@ static void pack_rows(const struct cmoe_cpu_item *it, int64_t first, int64_t k)
     const char *const codes = one ? x->xq : x->hq;
     const void *rows[CMOE_CPU_TILE_ROWS];
     for (int r = 0, m; r < it->m; r += m) {
-        m = next_rows(it->g, it->m - r);
+        m = cmoe__cpu_next_rows(it->g, it->m - r);
+        if (it->g->how == CMOE_CPU_MULTIPLY_SPANS) {
+            cmoe__cpu_pack_spans(it, r, m, first, k, cmoe__cpu_packed_row(it, r));
+            continue;
+        }
         for (int i = 0; i < m; i++) {
             const int64_t row = it->rows[r + i];
             rows[i] = codes + (one ? cmoe__exec_x_row(x, row) : row) * stride + first * size;
         }
-        it->g->tile->pack(rows, m, k * size, packed_row(it, r));
+        it->g->tile->pack(rows, m, k * size, cmoe__cpu_packed_row(it, r));
     }
 }
 
@@ -110,13 +111,19 @@ static void multiply_panel(const struct cmoe_cpu_item *it, int64_t j, int64_t fi
                            float *to, int64_t ldc)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
+    if (g->how == CMOE_CPU_MULTIPLY_SPANS) {
+        const char *const panel = cmoe__cpu_first_panel(it) + j / CMOE_CPU_PANEL * g->panel.bytes;
+        cmoe__cpu_multiply_spans(it, panel, first, k, to, ldc);
+        return;
+    }
     const int64_t block = g->how == CMOE_CPU_MULTIPLY_CODES ? CMOE_CPU_K_BLOCK : k;
     for (int64_t at = 0; at < k; at += block) {
         const int64_t n = cmoe__min64(block, k - at);
         const void *const pairs = pairs_of(it, j, first + at, n);
         for (int r = 0, m; r < it->m; r += m) {
-            m = next_rows(g, it->m - r);
-            const char *const a = packed_row(it, r) + 2 * at * cmoe__round_up(m, g->tile->unit);
+            m = cmoe__cpu_next_rows(g, it->m - r);
+            const char *const a =
+                cmoe__cpu_packed_row(it, r) + 2 * at * cmoe__round_up(m, g->tile->unit);
             g->tile->dot_bf16(m, n, a, pairs, to + r * ldc, ldc, first + at > 0);
         }
     }
@@ -126,8 +133,8 @@ static void multiply_pairs(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const bool finishes = cmoe__cpu_tile_finishes(g);
-    for (int64_t first = 0; first < g->k; first += PAIRS_K) {
-        const int64_t k = cmoe__min64(PAIRS_K, g->k - first);
+    for (int64_t first = 0; first < g->k; first += CMOE_CPU_PAIRS_K) {
+        const int64_t k = cmoe__min64(CMOE_CPU_PAIRS_K, g->k - first);
         pack_rows(it, first, k);
         for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
             multiply_panel(it, j, first, k, finishes ? it->c : it->c + j,
@@ -147,8 +154,8 @@ static void multiply_quads(const struct cmoe_cpu_item *it)
     for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
         const char *const panel = slab + (it->col + j) / CMOE_CPU_PANEL * g->panel.bytes;
         for (int r = 0, m; r < it->m; r += m) {
-            m = next_rows(g, it->m - r);
-            g->tile->dot_i8(&g->panel, panel, m, packed_row(it, r), scale + r,
+            m = cmoe__cpu_next_rows(g, it->m - r);
+            g->tile->dot_i8(&g->panel, panel, m, cmoe__cpu_packed_row(it, r), scale + r,
                             it->c + r * CMOE_CPU_PANEL, CMOE_CPU_PANEL);
         }
         cmoe__cpu_store_panel(it, j, it->c, CMOE_CPU_PANEL);

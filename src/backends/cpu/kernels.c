@@ -76,12 +76,27 @@ static bool takes_digits(const struct cmoe_query *q, cmoe_format a, const char *
     return true;
 }
 
+/* Codes as bf16, in the order of sums of the tiles. */
+static bool takes_spans(const struct cmoe_kernel *k, const struct cmoe_query *q, cmoe_format a,
+                        const char *name, struct cmoe_why *why)
+{
+    struct cmoe_cpu_spans s;
+    if (!takes_panels(k, q, why)) return false;
+    if (!cmoe__cpu_spans_layout(a, q->p->w, cmoe__max64(q->shape->H, q->shape->I), &s))
+        return cmoe__refuse(why, "%s=%s is not quantised, or its groups are not whole steps", name,
+                            cmoe_dtype_name((cmoe_dtype)a.dtype));
+    if (q->p->flags & CMOE_BATCH_INVARIANT)
+        return cmoe__refuse(why, "sums in another order than rows that other token counts get");
+    return true;
+}
+
 /* A GEMM: floats as they are, or anything else decoded. */
 static bool takes_operands(const struct cmoe_kernel *k, const struct cmoe_query *q, cmoe_format a,
                            const char *name, struct cmoe_why *why)
 {
     const struct cmoe_cpu_config *const config = k->config;
     const cmoe_format w = q->p->w;
+    if (config->how == CMOE_CPU_MULTIPLY_SPANS) return takes_spans(k, q, a, name, why);
     if (config->tiles && config->how != CMOE_CPU_MULTIPLY_DOTS)
         return takes_pairs(k, q, a, name, why);
     if (config->how != CMOE_CPU_MULTIPLY_FLOATS && !takes_panels(k, q, why)) return false;
@@ -168,10 +183,19 @@ static const struct speed {
 /* A barrier between loops, a loop of one item, and a step of a plan: us. */
 static const double barrier_us = 0.2, loop_us = 0.3, step_us = 0.5;
 
-/* Flops a cycle of a row's products. */
-static double product_rate(const struct cmoe_kernel *k, cmoe_format x,
-                           const struct cmoe_props *props)
+/* Share of the rate of pairs that is left where sums of spans are scaled: about this many k's more. */
+static double spans_share(const struct cmoe_kernel *k, const struct cmoe_query *q, cmoe_format x)
 {
+    const double more = k->target == CMOE_ISA_LEVEL_AMX ? 24 : 8;
+    struct cmoe_cpu_spans s = {.span = 0};
+    (void)cmoe__cpu_spans_layout(x, q->p->w, cmoe__max64(q->shape->H, q->shape->I), &s);
+    return s.span > 0 ? 1 / (1 + more / (double)s.span) : 1;
+}
+
+/* Flops a cycle of a row's products. */
+static double product_rate(const struct cmoe_kernel *k, const struct cmoe_query *q, cmoe_format x)
+{
+    const struct cmoe_props *const props = q->props;
     const struct cmoe_cpu_config *const config = k->config;
     const struct speed *const s = &speeds[k->target];
     if (config->how == CMOE_CPU_MULTIPLY_DOTS) return s->dots;
@@ -179,7 +203,9 @@ static double product_rate(const struct cmoe_kernel *k, cmoe_format x,
         return x.dtype == CMOE_I8 || x.dtype == CMOE_E2M1 ? s->dots
                                                           : 0.3 * s->dots; /* three bytes */
     if (!config->tiles) return s->flops;
-    return s->pairs > 0 ? s->pairs : s->flops * props->pairs;
+    const double pairs = s->pairs > 0 ? s->pairs : s->flops * props->pairs;
+    if (config->how == CMOE_CPU_MULTIPLY_SPANS) return pairs * spans_share(k, q, x);
+    return pairs;
 }
 
 static double larger(double a, double b)
@@ -192,7 +218,8 @@ static double decode_us(const struct cmoe_kernel *k, const struct cmoe_query *q,
 {
     const struct cmoe_cpu_config *const config = k->config;
     const struct cmoe_shape *const s = q->shape;
-    const bool packed = config->how == CMOE_CPU_MULTIPLY_CODES;
+    const bool packed =
+        config->how == CMOE_CPU_MULTIPLY_CODES || config->how == CMOE_CPU_MULTIPLY_SPANS;
     const double ns = packed ? speeds[k->target].decode_ns : 2;
     const int panel_rows = config->tiles ? CMOE_CPU_TILE_ROWS : CMOE_CPU_PANEL_ROWS;
     const int block = packed ? panel_rows : CMOE_CPU_ROW_BLOCK;
@@ -212,7 +239,7 @@ static double stage_us(const struct cmoe_kernel *k, const struct cmoe_query *q, 
     const double bytes = cmoe__stage_bytes(q->p, stage, q->tokens);
     const bool gemm = stage == CMOE_STAGE_GEMM1 || stage == CMOE_STAGE_GEMM2;
     const double rate =
-        gemm ? product_rate(k, stage == CMOE_STAGE_GEMM1 ? q->p->x : q->p->mid, props) : own.flops;
+        gemm ? product_rate(k, q, stage == CMOE_STAGE_GEMM1 ? q->p->x : q->p->mid) : own.flops;
     const double peak = props->gflops * rate / top.flops * 1e3; /* a us */
     const double limit = own.gbps * CMOE_COST_THREADS;
     const double gbps = props->gbps < limit ? props->gbps : limit;
@@ -280,6 +307,7 @@ static const struct cmoe_cpu_config floats = {.decodes = false}, decoded = {.dec
                                     dots = {.how = CMOE_CPU_MULTIPLY_DOTS},
                                     digits = {.how = CMOE_CPU_MULTIPLY_DIGITS},
                                     pairs = {.tiles = true},
+                                    spans = {.tiles = true, .how = CMOE_CPU_MULTIPLY_SPANS},
                                     pair_codes = {.tiles = true, .how = CMOE_CPU_MULTIPLY_CODES},
                                     quads = {.tiles = true, .how = CMOE_CPU_MULTIPLY_DOTS};
 

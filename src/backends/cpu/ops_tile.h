@@ -31,6 +31,14 @@ struct cmoe_cpu_tile_ops {
     void (*dot_i8)(const struct cmoe_cpu_panel *l, const void *panel, int m, const void *a,
                    const float *row_scale, float *c, int64_t ldc);
 
+    /* Row r of m that pack would make from v[k] rounded to bf16; rows from m on stay as they are.
+     * Reads v to a multiple of CMOE_CPU_CHUNK. */
+    void (*pack_values)(const float *v, int64_t k, int r, int m, void *a);
+
+    /* c[m][ldc] (+)= from[m][ld_from] * (row[m] * col[32]). */
+    void (*scale)(int m, const float *from, int64_t ld_from, const float *row, const float *col,
+                  float *c, int64_t ldc, bool more);
+
     /* out[ceil(k / 2)][32][2] bf16, nearest even, from w[k][32]. */
     void (*pair)(int64_t k, const float *w, uint16_t *out);
 };

@@ -25,18 +25,20 @@ enum cmoe_cpu_code {
 
 struct cmoe_cpu_panel {
     enum cmoe_cpu_code code;
-    cmoe_dtype scale; /* of the scales in line; f32 of 1 when the weights have none */
-    bool zero;        /* zero points in line */
-    bool global;      /* head: f32 multiplier of a column */
-    bool sums;        /* head: int32 -128 times the sum of a column's codes */
-    int step;         /* k's of a unit */
-    int64_t unit;     /* bytes of a unit */
-    int64_t k;        /* inputs that count */
-    int64_t span;     /* k's of a group, a multiple of step; all of k (rounded up) when one */
-    int64_t head;     /* bytes before the first group */
-    int64_t scales;   /* bytes of a group before its units */
-    int64_t group;    /* bytes of a whole group */
-    int64_t bytes;    /* of a panel */
+    cmoe_dtype
+        scale;      /* of the scales in line; f32 of 1 when the weights have none. CMOE_NONE in what
+                         decode is given: codes without scales */
+    bool zero;      /* zero points in line */
+    bool global;    /* head: f32 multiplier of a column */
+    bool sums;      /* head: int32 -128 times the sum of a column's codes */
+    int step;       /* k's of a unit */
+    int64_t unit;   /* bytes of a unit */
+    int64_t k;      /* inputs that count */
+    int64_t span;   /* k's of a group, a multiple of step; all of k (rounded up) when one */
+    int64_t head;   /* bytes before the first group */
+    int64_t scales; /* bytes of a group before its units */
+    int64_t group;  /* bytes of a whole group */
+    int64_t bytes;  /* of a panel */
 };
 
 /* Panels of matrix 1 or 2 of a problem that the format of its element type holds. */

@@ -21,6 +21,7 @@ enum {
     CMOE_CPU_PANEL_ROWS = 96,     /* rows of one expert that share a pass over panels */
     CMOE_CPU_K_BLOCK = 1024,      /* k's of a pass over panels; whole groups and chunks */
     CMOE_CPU_PIECE = 128,         /* k's of a panel decoded at a time: 16 KiB of the first cache */
+    CMOE_CPU_PAIRS_K = 2048,      /* bf16 of a row that are packed at a time; whole steps */
     CMOE_CPU_TILE_ROWS = 128,     /* the same of pairs and quads: the most of all rows */
     CMOE_CPU_DOT_BLOCK = 16,      /* rows that share a pass over canonical weights */
     CMOE_CPU_SMALL_TOKENS = 16,   /* most tokens of a whole-layer row */
@@ -33,6 +34,7 @@ enum cmoe_cpu_multiply {
     CMOE_CPU_MULTIPLY_CODES,  /* f32 by packed quantised weights, decoded */
     CMOE_CPU_MULTIPLY_DOTS,   /* int8 by packed int8 */
     CMOE_CPU_MULTIPLY_DIGITS, /* anything as integers by packed 4-bit codes */
+    CMOE_CPU_MULTIPLY_SPANS,  /* codes by packed codes, both as bf16, scales apart */
 };
 
 /* The family's config. */
@@ -56,6 +58,13 @@ struct cmoe_cpu_digits {
     int64_t spans; /* of a row */
 };
 
+/* Which k's of exact products share scales that are applied to their sum; 0: all. */
+struct cmoe_cpu_spans {
+    int64_t x, w; /* a scale of a row, of a column */
+    int64_t span; /* both */
+    bool w_folds; /* scales of weights are part of the operands */
+};
+
 /* One GEMM of a run: geometry and how it is cut into items. */
 struct cmoe_cpu_gemm {
     int matrix;        /* 1 or 2 */
@@ -66,6 +75,7 @@ struct cmoe_cpu_gemm {
     const struct cmoe_cpu_tile_ops *tile;   /* NULL: f32 and the tiles of `quant` */
     struct cmoe_cpu_panel panel;
     struct cmoe_cpu_digits digits;
+    struct cmoe_cpu_spans spans;
     cmoe_dtype a_dtype, w_dtype;
     int64_t k;        /* inputs that count */
     int64_t n;        /* outputs that count */

@@ -135,11 +135,12 @@ CMOE_INLINE vf load_e8m0(const uint8_t *p)
     return v_float((bits & ~nan) | (zero & 0x400000) | (nan & 0x7fc00000));
 }
 
-/* VEC scales of columns [col, ..) of a group. */
+/* VEC scales of columns [col, ..) of a group; CMOE_NONE: codes are wanted as they are. */
 CMOE_INLINE vf load_scale(cmoe_dtype dtype, const char *group, int col)
 {
     const uint8_t *const bytes = (const uint8_t *)group + col;
     const uint16_t *const halfs = (const uint16_t *)(const void *)group + col;
+    if (dtype == CMOE_NONE) return v_set(1);
     if (dtype == CMOE_E8M0) return load_e8m0(bytes);
     if (dtype == CMOE_E4M3) return load_f8(CMOE_CPU_CODE_E4M3, bytes);
     if (dtype == CMOE_BF16) return v_load_bf16(halfs);

@@ -51,6 +51,11 @@ static void pack(const void *const *rows, int m, int64_t bytes, void *a)
     pack_steps(rows, m, padded(m), bytes, a);
 }
 
+static void pack_values(const float *v, int64_t k, int r, int m, void *a)
+{
+    pack_floats(v, k, r, padded(m), a);
+}
+
 /* One step: 32 columns of b by one or two tiles of rows. i8 and two are constants. */
 CMOE_INLINE void multiply_step(struct tiles *t, bool i8, bool two, const char *a, const char *b)
 {
@@ -214,6 +219,8 @@ const struct cmoe_cpu_tile_ops cmoe__cpu_tile_ops_amx = {
     .begin = begin,
     .end = end,
     .pack = pack,
+    .pack_values = pack_values,
+    .scale = scale,
     .dot_bf16 = dot_bf16,
     .dot_i8 = dot_i8,
     .pair = pair,

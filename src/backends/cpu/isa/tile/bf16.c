@@ -5,8 +5,6 @@
  * Its order: the odd k's product, then the even one's, one rounding each; subnormals count as zero. */
 #include "backends/cpu/isa/tile/pack.h"
 
-#include "backends/cpu/isa/vec.h"
-
 enum { PAIR_ROWS = 12, VECS = CMOE_CPU_PANEL / VEC, LINE = 4 * CMOE_CPU_PANEL };
 
 /* acc += the pairs of one word of a row by a vector of the panel's. */
@@ -31,6 +29,11 @@ static void end(void) {}
 static void pack(const void *const *rows, int m, int64_t bytes, void *a)
 {
     pack_steps(rows, m, m, bytes, a);
+}
+
+static void pack_values(const float *v, int64_t k, int r, int m, void *a)
+{
+    pack_floats(v, k, r, m, a);
 }
 
 /* The pairs of one step, at most 16. m is a constant after inlining. */
@@ -95,6 +98,8 @@ const struct cmoe_cpu_tile_ops cmoe__cpu_tile_ops_avx512bf16 = {
     .begin = begin,
     .end = end,
     .pack = pack,
+    .pack_values = pack_values,
+    .scale = scale,
     .dot_bf16 = dot_bf16,
     .pair = pair,
 };

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
- * What the tiles of all extensions share: rows in steps, and f32 panels as pairs of bf16. */
+ * What the tiles of all extensions share: rows in steps, f32 panels as pairs of bf16, and scales. */
 #ifndef CMOE_BACKENDS_CPU_ISA_TILE_PACK_H
 #define CMOE_BACKENDS_CPU_ISA_TILE_PACK_H
 
+#include "backends/cpu/isa/vec.h"
 #include "backends/cpu/ops_tile.h"
-#include "core/attr.h"
 #include <string.h>
 
 /* padded: rows of a step; those past m are 0. */
@@ -25,6 +25,32 @@ CMOE_INLINE void pack_steps(const void *const *rows, int m, int padded, int64_t 
         memset(to, 0, CMOE_CPU_STEP);
         if (from) memcpy(to, from + whole * CMOE_CPU_STEP, (size_t)tail);
     }
+}
+
+/* Row r of steps of `padded` rows, from f32. */
+CMOE_INLINE void pack_floats(const float *v, int64_t k, int r, int padded, char *a)
+{
+    enum { EACH = CMOE_CPU_STEP / 2 }; /* k's of a step */
+    char *to = a + r * CMOE_CPU_STEP;
+    for (; k > 0; k -= EACH, v += EACH, to += padded * CMOE_CPU_STEP) {
+        uint16_t codes[EACH] = {0};
+        const int64_t n = k < EACH ? k : EACH;
+        for (int64_t i = 0; i < n; i += VEC)
+            v_store_bf16(codes + i, v_load(v + i));
+        for (int64_t i = n; i < EACH; i++)
+            codes[i] = 0;
+        memcpy(to, codes, sizeof codes);
+    }
+}
+
+static void scale(int m, const float *from, int64_t ld_from, const float *row, const float *col,
+                  float *c, int64_t ldc, bool more)
+{
+    for (int r = 0; r < m; r++, from += ld_from, c += ldc)
+        for (int j = 0; j < CMOE_CPU_PANEL; j += VEC) {
+            const vf factor = v_set(row[r]) * v_load(col + j), sum = v_load(from + j);
+            v_store(c + j, more ? v_fma(sum, factor, v_load(c + j)) : sum * factor);
+        }
 }
 
 /* The bf16 nearest to v, ties to even, in the upper half; NaN stays NaN. */
