@@ -324,6 +324,12 @@ static void check_pairs(const struct cmoe_cpu_tile_ops *ops, struct guard *g, st
                 if (i < k) cmoe__store(CMOE_BF16, &want, 0, w[i * COLS + j]);
                 assert_int_equal(out[i / 2 * 2 * COLS + 2 * j + i % 2], want);
             }
+        uint16_t *const joined = guard_alloc(g, bytes, 4, GUARD_OUTPUT);
+        for (int64_t i = 0; i < k * COLS; i++)
+            w[i] =
+                cmoe__load(CMOE_BF16, out, i / COLS / 2 * 2 * COLS + i % COLS * 2 + i / COLS % 2);
+        ops->join(k, w, joined);
+        assert_same_bytes(joined, out, bytes);
         assert_true(guard_check(g));
         guard_reset(g);
     }

@@ -140,7 +140,7 @@ static const void *decode_pairs(const struct cmoe_cpu_item *it, const char *pane
     for (int64_t at = 0; at < k; at += CMOE_CPU_PIECE) {
         const int64_t n = cmoe__min64(CMOE_CPU_PIECE, k - at);
         g->quant->decode(&codes, panel, first + at, n, decoded);
-        g->tile->pair(n, decoded, pairs + at * CMOE_CPU_PANEL);
+        g->tile->join(n, decoded, pairs + at * CMOE_CPU_PANEL);
     }
     for (int64_t at = 0; at < k; at += span)
         load_scales(g, panel, first + at, column_scales(it, at));

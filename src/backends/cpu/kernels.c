@@ -180,6 +180,9 @@ static const struct speed {
     [CMOE_ISA_LEVEL_AMX] = {64, 1024, 30, 0.3, 512},
 };
 
+/* A weight of a row that multiplies spans, by up to 16 rows as fast as in f32 (Xeon 8581C, docs/perf-log-cpu.md). */
+static const double spans_decode_ns = 0.4;
+
 /* A barrier between loops, a loop of one item, and a step of a plan: us. */
 static const double barrier_us = 0.2, loop_us = 0.3, step_us = 0.5;
 
@@ -218,9 +221,9 @@ static double decode_us(const struct cmoe_kernel *k, const struct cmoe_query *q,
 {
     const struct cmoe_cpu_config *const config = k->config;
     const struct cmoe_shape *const s = q->shape;
-    const bool packed =
-        config->how == CMOE_CPU_MULTIPLY_CODES || config->how == CMOE_CPU_MULTIPLY_SPANS;
-    const double ns = packed ? speeds[k->target].decode_ns : 2;
+    const bool spans = config->how == CMOE_CPU_MULTIPLY_SPANS;
+    const bool packed = config->how == CMOE_CPU_MULTIPLY_CODES || spans;
+    const double ns = spans ? spans_decode_ns : packed ? speeds[k->target].decode_ns : 2;
     const int panel_rows = config->tiles ? CMOE_CPU_TILE_ROWS : CMOE_CPU_PANEL_ROWS;
     const int block = packed ? panel_rows : CMOE_CPU_ROW_BLOCK;
     if (!config->decodes && !packed) return 0;

@@ -41,6 +41,8 @@ struct cmoe_cpu_tile_ops {
 
     /* out[ceil(k / 2)][32][2] bf16, nearest even, from w[k][32]. */
     void (*pair)(int64_t k, const float *w, uint16_t *out);
+    /* The same of values that are bf16 already. */
+    void (*join)(int64_t k, const float *w, uint16_t *out);
 };
 
 extern const struct cmoe_cpu_tile_ops cmoe__cpu_tile_ops_avx512bf16;

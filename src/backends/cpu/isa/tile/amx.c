@@ -224,4 +224,5 @@ const struct cmoe_cpu_tile_ops cmoe__cpu_tile_ops_amx = {
     .dot_bf16 = dot_bf16,
     .dot_i8 = dot_i8,
     .pair = pair,
+    .join = join,
 };

@@ -102,4 +102,5 @@ const struct cmoe_cpu_tile_ops cmoe__cpu_tile_ops_avx512bf16 = {
     .scale = scale,
     .dot_bf16 = dot_bf16,
     .pair = pair,
+    .join = join,
 };

@@ -76,4 +76,16 @@ static void pair(int64_t k, const float *w, uint16_t *out)
     }
 }
 
+static void join(int64_t k, const float *w, uint16_t *out)
+{
+    uint32_t *to = (uint32_t *)(void *)out;
+    for (int64_t i = 0; i < k; i += 2, w += 2 * CMOE_CPU_PANEL, to += CMOE_CPU_PANEL)
+        for (int j = 0; j < CMOE_CPU_PANEL; j += VEC) {
+            const vu even = (vu)v_bits(v_load(w + j)) >> 16;
+            const vu odd = i + 1 < k ? (vu)v_bits(v_load(w + CMOE_CPU_PANEL + j)) : (vu){0};
+            const vu both = even | (odd & 0xffff0000);
+            memcpy(to + j, &both, sizeof both);
+        }
+}
+
 #endif
