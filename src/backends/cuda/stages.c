@@ -102,7 +102,8 @@ cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exe
 static cmoe_status quantize(const struct cmoe_exec *x, cmoe_gpu_quant *q, int64_t rows)
 {
     void *args[] = {q};
-    struct cmoe_cuda_grid grid = {(unsigned)rows, 1, 256, 0};
+    const int64_t warps = cmoe__ceil_div(q->n, 8 * 32); /* a thread has 8 columns */
+    const struct cmoe_cuda_grid grid = {(unsigned)rows, 1, 32 * (unsigned)cmoe__min64(warps, 8), 0};
     if (q->f.scaling == CMOE_SCALE_TENSOR && !q->f.fixed) {
         const struct cmoe_cuda *cuda = cmoe__cuda_of(x);
         q->amax = x->scratch;
@@ -112,7 +113,6 @@ static cmoe_status quantize(const struct cmoe_exec *x, cmoe_gpu_quant *q, int64_
         const struct cmoe_cuda_grid one = {1, 1, 1, 0};
         CMOE_TRY(cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_quant_tensor_scale, one, args));
     }
-    grid.shared = (size_t)q->n * 4;
     return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_quant_rows, grid, args);
 }
 

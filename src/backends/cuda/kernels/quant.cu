@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * QUANT and REQUANT: one block a row. The row is staged in shared memory as f32, weighted, rounded
- * and smoothed as the problem says, then coded under its scales. */
+ * QUANT and REQUANT of every format: one block a row, a thread takes eight columns at a time. They are
+ * weighted, rounded and smoothed as the problem says, then coded under their scale. */
+#include "backends/cuda/kernels/common/code.cuh"
 #include "backends/cuda/kernels/common/depend.cuh"
 
 /* Which row this block takes: where it comes from, where it goes, whose smooth vector. */
@@ -52,18 +53,73 @@ DEV bool find_row(const cmoe_gpu_quant &q, row_of *r)
     return e >= 0;
 }
 
-DEV float prepared(const cmoe_gpu_quant &q, const row_of &r, int i)
+/* What few rows need is kept out of the way of the others. */
+static __device__ __noinline__ float load_slowly(int dtype, const char *row, int column)
 {
-    if (i >= q.n_used)
-        return 0.0f;
-    float v = load(q.in_dtype, (const char *)q.in + r.in * q.in_stride, i);
-    if (q.weigh)
-        v = row_weight(q.call, r.out) * v;
+    return load(dtype, row, column);
+}
+
+static __device__ __noinline__ float round_slowly(int dtype, float v)
+{
+    return decode(dtype, encode(dtype, v, CMOE_ROUND_NEAREST_EVEN));
+}
+
+/* Eight columns as the row has them, zeros from n_used on. */
+DEV void load_columns(const cmoe_gpu_quant &q, const row_of &r, int column, float (&v)[EACH])
+{
+    const char *row = (const char *)q.in + r.in * q.in_stride, *at = row + (int64_t)column * (q.in_dtype == CMOE_F32 ? 4 : 2);
+    const bool vectors = column + EACH <= q.n_used && (uintptr_t)at % 16 == 0;
+    if (vectors && q.in_dtype == CMOE_F32) {
+        const float4 a = ((const float4 *)at)[0], b = ((const float4 *)at)[1];
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+        return;
+    }
+    if (vectors && q.in_dtype == CMOE_BF16) {
+        const uint4 w = *(const uint4 *)at;
+        const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            v[i] = bits_f32(i % 2 ? words[i / 2] & 0xffff0000 : words[i / 2] << 16);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        v[i] = column + i < q.n_used ? load_slowly(q.in_dtype, row, column + i) : 0.0f;
+}
+
+/* The same as QUANT or REQUANT codes them. */
+DEV void prepare(const cmoe_gpu_quant &q, const row_of &r, int column, float (&v)[EACH])
+{
+    load_columns(q, r, column, v);
+    if (q.weigh) {
+        const float weight = row_weight(q.call, r.out);
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            v[i] = column + i < q.n_used ? weight * v[i] : 0.0f;
+    }
     if (q.round_dtype != CMOE_NONE)
-        v = decode(q.round_dtype, encode(q.round_dtype, v, CMOE_ROUND_NEAREST_EVEN));
-    if (q.smooth)
-        v *= q.experts[r.expert].smooth[q.smooth - 1][i];
-    return v;
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            v[i] = round_slowly(q.round_dtype, v[i]);
+    if (q.smooth) {
+        const float *by = q.experts[r.expert].smooth[q.smooth - 1];
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            v[i] = column + i < q.n_used ? v[i] * by[column + i] : 0.0f;
+    }
+}
+
+/* Largest magnitude of a row, as bits; all threads. */
+DEV uint32_t row_amax(const cmoe_gpu_quant &q, const row_of &r, uint32_t *shared)
+{
+    uint32_t top = 0;
+    for (int column = (int)threadIdx.x * EACH; column < q.n_used; column += (int)blockDim.x * EACH) {
+        float v[EACH];
+        prepare(q, r, column, v);
+        top = max(top, largest(v));
+    }
+    return block_max(top, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -74,10 +130,7 @@ extern "C" __global__ void __launch_bounds__(256)
     depend();
     if (!find_row(q, &r) || !r.counts)
         return;
-    uint32_t top = 0;
-    for (int i = threadIdx.x; i < q.n_used; i += blockDim.x)
-        top = max(top, __float_as_uint(prepared(q, r, i)) & 0x7fffffff);
-    top = block_max(top, shared);
+    const uint32_t top = row_amax(q, r, shared);
     if (threadIdx.x == 0)
         atomicMax(q.amax, top); /* a maximum has one value in any order */
 }
@@ -88,109 +141,97 @@ extern "C" __global__ void cmoe_quant_tensor_scale(const __grid_constant__ cmoe_
     *(float *)q.scales = scale_f32(q.f.dtype, bits_f32(*q.amax));
 }
 
-/* Scale of span b of a staged row and how to apply it; lane 0 of the span's threads writes it. */
-DEV void code_span(const cmoe_gpu_quant &q, const float *v, int begin, int end, float divisor,
-                   int exponent, uint8_t *codes, int lane, int lanes)
+/* Scale of a span from its largest magnitude: what its values are multiplied (MX) or divided by. The
+ * span's first thread writes it. */
+DEV float span_scale(const cmoe_gpu_quant &q, float amax, float global, uint8_t *scales, int span, bool writes)
 {
-    const bool packed = q.f.dtype == CMOE_E2M1;
-    for (int i = begin + (packed ? 2 * lane : lane); i < end; i += packed ? 2 * lanes : lanes) {
-        uint32_t pair = 0;
-        for (int j = 0; j < (packed ? 2 : 1) && i + j < end; j++) {
-            float scaled = q.f.scaling == CMOE_SCALE_MX ? scalbnf(v[i + j], exponent) : __fdiv_rn(v[i + j], divisor);
-            if (q.f.scaling == CMOE_SCALE_NV && divisor == 0.0f)
-                scaled = 0;
-            pair |= encode(q.f.dtype, scaled, q.f.rounding) << (4 * j);
-        }
-        if (packed)
-            codes[i / 2] = (uint8_t)pair;
-        else
-            codes[i] = (uint8_t)pair;
+    if (q.f.scaling == CMOE_SCALE_GROUP) {
+        const float s = scale_f32(q.f.dtype, amax);
+        if (writes)
+            ((float *)scales)[span] = s;
+        return s;
     }
+    if (q.f.scaling == CMOE_SCALE_MX) {
+        const uint32_t c = scale_e8m0(q.f.dtype, amax, q.f.mx_rounding);
+        if (writes)
+            scales[span] = (uint8_t)c;
+        return bits_f32(c < 254 ? (254 - c) << 23 : (c == 254 ? 0x00400000 : 0x00200000));
+    }
+    const bool finite = amax < bits_f32(0x7f800000);
+    const uint32_t c = finite ? encode(CMOE_E4M3, __fdiv_rn(amax, 6.0f * global), 0) : 0x7f;
+    const float divisor = decode(CMOE_E4M3, c) * global;
+    if (writes)
+        scales[span] = (uint8_t)c;
+    return finite && !(divisor < bits_f32(0x7f800000)) ? 0.0f : divisor;
 }
 
-DEV float span_amax(const float *v, int begin, int end, int lane)
+/* log2 of the columns of a scale that is a span's own; 0: there are none. */
+DEV int shift_of(const cmoe_format &f)
 {
-    uint32_t top = 0;
-    for (int i = begin + lane; i < end; i += 32)
-        top = max(top, __float_as_uint(v[i]) & 0x7fffffff);
-    for (int offset = 16; offset > 0; offset >>= 1)
-        top = max(top, __shfl_xor_sync(0xffffffff, top, offset));
-    return bits_f32(top);
+    return f.scaling == CMOE_SCALE_MX      ? 5
+           : f.scaling == CMOE_SCALE_NV    ? 4
+           : f.scaling == CMOE_SCALE_GROUP ? 31 - __clz(f.group)
+                                           : 0;
 }
 
-/* Spans of 16, 32, 64 or 128 columns, one warp a span. */
-DEV void code_spans(const cmoe_gpu_quant &q, const float *v, int span, float global, uint8_t *codes,
-                    uint8_t *scales)
+/* The scale of a whole row, or NV's global, which its first thread writes if it is the row's own. */
+DEV float row_scale(const cmoe_gpu_quant &q, const row_of &r, uint8_t *scales, uint32_t *shared)
 {
-    const int lane = threadIdx.x % 32;
-    for (int b = threadIdx.x / 32; b * span < q.n; b += blockDim.x / 32) {
-        const int begin = b * span, end = min(q.n, begin + span);
-        const float amax = span_amax(v, begin, end, lane);
-        float divisor = 1;
-        int exponent = 0;
-        if (q.f.scaling == CMOE_SCALE_GROUP) {
-            divisor = scale_f32(q.f.dtype, amax);
-            if (lane == 0)
-                ((float *)scales)[b] = divisor;
-        } else if (q.f.scaling == CMOE_SCALE_MX) {
-            const uint32_t c = scale_e8m0(q.f.dtype, amax, q.f.mx_rounding);
-            exponent = 127 - (int)c;
-            if (lane == 0)
-                scales[b] = (uint8_t)c;
-        } else {
-            const bool finite = amax < bits_f32(0x7f800000);
-            const uint32_t c = finite ? encode(CMOE_E4M3, __fdiv_rn(amax, 6.0f * global), 0) : 0x7f;
-            divisor = decode(CMOE_E4M3, c) * global;
-            if (finite && !(divisor < bits_f32(0x7f800000)))
-                divisor = 0;
-            if (lane == 0)
-                scales[b] = (uint8_t)c;
-        }
-        code_span(q, v, begin, end, divisor, exponent, codes, lane, 32);
+    const bool nv = q.f.scaling == CMOE_SCALE_NV;
+    if (q.fixed)
+        return *q.fixed;
+    if (q.f.scaling == CMOE_SCALE_TENSOR)
+        return *(const float *)q.scales;
+    if (shift_of(q.f) > 0 && !nv)
+        return 1.0f;
+    const float amax = bits_f32(row_amax(q, r, shared));
+    const float s = nv ? guard_scale(amax, __fdiv_rn(amax, 2688.0f)) : scale_f32(q.f.dtype, amax);
+    if (threadIdx.x == 0)
+        *(nv ? &q.globals[r.out] : (float *)scales) = s;
+    return s;
+}
+
+DEV void store_plainly(const cmoe_gpu_quant &q, const row_of &r, uint8_t *codes)
+{
+    for (int column = (int)threadIdx.x * EACH; column < q.n; column += (int)blockDim.x * EACH) {
+        float v[EACH];
+        prepare(q, r, column, v);
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (column + i < q.n)
+                store(q.f.dtype, codes, column + i, v[i]);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     cmoe_quant_rows(const __grid_constant__ cmoe_gpu_quant q)
 {
-    extern __shared__ float v[];
     __shared__ uint32_t shared[8];
     row_of r;
     depend();
     if (!find_row(q, &r))
         return;
-    for (int i = threadIdx.x; i < q.n; i += blockDim.x)
-        v[i] = prepared(q, r, i);
-    __syncthreads();
     uint8_t *codes = (uint8_t *)q.codes + r.out * q.out_stride;
     uint8_t *scales = (uint8_t *)q.scales + r.out * q.scale_stride;
     if (q.f.scaling == CMOE_SCALE_NONE) {
-        for (int i = threadIdx.x; i < q.n; i += blockDim.x)
-            store(q.f.dtype, codes, i, v[i]);
+        store_plainly(q, r, codes);
         return;
     }
-    if (q.f.scaling == CMOE_SCALE_GROUP || q.f.scaling == CMOE_SCALE_MX) {
-        code_spans(q, v, q.f.scaling == CMOE_SCALE_MX ? 32 : q.f.group, 0, codes, scales);
-        return;
+    const int shift = shift_of(q.f);
+    const float whole = row_scale(q, r, scales, shared);
+    for (int first = 0; first < q.n; first += (int)blockDim.x * EACH) {
+        const int column = first + (int)threadIdx.x * EACH;
+        float v[EACH] = {}, scale = whole;
+        if (column < q.n)
+            prepare(q, r, column, v);
+        if (shift > 0) {
+            uint32_t top = largest(v);
+            for (int lanes = 1; lanes << 3 < 1 << shift; lanes <<= 1)
+                top = max(top, __shfl_xor_sync(0xffffffff, top, lanes));
+            const bool writes = column < q.n && (column & ((1 << shift) - 1)) == 0;
+            scale = span_scale(q, bits_f32(top), whole, scales, column >> shift, writes);
+        }
+        if (column < q.n)
+            store_codes(q.f, codes, column, q.n, v, scale);
     }
-    if (q.f.scaling == CMOE_SCALE_TENSOR) {
-        const float s = q.fixed ? *q.fixed : *(const float *)q.scales;
-        code_span(q, v, 0, q.n, s, 0, codes, threadIdx.x, blockDim.x);
-        return;
-    }
-    uint32_t top = 0; /* one scale, or one global, a row */
-    for (int i = threadIdx.x; i < q.n; i += blockDim.x)
-        top = max(top, __float_as_uint(v[i]) & 0x7fffffff);
-    const float amax = bits_f32(block_max(top, shared));
-    if (q.f.scaling == CMOE_SCALE_NV) {
-        const float global = q.fixed ? *q.fixed : guard_scale(amax, __fdiv_rn(amax, 2688.0f));
-        if (!q.fixed && threadIdx.x == 0)
-            q.globals[r.out] = global;
-        code_spans(q, v, 16, global, codes, scales);
-        return;
-    }
-    const float s = scale_f32(q.f.dtype, amax);
-    if (threadIdx.x == 0)
-        *(float *)scales = s;
-    code_span(q, v, 0, q.n, s, 0, codes, threadIdx.x, blockDim.x);
 }
