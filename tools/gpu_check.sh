@@ -25,6 +25,7 @@ small+=';t=9 e=16 k=4 h=48 i=40 rx renorm scheme=bf16;t=140 e=3 k=2 h=264 i=192 
 small+=';t=70 e=2 k=1 h=256 i=136 reduced scheme=fp8-block;t=7 e=5 k=2 h=80 i=64 scheme=fp8-token'
 small+=';t=70 e=2 k=1 h=256 i=128 reduced scheme=fp8-block;t=400 e=1 k=1 h=128 i=128 reduced scheme=bf16'
 small+=';t=7 e=5 k=2 h=75 i=53 scheme=int8-w8a8;t=7 e=5 k=2 h=72 i=56 scheme=int4-w4a8'
+small+=';t=70 e=2 k=1 h=264 i=200 scheme=int4-w4a16:zp;t=70 e=2 k=1 h=264 i=200 reduced scheme=mxfp8'
 small+=';t=5 e=4 k=2 h=160 i=96 scheme=int4-w4a16;t=5 e=4 k=2 h=72 i=88 scheme=mxfp4-w4a16'
 small+=';t=7 e=5 k=2 h=75 i=53 scheme=nvfp4-w4a4;t=7 e=5 k=2 h=64 i=96 scheme=nvfp4-w4a4;t=7 e=5 k=2 h=75 i=53 scheme=nvfp4-w4a16'
 small+=';t=3000 e=12 k=3 h=8 i=8 stages=route..sort scheme=bf16'

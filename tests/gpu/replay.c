@@ -44,6 +44,10 @@ static const char *const problems[] = {
     "t=9 e=16 k=2 h=512 i=384 renorm scheme=mxfp4-w4a16",
     "t=9 e=16 k=2 h=512 i=384 renorm scheme=nvfp4-w4a4",
     "t=9 e=16 k=2 h=512 i=384 renorm scheme=int4-w4a8",
+    "t=200 e=8 k=4 h=512 i=384 renorm scheme=mxfp4-w4a8",
+    "t=200 e=8 k=4 h=512 i=384 renorm reduced scheme=int8-w8a8",
+    "t=200 e=8 k=4 h=512 i=384 renorm scheme=int4-w4a8",
+    "t=200 e=8 k=4 h=512 i=384 renorm scheme=int4-w4a8:fp8",
     "t=17 e=24 k=3 h=256 i=264 first=3 local=9 stages=quant..combine scheme=bf16",
 };
 

@@ -3,6 +3,7 @@
 #include "backends/cuda/families.h"
 
 #include "backends/cuda/cuda.h"
+#include "backends/cuda/decoded.h"
 #include "backends/cuda/gemv.h"
 #include "backends/cuda/sort.h"
 #include "backends/cuda/stream.h"
@@ -33,13 +34,9 @@ static bool quant_supports(const struct cmoe_kernel *k, const struct cmoe_query 
                            struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
     const bool first = k->first == CMOE_STAGE_QUANT;
-    const int64_t n = first ? q->shape->H : q->shape->I;
     if (first ? !q->shape->quant : !q->shape->requant)
         return cmoe__refuse(why,
                             first ? "x is used as it is" : "the intermediate is used as it is");
-    if (n > SHARED_FLOATS)
-        return cmoe__refuse(why, "a row of %lld columns does not fit in shared memory",
-                            (long long)n);
     return cmoe__cuda_starts_here(k, q, in, out, why);
 }
 
@@ -108,10 +105,10 @@ static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
     return k->first == CMOE_STAGE_QUANT || k->first == CMOE_STAGE_REQUANT ? 256 : 0;
 }
 
-/* quant_rows is limited by its arithmetic, the conversion instruction by memory. */
+/* quant_rows takes every format, and half as much again as the memory does. */
 static double quant_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
-    return CMOE_CUDA_LAUNCH_US + 4 * (cmoe__cuda_cost_us(k, q) - CMOE_CUDA_LAUNCH_US);
+    return CMOE_CUDA_LAUNCH_US + 1.5 * (cmoe__cuda_cost_us(k, q) - CMOE_CUDA_LAUNCH_US);
 }
 
 struct conversion {
@@ -162,10 +159,10 @@ static const struct cmoe_family stream1 = {cmoe__cuda_stream_supports, cmoe__cud
                                            cmoe__cuda_stream_gemm1};
 static const struct cmoe_family stream2 = {cmoe__cuda_stream_supports, cmoe__cuda_stream_cost, NULL,
                                            cmoe__cuda_stream_gemm2};
-static const struct cmoe_family tiles1 = {cmoe__cuda_tiles_supports, cmoe__cuda_tiles_cost, NULL,
-                                          cmoe__cuda_tiles_gemm1};
-static const struct cmoe_family tiles2 = {cmoe__cuda_tiles_supports, cmoe__cuda_tiles_cost, NULL,
-                                          cmoe__cuda_tiles_gemm2};
+static const struct cmoe_family tiles = {cmoe__cuda_tiles_supports, cmoe__cuda_tiles_cost, NULL,
+                                         cmoe__cuda_tiles};
+static const struct cmoe_family decoded = {cmoe__cuda_decoded_supports, cmoe__cuda_decoded_cost,
+                                           cmoe__cuda_decoded_scratch, cmoe__cuda_decoded};
 static const struct cmoe_family gemv = {cmoe__cuda_gemv_supports, cmoe__cuda_gemv_cost,
                                         cmoe__cuda_gemv_scratch, cmoe__cuda_gemv};
 static const struct cmoe_family combine = {cmoe__cuda_starts_here, cmoe__cuda_cost_us, NULL,

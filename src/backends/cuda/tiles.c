@@ -98,34 +98,19 @@ double cmoe__cuda_tiles_cost(const struct cmoe_kernel *k, const struct cmoe_quer
     const double rate =
         q->props->gflops * 1e3 * rate_share(cmoe__cuda_input_of(q->p, k->first), q->p->w);
     const double stage = slots * (2.0 * BM * BN * BK) / rate * (each < BN / 2 ? 0.8 : 1);
-    const double arithmetic = turns * stage * (double)cmoe__ceil_div(columns, BK);
+    const double arithmetic = turns * (stage * (double)cmoe__ceil_div(columns, BK) + 1.2);
     const double memory =
         1.7 * cmoe__stage_bytes(q->p, k->first, q->tokens) / (q->props->gbps * 1e3);
     return CMOE_CUDA_LAUNCH_US + (arithmetic > memory ? arithmetic : memory);
 }
 
-static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_tiles *s)
+cmoe_gpu_tiles cmoe__cuda_tiles_params(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     const struct cmoe_cuda_weights *w = x->w->state;
-    const int64_t rows = cmoe__shape_rows(x->p, x->shape, x->tokens);
-    const int64_t tiles = rows / BN + cmoe__min64(rows, x->shape->local);
-    s->p = *x->p;
-    s->span = span_of(s->g.x, s->g.w);
-    describe(s->g.w, &s->w_groups, &s->w_shift, &s->w_scale);
-    describe(s->g.x, &s->x_groups, &s->x_shift, &s->x_scale);
-    s->x_vectors = (uintptr_t)s->g.a % 16 == 0 && s->g.a_stride % 16 == 0;
-    s->w_vectors = w->vectors;
-    const struct cmoe_cuda_grid grid = {
-        (unsigned)cmoe__ceil_div(s->outputs, s->gated ? BM / 2 : BM), (unsigned)tiles, THREADS,
-        shared_bytes(s->g.x, s->g.w)};
-    void *args[] = {s};
-    return cmoe__cuda_launch(x, kernels[cmoe__cuda_product(s->g.x, s->g.w)], grid, args);
-}
-
-cmoe_status cmoe__cuda_tiles_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x)
-{
     const struct cmoe_shape *shape = x->shape;
-    cmoe_gpu_tiles s = {.g = cmoe__cuda_gemm1_params(x)};
+    const bool first = step->kernel->first == CMOE_STAGE_GEMM1;
+    cmoe_gpu_tiles s = {.g = first ? cmoe__cuda_gemm1_params(x) : cmoe__cuda_gemm2_params(x)};
+    s.p = *x->p;
     s.outputs = s.g.n;
     if (step->kernel->last == CMOE_STAGE_ACT) {
         s.h = x->h;
@@ -134,13 +119,21 @@ cmoe_status cmoe__cuda_tiles_gemm1(const struct cmoe_step *step, const struct cm
         s.h_dtype = (int32_t)cmoe__shape_h_dtype(x->p);
         s.gated = shape->gated;
     }
-    return launch(x, &s);
+    s.span = span_of(s.g.x, s.g.w);
+    describe(s.g.w, &s.w_groups, &s.w_shift, &s.w_scale);
+    describe(s.g.x, &s.x_groups, &s.x_shift, &s.x_scale);
+    s.x_vectors = (uintptr_t)s.g.a % 16 == 0 && s.g.a_stride % 16 == 0;
+    s.w_vectors = w->vectors;
+    return s;
 }
 
-cmoe_status cmoe__cuda_tiles_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x)
+cmoe_status cmoe__cuda_tiles(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
-    (void)step;
-    cmoe_gpu_tiles s = {.g = cmoe__cuda_gemm2_params(x)};
-    s.outputs = s.g.n;
-    return launch(x, &s);
+    cmoe_gpu_tiles s = cmoe__cuda_tiles_params(step, x);
+    const int64_t rows = cmoe__shape_rows(x->p, x->shape, x->tokens);
+    const int64_t tiles = rows / BN + cmoe__min64(rows, x->shape->local);
+    const struct cmoe_cuda_grid grid = {(unsigned)cmoe__ceil_div(s.outputs, s.gated ? BM / 2 : BM),
+                                        (unsigned)tiles, THREADS, shared_bytes(s.g.x, s.g.w)};
+    void *args[] = {&s};
+    return cmoe__cuda_launch(x, kernels[cmoe__cuda_product(s.g.x, s.g.w)], grid, args);
 }

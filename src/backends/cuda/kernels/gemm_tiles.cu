@@ -6,7 +6,6 @@
  * Codes are exact as operands and scales are applied to f32 sums, at the end or for each group of
  * columns. Scales of e4m3 (NV) are multiplied into the operands, which holds them exactly: 2 bits of
  * mantissa times 4. 8-bit integers on both sides are added up as 32-bit integers. */
-#include "backends/cuda/kernels/common/activation.cuh"
 #include "backends/cuda/kernels/common/tiles.cuh"
 
 enum { MI = 2, NI = BN / 8, HALF = NI / 2 }; /* mma tiles of a warp */
@@ -214,74 +213,6 @@ template <int TYPE, int X, int W> struct tile_sum {
     }
 };
 
-/* What an output's sums are multiplied by and what is added. */
-struct factors {
-    float scale, bias;
-};
-
-DEV factors factors_of(const cmoe_gpu_tiles &s, const tile &t, const output &o)
-{
-    if (!inside(s, o))
-        return {0.0f, 0.0f};
-    const cmoe_gpu_half &h = s.g.experts[t.expert].half[s.g.half + o.half];
-    const bool nv = s.g.w.scaling == CMOE_SCALE_NV;
-    const float scale = nv ? *h.global : (s.w_groups ? 1.0f : b_scale(s.g, h, o.n, 0));
-    return {scale, s.g.bias ? h.bias[(int64_t)o.n * h.step + h.first] : 0.0f};
-}
-
-/* One of the block's outputs, or pair of gate and up, for every row of x: from sums to where it goes. */
-DEV void write_outputs(const cmoe_gpu_tiles &s, const tile &t, const places &at, const float *sums)
-{
-    const int columns = s.gated ? BM / 2 : BM, c = threadIdx.x % columns;
-    const int first = s.gated ? c / 8 * 16 + c % 8 : c, second = s.gated ? first + 8 : first;
-    const output o = output_of(s, first);
-    const factors low = factors_of(s, t, o), high = factors_of(s, t, output_of(s, second));
-    const int n = (int)blockIdx.x * columns + c;
-    if (!inside(s, o))
-        return;
-    if (!s.h) {
-#pragma unroll 4
-        for (int m = 0; m < t.count; m++) {
-            const float v = sums[m * OUT_STRIDE + first] * at.factor[m] * low.scale;
-            s.g.out[(int64_t)at.rows[m] * s.g.out_stride + n] = (s.g.weigh ? v * at.weight[m] : v) + low.bias;
-        }
-        return;
-    }
-#pragma unroll 2
-    for (int m = threadIdx.x / columns; m < t.count; m += THREADS / columns) {
-        const float x = at.factor[m], weight = s.g.weigh ? at.weight[m] : 1.0f, by = s.g.weigh ? 1.0f : at.weight[m];
-        const float v = sums[m * OUT_STRIDE + first] * x * low.scale * weight + low.bias;
-        const float u = s.gated ? sums[m * OUT_STRIDE + second] * x * high.scale * weight + high.bias : 0.0f;
-        char *h = (char *)s.h + (int64_t)at.rows[m] * s.i * (s.h_dtype == CMOE_F32 ? 4 : 2);
-        store(s.h_dtype, h, n, n < s.i_used ? activation(s.p, v, u) * by : 0.0f);
-    }
-}
-
-DEV float x_factor(const cmoe_gpu_tiles &s, int row)
-{
-    const int64_t at = a_row(s.g, row);
-    if (s.g.x.scaling == CMOE_SCALE_NV)
-        return s.g.a_global ? s.g.a_global[at] : *s.g.a_fixed;
-    return s.x_groups ? 1.0f : a_scale(s.g, at, 0);
-}
-
-DEV void find_places(const cmoe_gpu_tiles &s, const tile &t, places &at)
-{
-    const int r = threadIdx.x;
-    const output o = output_of(s, r);
-    const bool in = inside(s, o);
-    const cmoe_gpu_half &h = s.g.experts[t.expert].half[s.g.half + (in ? o.half : 0)];
-    at.w[r] = h.data + (int64_t)(in ? o.n : 0) * h.row_stride;
-    if (r >= BN)
-        return;
-    const int row = s.g.call.rows[t.first + (r < t.count ? r : 0)];
-    const bool weigh = s.g.weigh || (s.h && s.p.weight_on == CMOE_WEIGHT_ON_ACT);
-    at.rows[r] = row;
-    at.x[r] = s.g.a + a_row(s.g, row) * s.g.a_stride;
-    at.factor[r] = r < t.count ? x_factor(s, row) : 0.0f;
-    at.weight[r] = r < t.count && weigh ? row_weight(s.g.call, row) : 1.0f;
-}
-
 template <int TYPE, int X, int W> DEV void tiles(const cmoe_gpu_tiles &s)
 {
     using ring_of = tile_ring<X, W>;
@@ -315,7 +246,7 @@ template <int TYPE, int X, int W> DEV void tiles(const cmoe_gpu_tiles &s)
     __syncthreads();
     sum.put((float *)memory);
     __syncthreads();
-    write_outputs(s, t, at, (const float *)memory);
+    write_outputs<THREADS>(s, t, at, (const float *)memory);
 }
 
 /* Named by types of x and of w; i8 and i4 stand for unsigned codes too. */

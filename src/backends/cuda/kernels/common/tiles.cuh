@@ -7,29 +7,12 @@
 
 #include "backends/cuda/kernels/common/copy.cuh"
 #include "backends/cuda/kernels/common/operand.cuh"
-#include "backends/cuda/kernels/common/scale.cuh"
-#include "backends/cuda/kernels/common/tile.cuh"
+#include "backends/cuda/kernels/common/outputs.cuh"
 
 enum {
     THREADS = 128,
-    BM = 128,   /* rows of weights: outputs */
-    BN = 64,    /* rows of x */
     BK = 64,    /* columns of a stage */
     GROUPS = 4, /* scales of a row in a stage, at most */
-    OUT_STRIDE = BM + 4,
-};
-
-/* Bits of a type of the kernels' names. */
-template <int D> struct type_of {
-    static constexpr int BITS = D == CMOE_BF16 || D == CMOE_F16 ? 16 : (D == CMOE_E4M3 || D == CMOE_I8 ? 8 : 4);
-    static constexpr bool HAS_ZERO = D == CMOE_I8 || D == CMOE_I4;
-};
-
-/* A block's places that do not change along k. */
-struct places {
-    const uint8_t *w[BM], *x[BN]; /* column 0; past the last row: some other row */
-    float factor[BN], weight[BN]; /* of rows of x: the scale of all columns; the routing weight */
-    int rows[BN], where[3];
 };
 
 /* Scales of a stage: f32 for sums, or operands of products where a scale is an e4m3 (NV). */
@@ -64,25 +47,6 @@ template <int X, int W> struct tile_ring {
         return (stage_scales *)(base + CODES) + slot;
     }
 };
-
-/* Where an output of the block lies: row n of a half's matrix. */
-struct output {
-    int half, n;
-};
-
-/* The r-th of the block's rows of weights: 8 gate rows, then their up rows, or simply rows. */
-DEV output output_of(const cmoe_gpu_tiles &s, int r)
-{
-    if (s.gated)
-        return {r / 8 & 1, (int)blockIdx.x * (BM / 2) + r / 16 * 8 + r % 8};
-    const int n = (int)blockIdx.x * BM + r, up = n >= s.g.split;
-    return {up, n - (up ? s.g.split : 0)};
-}
-
-DEV bool inside(const cmoe_gpu_tiles &s, const output &o)
-{
-    return o.n + (o.half && !s.gated ? s.g.split : 0) < s.outputs;
-}
 
 /* The codes of the stage's scales of a row, from the first-th on, of those before `past`. */
 template <typename T> DEV void load_codes(const void *at, int first, int past, int groups, uint32_t *code)
