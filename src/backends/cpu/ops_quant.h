@@ -74,7 +74,7 @@ struct cmoe_cpu_quant_ops {
 
     /* max |v|, NaN if any is NaN. */
     float (*amax)(const float *v, int64_t n);
-    /* Codes of v / scale, i8 or e4m3, nearest even, all finite; false: not done here. */
+    /* Codes of v / scale, i8, e4m3 or e2m1, nearest even, all finite; false: not done here. */
     bool (*quantize)(cmoe_dtype dtype, const float *v, int64_t n, float scale, void *codes);
 };
 

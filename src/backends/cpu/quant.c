@@ -5,10 +5,12 @@
 #include "backends/cpu/run.h"
 
 #include "backends/cpu/ops_quant.h"
+#include "core/float_bits.h"
 #include "core/numeric.h"
 #include "core/size.h"
 #include "core/weights.h"
 #include <math.h>
+#include <string.h>
 
 /* One of the two stages. */
 struct quant {
@@ -68,8 +70,7 @@ static bool store_plain(const struct cmoe_cpu_run *run, const struct quant *q, i
     const bool group = q->f.scaling == CMOE_SCALE_GROUP;
     if (!tensor && !group && q->f.scaling != CMOE_SCALE_TOKEN && q->f.scaling != CMOE_SCALE_SMOOTH)
         return false;
-    if ((dtype != CMOE_I8 && dtype != CMOE_E4M3) || q->f.rounding != CMOE_ROUND_NEAREST_EVEN)
-        return false;
+    if (dtype != CMOE_I8 && dtype != CMOE_E4M3) return false;
     const int64_t span = group ? q->f.group : q->n;
     char *const codes = (char *)q->codes + row * q->stride;
     float *const scales =
@@ -86,11 +87,78 @@ static bool store_plain(const struct cmoe_cpu_run *run, const struct quant *q, i
     return true;
 }
 
+/* e4m3 and e2m1 under powers of two, by which division is exact. */
+static bool store_mx(const struct cmoe_cpu_run *run, const struct quant *q, int64_t row,
+                     const float *v)
+{
+    enum { SPAN = 32 };
+    const cmoe_dtype dtype = (cmoe_dtype)q->f.dtype;
+    char *const codes = (char *)q->codes + row * q->stride;
+    uint8_t *const scales = (uint8_t *)q->scales + (size_t)row * cmoe__row_scale_bytes(q->f, q->n);
+    if (dtype != CMOE_E4M3 && dtype != CMOE_E2M1) return false;
+    for (int64_t first = 0; first < q->n; first += SPAN) {
+        const int64_t n = cmoe__min64(SPAN, q->n - first);
+        const float most = run->quant->amax(v + first, n);
+        const uint8_t scale = cmoe__scale_e8m0(dtype, most, (cmoe_mx_rounding)q->f.mx_rounding);
+        if (!isfinite(most)) return false;
+        scales[first / SPAN] = scale;
+        if (!run->quant->quantize(dtype, v + first, n, cmoe__decode(CMOE_E8M0, scale),
+                                  codes + first * cmoe_dtype_bits(dtype) / 8))
+            return false;
+    }
+    return true;
+}
+
+/* e2m1 under e4m3 scales and a row's or the caller's factor. */
+static bool store_nv(const struct cmoe_cpu_run *run, const struct quant *q, int64_t row,
+                     const float *v)
+{
+    enum { SPAN = 16, BLOCKS = 64 };
+    char *const codes = (char *)q->codes + row * q->stride;
+    uint8_t *const scales = (uint8_t *)q->scales + (size_t)row * cmoe__row_scale_bytes(q->f, q->n);
+    const float *const values = cmoe__decode_table(CMOE_E4M3);
+    const float all = run->quant->amax(v, q->n);
+    const float global = q->f.fixed ? *q->fixed_scale : cmoe__scale_nv_global(all);
+    const float six = cmoe__mul_f32(6, global);
+    if (q->f.dtype != CMOE_E2M1 || !isfinite(all) || !isnormal(six) || six < 0) return false;
+    if (!q->f.fixed) q->globals[row] = global;
+    for (int64_t first = 0; first < q->n; first += BLOCKS * SPAN) {
+        const int64_t end = cmoe__min64(first + BLOCKS * SPAN, q->n);
+        float most[BLOCKS];
+        for (int64_t at = first; at < end; at += SPAN)
+            most[(at - first) / SPAN] = run->quant->amax(v + at, cmoe__min64(SPAN, end - at));
+        if (!run->quant->quantize(CMOE_E4M3, most, cmoe__ceil_div(end - first, SPAN), six,
+                                  scales + first / SPAN))
+            return false;
+        for (int64_t at = first; at < end; at += SPAN) {
+            const int64_t n = cmoe__min64(SPAN, end - at);
+            const float scale = cmoe__mul_f32(values[scales[at / SPAN]], global);
+            if (scale == 0)
+                memset(codes + at / 2, 0, (size_t)(n + 1) / 2);
+            else if (!isnormal(scale))
+                return false;
+            else
+                (void)run->quant->quantize(CMOE_E2M1, v + at, n, scale, codes + at / 2);
+        }
+    }
+    return true;
+}
+
+/* By vectors what can be; false: the row has to be done value by value, all of it. */
+static bool store_fast(const struct cmoe_cpu_run *run, const struct quant *q, int64_t row,
+                       const float *v)
+{
+    if (q->f.rounding != CMOE_ROUND_NEAREST_EVEN) return false;
+    if (q->f.scaling == CMOE_SCALE_MX) return store_mx(run, q, row, v);
+    if (q->f.scaling == CMOE_SCALE_NV) return store_nv(run, q, row, v);
+    return store_plain(run, q, row, v);
+}
+
 /* Write the codes and scales of one row. */
 static void store_codes(const struct cmoe_cpu_run *run, const struct quant *q, int64_t row,
                         const float *v)
 {
-    if (store_plain(run, q, row, v)) return;
+    if (store_fast(run, q, row, v)) return;
     const bool tensor = q->f.scaling == CMOE_SCALE_TENSOR;
     const bool nv_fixed = q->f.scaling == CMOE_SCALE_NV && q->f.fixed;
     const size_t scale_bytes = cmoe__row_scale_bytes(q->f, q->n);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Rows of finite f32 to int8 and e4m3 codes: the division and the rounding of docs/numerics.md by
+ * Rows of finite f32 to int8, e4m3 and e2m1 codes: the division and the rounding of docs/numerics.md by
  * vector instructions.
  *
  * These follow the caller's rounding mode and flushing, so under other than the usual settings
@@ -69,25 +69,45 @@ CMOE_INLINE vi encode_e4m3(vf v)
     return (small & is_small) | (normal & ~is_small) | (vi)((vu)v_bits(v) >> 24 & 0x80);
 }
 
-CMOE_INLINE vi encode_as(cmoe_dtype dtype, vf v)
+/* The same: halves below 1, a mantissa of one bit above. */
+CMOE_INLINE vi encode_e2m1(vf v)
 {
-    return dtype == CMOE_I8 ? encode_i8(v) : encode_e4m3(v);
+    const vf size = v_abs(clamped(v, 6));
+    const vi bits = v_bits(size);
+    const vi small = v_bits(size + 4194304.0f) - 0x4a800000;
+    const vi normal = ((bits + 0x1fffff + (bits >> 22 & 1)) >> 22) - (126 << 1);
+    const vi is_small = size < 1.0f;
+    return (small & is_small) | (normal & ~is_small) | (vi)((vu)v_bits(v) >> 28 & 8);
+}
+
+/* A vector of codes as bytes; two 4-bit ones a byte, the first in the low half. */
+CMOE_INLINE v8 encode_as(cmoe_dtype dtype, vf v)
+{
+    if (dtype == CMOE_I8) return __builtin_convertvector(encode_i8(v), v8);
+    if (dtype == CMOE_E4M3) return __builtin_convertvector(encode_e4m3(v), v8);
+    typedef uint16_t words __attribute__((vector_size(VEC)));
+    typedef uint8_t halves8 __attribute__((vector_size(VEC / 2)));
+    const words two = (words) __builtin_convertvector(encode_e2m1(v), v8);
+    const halves8 low = __builtin_convertvector((two & 15) | (two >> 4 & 0xf0), halves8);
+    v8 out = {0};
+    memcpy(&out, &low, sizeof low);
+    return out;
 }
 
 CMOE_INLINE void quantize_as(cmoe_dtype dtype, const float *v, int64_t n, float scale,
                              uint8_t *codes)
 {
+    const int bits = dtype == CMOE_E2M1 ? 4 : 8;
     int64_t i = 0;
     for (; i + VEC <= n; i += VEC) {
-        const vi code = encode_as(dtype, v_load(v + i) / v_set(scale));
-        const v8 bytes = __builtin_convertvector(code, v8);
-        memcpy(codes + i, &bytes, sizeof bytes);
+        const v8 bytes = encode_as(dtype, v_load(v + i) / v_set(scale));
+        memcpy(codes + i * bits / 8, &bytes, VEC * (size_t)bits / 8);
     }
     if (i < n) {
         float tail[VEC] = {0};
         memcpy(tail, v + i, (size_t)(n - i) * sizeof *v);
-        const v8 bytes = __builtin_convertvector(encode_as(dtype, v_load(tail) / v_set(scale)), v8);
-        memcpy(codes + i, &bytes, (size_t)(n - i));
+        const v8 bytes = encode_as(dtype, v_load(tail) / v_set(scale));
+        memcpy(codes + i * bits / 8, &bytes, (size_t)((n - i) * bits + 7) / 8);
     }
 }
 
@@ -96,6 +116,8 @@ static bool quantize(cmoe_dtype dtype, const float *v, int64_t n, float scale, v
     if (!has_usual_settings()) return false;
     if (dtype == CMOE_I8)
         quantize_as(CMOE_I8, v, n, scale, codes);
+    else if (dtype == CMOE_E2M1)
+        quantize_as(CMOE_E2M1, v, n, scale, codes);
     else
         quantize_as(CMOE_E4M3, v, n, scale, codes);
     return true;
