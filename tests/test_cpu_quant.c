@@ -123,7 +123,7 @@ static void check_dots(struct packed *m, struct rng *rng, enum cmoe_isa isa, int
     float *const c =
         guard_alloc(&m->guard, (size_t)rows * CMOE_CPU_PANEL * sizeof *c, 4, GUARD_OUTPUT);
     ops->pack_i8(from, rows, k, a);
-    ops->dot_i8(&m->l, m->panels, rows, a, scale, c, CMOE_CPU_PANEL);
+    ops->dot_i8(&m->l, m->panels, rows, a, scale, c, CMOE_CPU_PANEL, (struct cmoe_cpu_ahead){0});
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < CMOE_CPU_PANEL; j++) {
             const int8_t *const w = (const int8_t *)m->down.data + j * k, *const x = from[r];

@@ -150,6 +150,9 @@ void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
     const int tile = grouped ? ops->dot4_rows : ops->dot_rows;
     const int64_t row_bytes = cmoe__cpu_dot_row(g);
     const int64_t groups = cmoe__ceil_div(g->k, g->panel.span);
+    const bool streams = it->m < CMOE_CPU_STREAM_ROWS;
+    /* Without the few lines before them, for which every share would be a line longer. */
+    const int64_t codes_bytes = g->panel.bytes - g->panel.head - g->panel.scales;
     const char *const panels = cmoe__cpu_first_panel(it);
     char *const a = (char *)it->a;
     int32_t *const offsets = (int32_t *)(void *)it->gathered;
@@ -165,6 +168,8 @@ void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
     }
     for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
         const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
+        const char *const next = panel + (streams ? CMOE_CPU_STREAM_AHEAD : g->panel.bytes);
+        struct cmoe_cpu_share share = cmoe__cpu_share_ahead(it->m, tile, g->k, next, codes_bytes);
         for (int r = 0, m; r < it->m; r += m) {
             float *const c = it->c + r * CMOE_CPU_PANEL;
             m = cmoe__cpu_next_tile(it->m - r, tile);
@@ -172,7 +177,8 @@ void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
                 ops->dot_u4(&g->panel, panel, m, a + r * row_bytes, offsets + r * groups, scale + r,
                             c, CMOE_CPU_PANEL);
             else
-                ops->dot_i8(&g->panel, panel, m, a + r * row_bytes, scale + r, c, CMOE_CPU_PANEL);
+                ops->dot_i8(&g->panel, panel, m, a + r * row_bytes, scale + r, c, CMOE_CPU_PANEL,
+                            cmoe__cpu_next_share(&share));
         }
         cmoe__cpu_store_panel(it, j, it->c, CMOE_CPU_PANEL);
     }

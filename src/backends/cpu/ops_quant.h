@@ -36,7 +36,7 @@ struct cmoe_cpu_quant_ops {
     /* c[m][ldc] = (a . codes) * (scale of the column * scale of the row): 32 columns, exact sums.
      * One group without zero points, k at most CMOE_CPU_DOT_K. */
     void (*dot_i8)(const struct cmoe_cpu_panel *l, const void *panel, int m, const void *a,
-                   const float *row_scale, float *c, int64_t ldc);
+                   const float *row_scale, float *c, int64_t ldc, struct cmoe_cpu_ahead ahead);
 
     /* The same over 4-bit codes in groups, zero points or not: quads [ceil(k/8)*2][m] of 4 bytes, and
      * what a group's sums begin with for a zero point of 1 (none: what they begin with):

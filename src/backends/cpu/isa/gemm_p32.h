@@ -6,8 +6,8 @@
 #ifndef CMOE_BACKENDS_CPU_ISA_GEMM_P32_H
 #define CMOE_BACKENDS_CPU_ISA_GEMM_P32_H
 
+#include "backends/cpu/isa/fetch.h"
 #include "backends/cpu/isa/vec.h"
-#include "backends/cpu/ops.h"
 
 /* Registers: TILE_ROWS * TILE_VECS accumulators, TILE_VECS (bf16: twice) of the panel, one of a. With few
  * of them converting 16-bit weights in the tile costs more than reading f32 ones. */
@@ -20,40 +20,62 @@ enum { TILE_ROWS = 4, TILE_VECS = 2, WIDEN_ROWS = 13 };
 #endif
 enum { TILE_COLS = TILE_VECS * VEC };
 
-/* acc += a[.][at] * b for every row of the tile; rows of `a` are a chunk apart. */
+/* acc += a[.][at] * b for every row of the tile; rows of `a` are a chunk apart. Every second row takes its
+ * numbers from memory: there are loads to spare for half of them, where four operations a clock limit. */
 CMOE_INLINE void p32_step(int m, const float *a, const vf b[TILE_VECS],
                           vf acc[TILE_ROWS][TILE_VECS])
 {
     CMOE_UNROLL
     for (int r = 0; r < m; r++) {
-        const vf s = v_set(a[r * CMOE_CPU_CHUNK]);
+        const float *const at = a + r * CMOE_CPU_CHUNK;
+        const vf s = v_set(*at);
         CMOE_UNROLL
         for (int v = 0; v < TILE_VECS; v++)
-            acc[r][v] = v_fma(s, b[v], acc[r][v]);
+            acc[r][v] = r % 2 ? v_fma_at(at, b[v], acc[r][v]) : v_fma(s, b[v], acc[r][v]);
     }
 }
 
-/* Every steps-th line from the first-th on: all at once would fill the buffers that loads need. */
-CMOE_INLINE void fetch(struct cmoe_cpu_ahead ahead, int first, int steps)
+/* Two k's: `a` at the first, `b` at the panel's row of it. The step-th of a chunk. */
+CMOE_INLINE void p32_two(cmoe_dtype w, int m, const float *a, const char *b,
+                         struct cmoe_cpu_ahead ahead, int step, vf acc[TILE_ROWS][TILE_VECS])
 {
-    for (int i = first; i < ahead.lines; i += steps)
-        __builtin_prefetch((const void *)((uintptr_t)ahead.at + 64U * (unsigned)i), 0, 2);
+    const int size = w == CMOE_F32 ? 4 : 2;
+    vf b0[TILE_VECS], b1[TILE_VECS];
+    CMOE_UNROLL
+    for (int v = 0; v < TILE_VECS; v++) {
+        if (w == CMOE_BF16) {
+            v_load_bf16_pairs((const uint16_t *)(const void *)b + 2 * v * VEC, &b0[v], &b1[v]);
+        } else {
+            b0[v] = v_load_as(w, b + size * v * VEC);
+            b1[v] = v_load_as(w, b + size * (CMOE_CPU_PANEL + v * VEC));
+        }
+    }
+    fetch(ahead, step, CMOE_CPU_CHUNK / 2);
+    p32_step(m, a, b0, acc);
+    p32_step(m, a + 1, b1, acc);
 }
 
-/* k <= 16 steps of a chunk: `a` at its first k, `b` at the panel's row of it. */
-CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, int k, const float *a, const char *b,
+/* A whole chunk, in two halves that are straight code. */
+CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, const float *a, const char *b,
                            struct cmoe_cpu_ahead ahead, vf acc[TILE_ROWS][TILE_VECS])
 {
-    vf b0[TILE_VECS], b1[TILE_VECS];
+    enum { HALF = CMOE_CPU_CHUNK / 4 };
+    const int64_t bytes = 2 * CMOE_CPU_PANEL * (w == CMOE_F32 ? 4 : 2);
+    for (int half = 0; half < 2; half++, a += 2 * HALF, b += HALF * bytes) {
+        CMOE_UNROLL
+        for (int i = 0; i < HALF; i++)
+            p32_two(w, m, a + 2 * i, b + i * bytes, ahead, half * HALF + i, acc);
+    }
+}
+
+/* The k < 16 steps behind the last whole chunk. */
+CMOE_INLINE void p32_rest(cmoe_dtype w, int m, int k, const float *a, const char *b,
+                          vf acc[TILE_ROWS][TILE_VECS])
+{
+    vf b0[TILE_VECS];
     if (w == CMOE_BF16) {
-        for (int i = 0; i < k; i += 2, b += 4 * CMOE_CPU_PANEL) {
-            CMOE_UNROLL
-            for (int v = 0; v < TILE_VECS; v++)
-                v_load_bf16_pairs((const uint16_t *)(const void *)b + 2 * v * VEC, &b0[v], &b1[v]);
-            fetch(ahead, i / 2, CMOE_CPU_CHUNK / 2);
-            p32_step(m, a + i, b0, acc);
-            p32_step(m, a + i + 1, b1, acc);
-        }
+        for (int i = 0; i < k; i += 2, b += 4 * CMOE_CPU_PANEL)
+            p32_two(w, m, a + i, b, (struct cmoe_cpu_ahead){0}, 0, acc);
         return;
     }
     const int size = w == CMOE_F16 ? 2 : 4;
@@ -61,7 +83,6 @@ CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, int k, const float *a, const cha
         CMOE_UNROLL
         for (int v = 0; v < TILE_VECS; v++)
             b0[v] = v_load_as(w, b + size * v * VEC);
-        fetch(ahead, i, CMOE_CPU_CHUNK);
         p32_step(m, a + i, b0, acc);
     }
 }
@@ -79,12 +100,12 @@ CMOE_INLINE void p32_tile(cmoe_dtype w, int m, int64_t k, const float *a, const 
             acc[r][v] = more ? v_load(c + r * ldc + v * VEC) : v_set(0);
     }
     for (; k >= CMOE_CPU_CHUNK; k -= CMOE_CPU_CHUNK) {
-        p32_chunk(w, m, CMOE_CPU_CHUNK, a, b, ahead, acc);
+        p32_chunk(w, m, a, b, ahead, acc);
         ahead.at = (const void *)((uintptr_t)ahead.at + 64U * (unsigned)ahead.lines);
         a += m * CMOE_CPU_CHUNK;
         b += chunk_bytes;
     }
-    p32_chunk(w, m, (int)k, a, b, (struct cmoe_cpu_ahead){0}, acc);
+    p32_rest(w, m, (int)k, a, b, acc);
     CMOE_UNROLL
     for (int r = 0; r < m; r++) {
         CMOE_UNROLL

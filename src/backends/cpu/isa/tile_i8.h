@@ -7,12 +7,13 @@
 #ifndef CMOE_BACKENDS_CPU_ISA_TILE_I8_H
 #define CMOE_BACKENDS_CPU_ISA_TILE_I8_H
 
+#include "backends/cpu/isa/fetch.h"
 #include "backends/cpu/isa/vec.h"
 #include "backends/cpu/ops_quant.h"
 
 /* PARTS: operands that a word of four codes is split into. */
 #if defined CMOE_ISA_AVX512VNNI
-enum { QUAD_BYTES = 4, DOT8_ROWS = 12, PARTS = 1 };
+enum { QUAD_BYTES = 4, DOT8_ROWS = 14, PARTS = 1 };
 #elif defined CMOE_ISA_AVX512
 enum { QUAD_BYTES = 8, DOT8_ROWS = 8, PARTS = 2 };
 #elif defined CMOE_ISA_AVX2
@@ -151,10 +152,29 @@ static void pack_i8(const void *const *rows, int m, int64_t k, void *a)
     }
 }
 
+/* One quad of k's: `a` of all rows, `b` of the panel. */
+CMOE_INLINE void dot_step(int m, const char *a, const char *b, vi acc[DOT8_ROWS][DOT8_VECS])
+{
+    vi part[DOT8_VECS][PARTS];
+    CMOE_UNROLL
+    for (int v = 0; v < DOT8_VECS; v++)
+        split_codes(vi_load(b + 4 * v * VEC), part[v]);
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        vi quad[PARTS];
+        load_quad(a + r * QUAD_BYTES, quad);
+        CMOE_UNROLL
+        for (int v = 0; v < DOT8_VECS; v++)
+            acc[r][v] = dot_quad(acc[r][v], quad, part[v]);
+    }
+}
+
 /* DOT8_VECS vectors of columns from `col` on. m is a constant after inlining. */
 CMOE_INLINE void dot_i8_tile(const struct cmoe_cpu_panel *l, const char *panel, int col, int m,
-                             const char *a, const float *row_scale, float *c, int64_t ldc)
+                             const char *a, const float *row_scale, float *c, int64_t ldc,
+                             struct cmoe_cpu_ahead ahead)
 {
+    enum { UNIT = 4 * CMOE_CPU_PANEL, QUADS = CMOE_CPU_CHUNK / 4 };
     const char *b = panel + l->head + l->scales + 4 * col;
     const float *const scale = (const float *)(const void *)(panel + l->head) + col;
     vi acc[DOT8_ROWS][DOT8_VECS];
@@ -168,25 +188,19 @@ CMOE_INLINE void dot_i8_tile(const struct cmoe_cpu_panel *l, const char *panel, 
             acc[r][v] = vi_set(0);
 #endif
     }
-    const uintptr_t next = m >= CMOE_CPU_STREAM_ROWS ? (uintptr_t)l->bytes : CMOE_CPU_STREAM_AHEAD;
-    for (int64_t quads = (l->k + 3) / 4; quads > 0; quads--) {
-        vi part[DOT8_VECS][PARTS];
-        for (uintptr_t line = 0; line < 128; line += 64)
-            __builtin_prefetch((const void *)((uintptr_t)b + next + line), 0, 2);
+    int64_t quads = (l->k + 3) / 4;
+    for (; quads >= QUADS; quads -= QUADS) {
         CMOE_UNROLL
-        for (int v = 0; v < DOT8_VECS; v++)
-            split_codes(vi_load(b + 4 * v * VEC), part[v]);
-        CMOE_UNROLL
-        for (int r = 0; r < m; r++) {
-            vi quad[PARTS];
-            load_quad(a + r * QUAD_BYTES, quad);
-            CMOE_UNROLL
-            for (int v = 0; v < DOT8_VECS; v++)
-                acc[r][v] = dot_quad(acc[r][v], quad, part[v]);
+        for (int q = 0; q < QUADS; q++) {
+            fetch(ahead, q, QUADS);
+            dot_step(m, a + q * m * QUAD_BYTES, b + q * UNIT, acc);
         }
-        a += m * QUAD_BYTES;
-        b += l->unit;
+        ahead.at = (const void *)((uintptr_t)ahead.at + 64U * (unsigned)ahead.lines);
+        a += QUADS * m * QUAD_BYTES;
+        b += QUADS * UNIT;
     }
+    for (; quads > 0; quads--, a += m * QUAD_BYTES, b += UNIT)
+        dot_step(m, a, b, acc);
     CMOE_UNROLL
     for (int r = 0; r < m; r++) {
         CMOE_UNROLL
@@ -197,55 +211,63 @@ CMOE_INLINE void dot_i8_tile(const struct cmoe_cpu_panel *l, const char *panel, 
 }
 
 CMOE_INLINE void dot_i8_rows(const struct cmoe_cpu_panel *l, const char *panel, int m,
-                             const char *a, const float *row_scale, float *c, int64_t ldc)
+                             const char *a, const float *row_scale, float *c, int64_t ldc,
+                             struct cmoe_cpu_ahead ahead)
 {
     for (int col = 0; col < CMOE_CPU_PANEL; col += DOT8_VECS * VEC)
-        dot_i8_tile(l, panel, col, m, a, row_scale, c, ldc);
+        dot_i8_tile(l, panel, col, m, a, row_scale, c, ldc,
+                    col == 0 ? ahead : (struct cmoe_cpu_ahead){0});
 }
 
 /* One body for each number of rows, so that accumulators are registers. */
 static void dot_i8(const struct cmoe_cpu_panel *l, const void *panel, int m, const void *a,
-                   const float *row_scale, float *c, int64_t ldc)
+                   const float *row_scale, float *c, int64_t ldc, struct cmoe_cpu_ahead ahead)
 {
     switch (m) {
     case 1:
-        dot_i8_rows(l, panel, 1, a, row_scale, c, ldc);
+        dot_i8_rows(l, panel, 1, a, row_scale, c, ldc, ahead);
         break;
     case 2:
-        dot_i8_rows(l, panel, 2, a, row_scale, c, ldc);
+        dot_i8_rows(l, panel, 2, a, row_scale, c, ldc, ahead);
         break;
     case 3:
-        dot_i8_rows(l, panel, 3, a, row_scale, c, ldc);
+        dot_i8_rows(l, panel, 3, a, row_scale, c, ldc, ahead);
         break;
     case 4:
-        dot_i8_rows(l, panel, 4, a, row_scale, c, ldc);
+        dot_i8_rows(l, panel, 4, a, row_scale, c, ldc, ahead);
         break;
 #if defined CMOE_ISA_AVX512
     case 5:
-        dot_i8_rows(l, panel, 5, a, row_scale, c, ldc);
+        dot_i8_rows(l, panel, 5, a, row_scale, c, ldc, ahead);
         break;
     case 6:
-        dot_i8_rows(l, panel, 6, a, row_scale, c, ldc);
+        dot_i8_rows(l, panel, 6, a, row_scale, c, ldc, ahead);
         break;
     case 7:
-        dot_i8_rows(l, panel, 7, a, row_scale, c, ldc);
+        dot_i8_rows(l, panel, 7, a, row_scale, c, ldc, ahead);
         break;
     case 8:
-        dot_i8_rows(l, panel, 8, a, row_scale, c, ldc);
+        dot_i8_rows(l, panel, 8, a, row_scale, c, ldc, ahead);
         break;
 #endif
 #if defined CMOE_ISA_AVX512VNNI
     case 9:
-        dot_i8_rows(l, panel, 9, a, row_scale, c, ldc);
+        dot_i8_rows(l, panel, 9, a, row_scale, c, ldc, ahead);
         break;
     case 10:
-        dot_i8_rows(l, panel, 10, a, row_scale, c, ldc);
+        dot_i8_rows(l, panel, 10, a, row_scale, c, ldc, ahead);
         break;
     case 11:
-        dot_i8_rows(l, panel, 11, a, row_scale, c, ldc);
+        dot_i8_rows(l, panel, 11, a, row_scale, c, ldc, ahead);
         break;
     case 12:
-        dot_i8_rows(l, panel, 12, a, row_scale, c, ldc);
+        dot_i8_rows(l, panel, 12, a, row_scale, c, ldc, ahead);
+        break;
+    case 13:
+        dot_i8_rows(l, panel, 13, a, row_scale, c, ldc, ahead);
+        break;
+    case 14:
+        dot_i8_rows(l, panel, 14, a, row_scale, c, ldc, ahead);
         break;
 #endif
     }
