@@ -283,17 +283,17 @@ static bool is_one_item(const struct cmoe_query *q, int stage)
 
 static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
+    const bool together =
+        k->last > k->first && !cmoe__cpu_is_tiny(q->p, q->shape, q->tokens); /* all threads */
     double sum = step_us;
     for (int stage = k->first; stage <= k->last; stage++) {
         const bool quant = stage == CMOE_STAGE_QUANT || stage == CMOE_STAGE_REQUANT;
         if (quant && k->last > k->first) continue; /* empty there */
-        if (k->last > k->first)
-            sum += 2 * barrier_us;
-        else
-            sum += is_one_item(q, stage) ? 0 : CMOE_COST_FORK_US;
+        if (together) sum += 2 * barrier_us;
+        if (k->last == k->first) sum += is_one_item(q, stage) ? 0 : CMOE_COST_FORK_US;
         sum += loop_us + stage_us(k, q, stage);
     }
-    if (k->last > k->first) sum += CMOE_COST_FORK_US;
+    if (together) sum += CMOE_COST_FORK_US;
     return sum * (1 + 0.02 * (CMOE_ISA_LEVELS - 1 - k->target));
 }
 

@@ -263,6 +263,13 @@ static struct cmoe_cpu_act activation(const cmoe_problem *p)
                                  .lbeta = parameter(p->act_lbeta, 25.0f)};
 }
 
+bool cmoe__cpu_is_tiny(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
+{
+    enum { PRODUCTS = 32 * 1024 }; /* a few us of one core, as a fork and the barriers of a layer */
+    const double each = (double)s->rows1 * (double)s->H + (double)s->H * (double)s->I;
+    return (double)cmoe__shape_rows(p, s, tokens) * each <= PRODUCTS;
+}
+
 cmoe_status cmoe__cpu_run(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     const struct cmoe_kernel *const k = step->kernel;
@@ -278,6 +285,7 @@ cmoe_status cmoe__cpu_run(const struct cmoe_step *step, const struct cmoe_exec *
         for (int i = 0; i < chain.n_loops; i++)
             run_loop(&run, chain.loop[i]);
     else
-        cmoe__team_run(x->threads, x->n_threads, walk, &chain);
+        cmoe__team_run(x->threads, cmoe__cpu_is_tiny(x->p, x->shape, x->tokens) ? 1 : x->n_threads,
+                       walk, &chain);
     return CMOE_OK;
 }

@@ -130,6 +130,9 @@ size_t cmoe__cpu_lay_out(const struct cmoe_kernel *k, const cmoe_problem *p,
 /* Whether the row's GEMMs read weights in panels of 32 columns; else canonical ones. */
 bool cmoe__cpu_reads_p32(const struct cmoe_kernel *k);
 
+/* Whether a whole layer is over before another thread would have joined in: one runs it alone. */
+bool cmoe__cpu_is_tiny(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens);
+
 /* cmoe_family.run of every row. */
 cmoe_status cmoe__cpu_run(const struct cmoe_step *step, const struct cmoe_exec *x);
 
