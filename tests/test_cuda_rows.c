@@ -4,6 +4,7 @@
 #include "harness.h"
 #include "plan/plan.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static const char *const problems[] = {
@@ -72,8 +73,43 @@ static void every_row_is_planned(void **state)
     cmoe_context_destroy(ctx);
 }
 
+/* Where both ways were measured. */
+static void both_gemms_in_one_kernel(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *problem;
+        bool one;
+    } cases[] = {
+        {"t=32 model=qwen3-30b-a3b scheme=bf16", true},
+        {"t=512 model=qwen3-30b-a3b scheme=fp8-token", true},
+        {"t=512 model=deepseek-v3-tp8 scheme=fp8-token", true},
+        {"t=128 model=mixtral-8x7b scheme=fp8-block", true},
+        {"t=128 model=mixtral-8x7b scheme=fp8-token",
+         false}, /* rows of 14336 wait to be quantised */
+    };
+    const struct cmoe_backend *const cuda = find_cuda();
+    if (!cuda) skip();
+    cmoe_context *const ctx = test_context(1, NULL);
+    struct cmoe_device hopper = device_of(ctx, cuda, 90);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[256], path[1024];
+        snprintf(text, sizeof text, "%s stages=quant..combine shared=0 won=out reduced",
+                 cases[i].problem);
+        const cmoe_problem p = test_problem(text);
+        cmoe_plan *plan = NULL;
+        expect_ok(cmoe_plan_create(&hopper, &p, NULL, NULL, &plan));
+        cmoe_plan_path(plan, p.max_tokens, path, sizeof path);
+        cmoe_plan_destroy(plan);
+        if ((strstr(path, "gemm1gemm2") != NULL) != cases[i].one)
+            fail_with("%s: %s", cases[i].problem, path);
+    }
+    cmoe_context_destroy(ctx);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_row_is_planned)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_row_is_planned),
+                                       cmocka_unit_test(both_gemms_in_one_kernel)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -27,11 +27,15 @@ static struct cmoe_kernel first_row(const cmoe_problem *p)
 
 static const struct cmoe_kernel second_row = {.first = CMOE_STAGE_GEMM2, .last = CMOE_STAGE_GEMM2};
 
+static double rows_each(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
+{
+    return cmoe__shape_local_rows(p, s, tokens) / (cmoe__experts_hit(p, tokens) + 1e-9);
+}
+
 /* Rows of an expert that all but a few have no more of: so many times the square root above the average. */
 static double room(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens, double spread)
 {
-    const double each =
-        cmoe__shape_local_rows(p, s, tokens) / (cmoe__experts_hit(p, tokens) + 1e-9);
+    const double each = rows_each(p, s, tokens);
     return fmin(each + spread * sqrt(each), (double)tokens);
 }
 
@@ -72,6 +76,16 @@ bool cmoe__cuda_pair_supports(const struct cmoe_kernel *k, const struct cmoe_que
            cmoe__cuda_wgmma_supports(&second_row, q, between, out, why);
 }
 
+/* With one scale a row who stores an expert's last tile quantises its rows, one a warp in two
+ * passes, while the expert's GEMM2 waits. Measured: mixtral-8x7b, 128 tokens, docs/perf-log.md, 17. */
+static double quantise_us(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
+{
+    enum { WARPS = CMOE_WGMMA_MATH / 32, COLUMNS = 512, PASS_US = 1 };
+    if (!one_scale(p)) return 0;
+    const double rows = ceil(rows_each(p, s, tokens) / WARPS);
+    return rows * 2 * PASS_US * (double)cmoe__ceil_div(s->I, COLUMNS);
+}
+
 /* One start, and nearly no multiprocessor waits between the GEMMs: but with less than half a tile of GEMM1
  * for each, those that have one load at their own rate either way. */
 double cmoe__cuda_pair_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
@@ -84,7 +98,8 @@ double cmoe__cuda_pair_cost_us(const struct cmoe_kernel *k, const struct cmoe_qu
     const double tiles =
         cmoe__experts_hit(q->p, q->tokens) * (double)cmoe__ceil_div(q->shape->I, CMOE_WGMMA_HALF);
     if (tiles < 0.5 * (double)q->props->threads) return two + ODD_US;
-    return START_US + 0.95 * (two - 2 * CMOE_WGMMA_START_US);
+    return START_US + 0.95 * (two - 2 * CMOE_WGMMA_START_US) +
+           quantise_us(q->p, q->shape, q->tokens);
 }
 
 /* h, or its codes, their scales from `scales` on, and what is quantised from `h` on. */
