@@ -6,7 +6,6 @@
 #include "backends/cuda/decoded.h"
 #include "backends/cuda/gemv.h"
 #include "backends/cuda/sort.h"
-#include "backends/cuda/stream.h"
 #include "backends/cuda/tiles.h"
 #include "backends/cuda/wgmma.h"
 #include "core/size.h"
@@ -155,10 +154,6 @@ static const struct cmoe_family wgmma2 = {cmoe__cuda_wgmma_supports, cmoe__cuda_
                                           cmoe__cuda_wgmma_gemm2};
 static const struct cmoe_family pair = {cmoe__cuda_pair_supports, cmoe__cuda_pair_cost_us,
                                         cmoe__cuda_pair_scratch, cmoe__cuda_pair};
-static const struct cmoe_family stream1 = {cmoe__cuda_stream_supports, cmoe__cuda_stream_cost, NULL,
-                                           cmoe__cuda_stream_gemm1};
-static const struct cmoe_family stream2 = {cmoe__cuda_stream_supports, cmoe__cuda_stream_cost, NULL,
-                                           cmoe__cuda_stream_gemm2};
 static const struct cmoe_family tiles = {cmoe__cuda_tiles_supports, cmoe__cuda_tiles_cost, NULL,
                                          cmoe__cuda_tiles};
 static const struct cmoe_family decoded = {cmoe__cuda_decoded_supports, cmoe__cuda_decoded_cost,

@@ -105,21 +105,6 @@ typedef struct cmoe_gpu_gemm {
     float *out;
 } cmoe_gpu_gemm;
 
-/* The streaming GEMMs: a GEMM, how its work is cut, and for GEMM1 the activation behind it. */
-typedef struct cmoe_gpu_stream {
-    cmoe_gpu_gemm g;
-    cmoe_problem p;
-    void *h; /* GEMM1: rows of the activation, columns of h_dtype; NULL: g.out */
-    int32_t i, i_used, h_dtype;
-    int32_t gated;   /* a strip holds 8 gate rows and their 8 up rows */
-    int32_t outputs; /* of a matrix half: strips cover them */
-    int32_t k_parts; /* warps of a block that share a strip's columns: 1, 2, 4 or 8 */
-    int32_t tiles;   /* a tile has 8 * tiles rows at most */
-    int32_t x_vectors, w_vectors, w_contiguous;
-    int32_t w_varies, x_varies; /* along k: the weights' scales or zero points, x's scales */
-    int32_t ahead;              /* the sort is complete when the kernel before this one starts */
-} cmoe_gpu_stream;
-
 /* The GEMMs of tiles of 128 outputs by 64 rows: a GEMM, and the activation behind GEMM1. */
 typedef struct cmoe_gpu_tiles {
     cmoe_gpu_gemm g;
