@@ -37,13 +37,18 @@ DEV float warp_sum(float v)
     return v;
 }
 
+/* Unsigned integers in the order of floats that are no NaN. */
+DEV uint32_t order_of(float v)
+{
+    const uint32_t bits = __float_as_uint(v);
+    return bits >> 31 ? ~bits : bits | 0x80000000;
+}
+
 DEV float warp_max_nan(float v)
 {
-    for (int offset = 16; offset > 0; offset >>= 1) {
-        const float other = __shfl_xor_sync(0xffffffff, v, offset);
-        v = isnan(v) || isnan(other) ? bits_f32(0x7fc00000) : fmaxf(v, other);
-    }
-    return v;
+    const bool nan = __any_sync(0xffffffff, isnan(v));
+    const uint32_t top = __reduce_max_sync(0xffffffff, order_of(v));
+    return nan ? bits_f32(0x7fc00000) : bits_f32(top >> 31 ? top & 0x7fffffff : ~top);
 }
 
 /* The best of n ranks, ties to the lowest (high: highest) index; rank 0 is never better. */
@@ -65,15 +70,76 @@ DEV int warp_best(const uint32_t *rank, int n, bool high)
     return __reduce_min_sync(0xffffffff, top == most ? at : n);
 }
 
-/* Scores of all experts into s; the same as cmoe__ref_route_row in f32. */
-DEV void scores(const cmoe_gpu_route &r, const float *z, float *s)
+enum { HELD = 8 }; /* ranks that a lane keeps in registers */
+
+/* The k best of at most 32 * HELD ranks. */
+DEV void choose_held(const uint32_t *rank, int n, int k, bool high, int32_t *chosen)
+{
+    uint32_t held[HELD];
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+        held[i] = lane() + 32 * i < n ? rank[lane() + 32 * i] : 0;
+#pragma unroll 1
+    for (int j = 0; j < k; j++) {
+        uint32_t top = 0;
+#pragma unroll
+        for (int i = 0; i < HELD; i++)
+            top = max(top, held[i]);
+        const uint32_t most = __reduce_max_sync(0xffffffff, top);
+        int at = high ? -1 : n;
+#pragma unroll
+        for (int i = 0; i < HELD; i++)
+            if (held[i] == most)
+                at = high ? max(at, lane() + 32 * i) : min(at, lane() + 32 * i);
+        const int best = most == 0 ? -1 : high ? __reduce_max_sync(0xffffffff, at) : __reduce_min_sync(0xffffffff, at);
+#pragma unroll
+        for (int i = 0; i < HELD; i++)
+            if (lane() + 32 * i == best)
+                held[i] = 0;
+        if (lane() == 0)
+            chosen[j] = best;
+    }
+}
+
+/* The k best of any number, which are taken out. */
+DEV void choose_any(uint32_t *rank, int n, int k, bool high, int32_t *chosen)
+{
+#pragma unroll 1
+    for (int j = 0; j < k; j++) {
+        const int best = warp_best(rank, n, high);
+        __syncwarp();
+        if (lane() == 0) {
+            chosen[j] = best;
+            rank[best] = 0;
+        }
+        __syncwarp();
+    }
+}
+
+/* Whether keys are made of scores. */
+DEV bool keys_by_score(const cmoe_gpu_route &r)
+{
+    return (r.p.flags & (CMOE_ROUTE_BIAS | CMOE_GROUP_SUM2)) != 0;
+}
+
+/* Whether softmax is over the chosen alone. */
+DEV bool softmax_after(const cmoe_gpu_route &r)
+{
+    return (r.p.flags & CMOE_TOPK_FIRST) && r.p.router == CMOE_ROUTE_SOFTMAX;
+}
+
+/* Scores of all experts into s, the same as cmoe__ref_route_row in f32, times what is returned: softmax is
+ * divided by its sum only where it is asked for. */
+DEV float scores(const cmoe_gpu_route &r, const float *z, float *s)
 {
     const int n = r.p.experts;
+    if (softmax_after(r) && !keys_by_score(r))
+        return 1;
     if (r.p.router != CMOE_ROUTE_SOFTMAX) {
 #pragma unroll 1
         for (int e = lane(); e < n; e += 32)
             s[e] = score(r.p.router, z[e]);
-        return;
+        return 1;
     }
     float top = -INFINITY, sum = 0;
 #pragma unroll 1
@@ -83,20 +149,20 @@ DEV void scores(const cmoe_gpu_route &r, const float *z, float *s)
 #pragma unroll 1
     for (int e = lane(); e < n; e += 32)
         sum += s[e] = expf(z[e] - top);
-    sum = warp_sum(sum);
-#pragma unroll 1
-    for (int e = lane(); e < n; e += 32)
-        s[e] = s[e] / sum;
+    return warp_sum(sum);
 }
 
-DEV void make_keys(const cmoe_gpu_route &r, const float *z, const float *s, float *key, uint32_t *rank)
+/* sum: what s is to be divided by. */
+DEV void make_keys(const cmoe_gpu_route &r, const float *z, const float *s, float sum, float *key, uint32_t *rank)
 {
-    const bool by_score = (r.p.flags & (CMOE_ROUTE_BIAS | CMOE_GROUP_SUM2)) != 0;
+    const bool by_score = keys_by_score(r);
 #pragma unroll 1
     for (int e = lane(); e < r.p.experts; e += 32) {
         float k = z[e];
-        if (by_score && !isnan(z[e]) && z[e] != -INFINITY)
-            k = (isnan(s[e]) ? z[e] : s[e]) + (r.bias ? r.bias[e] : 0.0f);
+        if (by_score && !isnan(z[e]) && z[e] != -INFINITY) {
+            const float scored = s[e] / sum;
+            k = (isnan(scored) ? z[e] : scored) + (r.bias ? r.bias[e] : 0.0f);
+        }
         key[e] = k;
         rank[e] = rank_of(k);
     }
@@ -171,41 +237,36 @@ DEV void load_logits(const cmoe_gpu_route &r, int64_t t, float *z)
     __syncwarp();
 }
 
-/* Weights of the chosen ids, one slot a lane (k over 32: several). */
-DEV void write_weights(const cmoe_gpu_route &r, const float *z, const float *s, const int32_t *ids,
-                       float *out)
+/* Weights of the chosen ids, each lane its own. sum: what s is to be divided by; w: room for them. */
+DEV void write_weights(const cmoe_gpu_route &r, const float *z, const float *s, float sum, const int32_t *ids,
+                       float *w, float *out)
 {
     const int k = r.p.topk;
-    const bool after = (r.p.flags & CMOE_TOPK_FIRST) && r.p.router == CMOE_ROUTE_SOFTMAX;
-    float top = -INFINITY, sum = 0, total = 0;
-    if (after) {
+    const bool after = softmax_after(r);
+    float top = -INFINITY, own = 0;
 #pragma unroll 1
-        for (int j = 0; j < k; j++) {
-            const float v = ids[j] >= 0 && ids[j] < r.p.experts ? z[ids[j]] : -INFINITY;
-            top = isnan(top) || isnan(v) ? bits_f32(0x7fc00000) : fmaxf(top, v);
-        }
-#pragma unroll 1
-        for (int j = 0; j < k; j++)
-            sum += expf((ids[j] >= 0 && ids[j] < r.p.experts ? z[ids[j]] : -INFINITY) - top);
+    for (int j = lane(); j < k && after; j += 32) {
+        const float v = ids[j] >= 0 && ids[j] < r.p.experts ? z[ids[j]] : -INFINITY;
+        top = isnan(top) || isnan(v) ? bits_f32(0x7fc00000) : fmaxf(top, v);
     }
+    if (after)
+        top = warp_max_nan(top);
 #pragma unroll 1
-    for (int pass = r.p.flags & CMOE_RENORMALIZE ? 0 : 1; pass < 2; pass++)
+    for (int j = lane(); j < k; j += 32) {
+        const bool valid = ids[j] >= 0 && ids[j] < r.p.experts;
+        w[j] = after ? expf((valid ? z[ids[j]] : -INFINITY) - top) : (valid ? s[ids[j]] : 0.0f);
+        own += w[j];
+    }
+    if (after)
+        sum = warp_sum(own);
+    own = 0;
 #pragma unroll 1
-        for (int j = pass ? lane() : 0; j < k; j += pass ? 32 : 1) {
-            const bool valid = ids[j] >= 0 && ids[j] < r.p.experts;
-            float w = valid ? s[ids[j]] : 0.0f;
-            if (after)
-                w = expf((valid ? z[ids[j]] : -INFINITY) - top) / sum;
-            if (pass == 0) {
-                total += w;
-                continue;
-            }
-            if (r.p.flags & CMOE_RENORMALIZE) {
-                const float d = total + r.p.renorm_eps;
-                w = d == 0.0f ? 0.0f : w / d;
-            }
-            out[j] = w * r.p.route_scale;
-        }
+    for (int j = lane(); j < k; j += 32)
+        own += w[j] /= sum;
+    const float all = r.p.flags & CMOE_RENORMALIZE ? warp_sum(own) + r.p.renorm_eps : 1.0f;
+#pragma unroll 1
+    for (int j = lane(); j < k; j += 32)
+        out[j] = (all == 0.0f ? 0.0f : w[j] / all) * r.p.route_scale;
 }
 
 /* The slots of token t: r.call.slots ids and weights. */
@@ -226,25 +287,20 @@ DEV void route_token(const cmoe_gpu_route &r, int64_t t, float *shared, int32_t 
         routed = token >= 0 && token < r.vocab;
         given = routed ? r.hash_table + token * k : NULL;
     }
-    scores(r, z, s);
+    const float sum = scores(r, z, s);
     __syncwarp();
-    make_keys(r, z, s, key, rank);
+    make_keys(r, z, s, sum, key, rank);
     if (r.p.groups > 0)
         keep_groups(r, key, rank, group);
     int32_t *chosen = (int32_t *)key; /* which nothing reads any more */
 #pragma unroll 1
     for (int j = lane(); j < k && (given || !routed); j += 32)
         chosen[j] = given ? given[j] : -1;
-#pragma unroll 1
-    for (int j = 0; j < k && !given && routed; j++) {
-        const int best = warp_best(rank, e, r.p.flags & CMOE_TIE_HIGH);
-        __syncwarp();
-        if (lane() == 0) {
-            chosen[j] = best;
-            rank[best] = 0;
-        }
-        __syncwarp();
-    }
+    const bool high = r.p.flags & CMOE_TIE_HIGH;
+    if (!given && routed && e <= 32 * HELD)
+        choose_held(rank, e, k, high, chosen);
+    else if (!given && routed)
+        choose_any(rank, e, k, high, chosen);
     __syncwarp();
 #pragma unroll 1
     for (int j = lane(); j < k; j += 32) {
@@ -253,7 +309,7 @@ DEV void route_token(const cmoe_gpu_route &r, int64_t t, float *shared, int32_t 
             weights[j] = 0;
     }
     if (routed)
-        write_weights(r, z, s, chosen, weights);
+        write_weights(r, z, s, sum, chosen, (float *)rank, weights);
 #pragma unroll 1
     for (int j = lane(); j < r.p.shared; j += 32) {
         ids[k + j] = e + j;
