@@ -170,9 +170,9 @@ double cmoe__cuda_wgmma_cost_us(const struct cmoe_kernel *k, const struct cmoe_q
     const double padded = hit * m_tiles * (double)step * (second ? 1 : 2) * (double)k_columns * 2 *
                           (double)cmoe__round_up((int64_t)(each + 0.999), 8);
     const double arithmetic = padded / (q->props->gflops * 1e3 * 0.55 * fp8);
-    /* Fewer tiles than multiprocessors: those that load do not reach all of the bandwidth. */
+    /* Clearly fewer tiles than multiprocessors: those that load do not reach all of the bandwidth. */
     enum { BLOCK_GBPS = 60 };
-    const double some = tiles < blocks ? 0.7 * q->props->gbps : 0.92 * q->props->gbps;
+    const double some = tiles < 0.9 * blocks ? 0.7 * q->props->gbps : 0.92 * q->props->gbps;
     const double memory = bytes / (1e3 * (some < tiles * BLOCK_GBPS ? some : tiles * BLOCK_GBPS));
     return CMOE_WGMMA_START_US +
            (arithmetic > memory ? arithmetic * (uneven > 1.5 ? 1.5 : uneven) : memory);

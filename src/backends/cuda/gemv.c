@@ -12,8 +12,14 @@
 enum {
     MOST_TOKENS = 8,
     SHARED_BYTES = 200 * 1024,
-    START_US = 12,
-    ODD_US = 1,        /* a row that routes is dearer than two rows: not measured beside them yet */
+    BOTH_BYTES = 224 * 1024,  /* of a block of either kernel, beside what blocks take anyway */
+    ALONE_BYTES = 115 * 1024, /* two blocks with so much do not fit */
+    FIRST_DEPTH = 5,          /* steps of a warp of GEMM1 in flight */
+    LEAST_DEPTH = 4,
+    RELEASE_STEPS = 5,     /* GEMM2 starts when GEMM1's warps have as many steps to ask for */
+    WIDE_BYTES = 16 << 20, /* experts whose rows L2 fetches 256 bytes at a time */
+    START_US = 7,
+    ODD_US = 3,        /* a row that routes is dearer than two rows, measured on an H100 */
     LEAST_BLOCKS = 64, /* a block then has tiles of two tokens at most */
     WARPS = CMOE_GEMV_THREADS / 32,
     ROWS = 8, /* of a tile */
@@ -65,13 +71,13 @@ static bool spanned(cmoe_format w, cmoe_format x)
 
 /* How a kernel's work is cut, and its shared memory. */
 struct cut {
-    int32_t strips, pieces, steps, spans;
+    int32_t strips, pieces, steps, spans, x_spans, depth;
     int32_t x_at, factor_at, amax_at, part_at;
     size_t bytes;
 };
 
-static struct cut cut_work(const cmoe_problem *p, const struct cmoe_shape *s, int tokens,
-                           bool first)
+static struct cut cut_at_depth(const cmoe_problem *p, const struct cmoe_shape *s, int tokens,
+                               bool first, int depth)
 {
     const int bits = cmoe_dtype_bits((cmoe_dtype)p->w.dtype);
     const cmoe_format x = first ? p->x : p->mid;
@@ -83,7 +89,7 @@ static struct cut cut_work(const cmoe_problem *p, const struct cmoe_shape *s, in
     const int64_t tiles = cmoe__ceil_div(tokens * strips * (first ? s->slots : 1), LEAST_BLOCKS);
     const int64_t rows = (tokens > 1 ? 2 : 1) * (first ? 1 : s->slots);
     const int64_t ring = CMOE_GEMV_CODES + (bits < 16 ? CMOE_GEMV_SCALES : 0);
-    const int64_t x_at = (int64_t)WARPS * CMOE_GEMV_DEPTH * ring;
+    const int64_t x_at = (int64_t)WARPS * depth * ring;
     const int64_t factor_at = x_at + rows * steps * step * 2;
     const int64_t amax_at = factor_at + rows * spans * 4, part_at = amax_at + rows * 4;
     const int64_t parts = 3 * tiles > WARPS * WARPS ? 3 * tiles : WARPS * WARPS;
@@ -91,13 +97,32 @@ static struct cut cut_work(const cmoe_problem *p, const struct cmoe_shape *s, in
         .strips = (int32_t)strips,
         .pieces = (int32_t)cmoe__ceil_div(columns, piece),
         .steps = (int32_t)steps,
+        .depth = depth,
         .spans = (int32_t)spans,
+        .x_spans = (int32_t)cmoe__ceil_div(steps * step, 128),
         .x_at = (int32_t)x_at,
         .factor_at = (int32_t)factor_at,
         .amax_at = (int32_t)amax_at,
         .part_at = (int32_t)part_at,
         .bytes = (size_t)(part_at + parts * ROWS * 4),
     };
+}
+
+/* GEMM2 starts while GEMM1 still runs, a block of each on a multiprocessor: with as many steps in
+ * flight as there is room for, and never so small that two of its blocks fit where GEMM1 ends first. */
+static struct cut cut_work(const cmoe_problem *p, const struct cmoe_shape *s, int tokens,
+                           bool first)
+{
+    static const int depths[] = {8, 6, FIRST_DEPTH, LEAST_DEPTH};
+    const struct cut one = cut_at_depth(p, s, tokens, true, FIRST_DEPTH);
+    if (first) return one;
+    struct cut c;
+    for (size_t i = 0; i < sizeof depths / sizeof *depths; i++) {
+        c = cut_at_depth(p, s, tokens, false, depths[i]);
+        if (c.bytes < ALONE_BYTES) c.bytes = ALONE_BYTES;
+        if (one.bytes + c.bytes <= BOTH_BYTES) return c;
+    }
+    return cut_at_depth(p, s, tokens, false, FIRST_DEPTH);
 }
 
 static bool is_plain(cmoe_format f)
@@ -116,7 +141,7 @@ static bool is_dynamic_e4m3(cmoe_format f)
 /* Blocks route before weights come to the ring; what they choose, only GEMM2 sees of all blocks. */
 static bool routing_fits(const struct cmoe_query *q, struct cmoe_why *why)
 {
-    const size_t room = (size_t)WARPS * CMOE_GEMV_DEPTH * CMOE_GEMV_CODES;
+    const size_t room = (size_t)WARPS * LEAST_DEPTH * CMOE_GEMV_CODES;
     if (q->p->weight_on == CMOE_WEIGHT_ON_GEMM1 || q->p->weight_on == CMOE_WEIGHT_ON_ACT)
         return cmoe__refuse(why, "weights count before all blocks see them");
     if (cmoe__cuda_route_floats(q->p) * 4 * (size_t)q->tokens > room)
@@ -172,11 +197,10 @@ bool cmoe__cuda_gemv_supports(const struct cmoe_kernel *k, const struct cmoe_que
  * a call share comes from L2 the second time, and the rows for many tokens have costs of their own. */
 static double stream_share(int bits, double expert, int tokens)
 {
-    const bool large = expert > 16e6;
-    if (bits == 16) return large ? 0.75 : 0.8;
+    if (bits == 16) return 0.88;
     if (bits == 4) return 0.5;
-    if (large) return 0.72;
-    return tokens == 1 ? 0.9 : tokens > 4 ? 0.75 : 1.05;
+    if (expert > WIDE_BYTES || tokens == 1) return 0.825;
+    return tokens > 4 ? 0.75 : 1.0;
 }
 
 /* Weights are read again for every row of an expert. */
@@ -185,7 +209,7 @@ double cmoe__cuda_gemv_cost(const struct cmoe_kernel *k, const struct cmoe_query
     const double rows = cmoe__shape_local_rows(q->p, q->shape, q->tokens);
     const double expert = cmoe__expert_bytes(q->p, 1) + cmoe__expert_bytes(q->p, 2);
     const int bits = cmoe_dtype_bits((cmoe_dtype)q->p->w.dtype);
-    const double quantizing = q->shape->quant ? 3 : 0;
+    const double quantizing = q->shape->quant ? 2 : 0;
     const double routing = k->first == CMOE_STAGE_ROUTE ? cmoe__cuda_cost_us(k, q) + ODD_US : 0;
     const double rate = q->props->gbps * 1e3 * stream_share(bits, expert, q->tokens);
     return START_US + routing + quantizing + rows * expert / rate;
@@ -277,7 +301,11 @@ static cmoe_status launch(const struct cmoe_exec *x, enum cmoe_cuda_function fun
     v->strips = c.strips;
     v->pieces = c.pieces;
     v->steps = c.steps;
+    v->depth = c.depth;
+    v->release = v->route_floats > 0 ? INT32_MAX : RELEASE_STEPS;
+    v->wide = cmoe__expert_bytes(x->p, 1) + cmoe__expert_bytes(x->p, 2) > WIDE_BYTES;
     v->spans = c.spans;
+    v->per_span = (1u << 31) / (unsigned)c.x_spans + 1;
     v->x_shift = spanned(v->g.w, v->g.x) ? 7 : 30;
     v->x_at = c.x_at;
     v->factor_at = c.factor_at;

@@ -8,7 +8,6 @@
 
 enum {
     CMOE_GEMV_THREADS = 384,
-    CMOE_GEMV_DEPTH = 5, /* steps of a warp in flight */
     CMOE_GEMV_ROWS = 64, /* slots of all tokens */
     CMOE_GEMV_CODES = 1024,
     CMOE_GEMV_SCALES = 256, /* bytes of a step: 8 rows of 128, and of 8 words */
@@ -38,6 +37,7 @@ typedef struct cmoe_gpu_gemv {
     int32_t gated, vectors, from_vectors, weigh;
     int32_t strips;         /* tiles of a slot (GEMM1) or a token (GEMM2) */
     int32_t pieces, steps;  /* of 16 and of 128 bytes of a row of weights */
+    uint32_t per_span;      /* 2^31 over the spans of a row of x, rounded up */
     int32_t spans, x_shift; /* factors of a row of x; log2 of the columns that share one */
     int32_t scales, shift,
         grid_shift;      /* of a row of weights; log2 of the columns, and rows, of one */
@@ -46,6 +46,9 @@ typedef struct cmoe_gpu_gemv {
     int32_t x_at, factor_at, amax_at, part_at; /* bytes of shared memory before them */
     float accumulate;
     int32_t route_floats; /* a call that routes: of shared memory for a token */
+    int32_t depth;        /* steps of a warp in flight */
+    int32_t release;      /* GEMM1: steps that a warp has yet to ask for when GEMM2 may start */
+    int32_t wide;         /* large experts: L2 brings 256 bytes of a row at once */
 } cmoe_gpu_gemv;
 
 #endif

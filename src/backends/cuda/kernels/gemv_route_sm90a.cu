@@ -22,11 +22,11 @@ template <int W, int OP, bool FIRST> DEV void routed_gemv(const cmoe_gpu_gemv &s
 {
     extern __shared__ __align__(128) uint8_t memory[];
     __shared__ int32_t ids[CMOE_GEMV_ROWS];
-    __shared__ float weights[CMOE_GEMV_ROWS]; /* GEMM2 reads those that GEMM1 wrote */
+    __shared__ slots_of known;
     if (FIRST) /* nothing says that the logits are there before; GEMM2's are, since GEMM1 waited */
-        depend();
-    route_slots<FIRST>(s, r, memory, ids, weights);
-    gemv<W, OP, FIRST, true>(s, memory, ids);
+        depend_wait();
+    route_slots<FIRST>(s, r, memory, ids, known.weights);
+    gemv<W, OP, FIRST, true>(s, memory, ids, known);
 }
 
 /* Named by the types of w and of the operands; i4 stands for unsigned codes too. */

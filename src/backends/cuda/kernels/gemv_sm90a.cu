@@ -7,8 +7,9 @@
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                       \
         name(const __grid_constant__ cmoe_gpu_gemv s)                                              \
     {                                                                                              \
-        extern __shared__ __align__(16) uint8_t memory[];                                          \
-        gemv<w, operand, first, false>(s, memory, NULL);                                           \
+        extern __shared__ __align__(128) uint8_t memory[];                                         \
+        __shared__ slots_of known;                                                                 \
+        gemv<w, operand, first, false>(s, memory, NULL, known);                                    \
     }
 
 ENTRY(cmoe_gemv1_bf16, CMOE_BF16, CMOE_BF16, true)

@@ -40,6 +40,17 @@ DEV experts_of find_experts(const cmoe_gpu_call &c, const int32_t *ids)
     return {lane < rows ? local_expert(c, ids[lane]) : -1, lane + 32 < rows ? local_expert(c, ids[lane + 32]) : -1};
 }
 
+/* What a block knows of all slots before it multiplies, in shared memory: no load waits in between. */
+struct slots_of {
+    int experts[CMOE_GEMV_ROWS]; /* local ones, or -1 */
+    float weights[CMOE_GEMV_ROWS];
+
+    MEMBER int of(int row) const
+    {
+        return experts[row];
+    }
+};
+
 /* What a block has to do: tiles, their steps, and rows of x of the tokens that they have. */
 struct work {
     uint8_t *memory; /* the ring; x; factors of x; largest magnitudes; sums */

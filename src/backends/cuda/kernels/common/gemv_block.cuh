@@ -210,15 +210,15 @@ DEV void fill(const cmoe_gpu_gemv &s, const work &k, const experts_of &experts, 
     if (from.at.left > 0)
         find_row<FIRST, PLAIN>(s, experts, from);
 #pragma unroll 1
-    for (int slot = 0; slot < DEPTH; slot++) {
+    for (int slot = 0; slot < s.depth; slot++) {
         if (from.at.left > 0)
-            bring<W, FIRST, PLAIN>(s, experts, from, ring_of<W>::codes(k, slot));
+            bring<W, FIRST, PLAIN>(s, experts, from, ring_of<W>::codes(s, k, slot));
         commit_copies();
     }
 }
 
 template <int W, int OP, bool FIRST, bool PLAIN>
-DEV void empty(const cmoe_gpu_gemv &s, const work &k, const experts_of &experts, const int *known, supply &from)
+DEV void empty(const cmoe_gpu_gemv &s, const work &k, const slots_of &known, supply &from)
 {
     demand<W> to = {};
     to.at = first_step<FIRST>(s, k);
@@ -226,18 +226,20 @@ DEV void empty(const cmoe_gpu_gemv &s, const work &k, const experts_of &experts,
         return;
     find_x<W, FIRST>(s, k, to);
     int part = (int)(threadIdx.x / 32) - warp_of(k, to.at.tile * k.tile_steps); /* 0 of tiles that begin here */
-    const uint32_t first = ring_of<W>::codes(k, 0), last = ring_of<W>::codes(k, DEPTH - 1);
+    const uint32_t first = ring_of<W>::codes(s, k, 0), last = ring_of<W>::codes(s, k, s.depth - 1);
     uint32_t slot = first;
     float sum = 0;
 #pragma unroll 1
     while (true) {
-        wait_copies<DEPTH - 1>();
+        wait_step(s.depth);
         __syncwarp(); /* a row's scales were brought by one of its lanes */
-        sum += step_sum<W, OP, FIRST, PLAIN>(s, known, to, slot);
+        sum += step_sum<W, OP, FIRST, PLAIN>(s, known.experts, to, slot);
         __syncwarp();
         if (from.at.left > 0)
-            bring<W, FIRST, PLAIN>(s, experts, from, slot);
+            bring<W, FIRST, PLAIN>(s, known, from, slot);
         commit_copies();
+        if (FIRST && from.at.left == s.release)
+            depend_release();
         slot = slot == last ? first : slot + ring_of<W>::BYTES;
         to.at.left--;
         if (++to.at.step < s.steps && to.at.left > 0)
@@ -255,47 +257,64 @@ DEV void empty(const cmoe_gpu_gemv &s, const work &k, const experts_of &experts,
 }
 
 template <int W, int OP, bool FIRST>
-DEV void multiply_all(const cmoe_gpu_gemv &s, const work &k, const experts_of &experts, const int *known, supply &from)
+DEV void multiply_all(const cmoe_gpu_gemv &s, const work &k, const slots_of &known, supply &from)
 {
     if (s.plain)
-        empty<W, OP, FIRST, true>(s, k, experts, known, from);
+        empty<W, OP, FIRST, true>(s, k, known, from);
     else
-        empty<W, OP, FIRST, false>(s, k, experts, known, from);
+        empty<W, OP, FIRST, false>(s, k, known, from);
 }
 
-/* A block's part of a kernel. ids: those of a call that routes, of which GEMM1 has waited; NULL: the call's. */
+/* A block's part of a kernel. ids: those of a call that routes, of which GEMM1 has waited, and whose weights are
+ * known; NULL: the call's. GEMM1 lets GEMM2 start late, so that its weights do not hold up GEMM1's. */
 template <int W, int OP, bool FIRST, bool ROUTES>
-DEV void gemv(const cmoe_gpu_gemv &s, uint8_t *memory, const int32_t *ids)
+DEV void gemv(const cmoe_gpu_gemv &s, uint8_t *memory, const int32_t *ids, slots_of &known)
 {
-    __shared__ int known[CMOE_GEMV_ROWS];
     if (FIRST && !ROUTES) /* nothing says that the ids are there before; GEMM2's are, since GEMM1 waited */
-        depend();
+        depend_wait();
     const experts_of experts = ROUTES ? find_experts(s.g.call, ids) : find_experts(s.g.call);
     const work k = cut_work<FIRST>(s, memory);
+    const int slot = threadIdx.x;
+    float weight = 1;
+    if (!ROUTES && slot < k.tokens * s.g.call.slots)
+        weight = row_weight(s.g.call, slot);
+    batch_of<W, OP> rows;
+    constexpr bool EARLY = FIRST && (piece_of<W>::BITS > 4 || OP == CMOE_BF16); /* else registers are short */
+    if (EARLY) /* before weights are asked for, which what is asked for later would wait for */
+        rows = load_batch<W, OP, FIRST>(s, k, known, threadIdx.x / 32);
     supply from;
     if (s.plain)
         fill<W, FIRST, true>(s, k, experts, from);
     else
         fill<W, FIRST, false>(s, k, experts, from);
+    if (FIRST && from.at.left <= s.release)
+        depend_release();
     for (int i = threadIdx.x; i < k.row_count; i += THREADS)
         k.amax(s)[i] = 0;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < k.tiles * ROWS * parts(k); i += THREADS)
+        k.part(s)[i] = 0;
     if (threadIdx.x < 32) {
-        known[threadIdx.x] = experts.low;
-        known[threadIdx.x + 32] = experts.high;
+        known.experts[threadIdx.x] = experts.low;
+        known.experts[threadIdx.x + 32] = experts.high;
     }
+    if (!ROUTES && slot < CMOE_GEMV_ROWS)
+        known.weights[slot] = weight;
     __syncthreads();
     if (!FIRST)
         depend();
+    if (!EARLY)
+        rows = load_batch<W, OP, FIRST>(s, k, known, threadIdx.x / 32);
     /* Codes of 4 bits are decoded to f16 with fewer instructions: bf16 rows follow where they can. */
     constexpr bool MAY = piece_of<W>::BITS == 4 && OP == CMOE_BF16;
-    const bool exact = stage_rows<W, OP, MAY ? (int)CMOE_F16 : OP, FIRST>(s, k, experts);
+    const bool exact = stage_rows<W, OP, MAY ? (int)CMOE_F16 : OP, FIRST>(s, k, known, rows);
     if (!MAY || __syncthreads_and(exact)) {
         __syncthreads();
-        multiply_all<W, MAY ? (int)CMOE_F16 : OP, FIRST>(s, k, experts, known, from);
+        multiply_all<W, MAY ? (int)CMOE_F16 : OP, FIRST>(s, k, known, from);
     } else {
-        stage_rows<W, OP, OP, FIRST>(s, k, experts);
+        stage_rows<W, OP, OP, FIRST>(s, k, known, load_batch<W, OP, FIRST>(s, k, known, threadIdx.x / 32));
         __syncthreads();
-        multiply_all<W, OP, FIRST>(s, k, experts, known, from);
+        multiply_all<W, OP, FIRST>(s, k, known, from);
     }
     __syncthreads();
     finish<FIRST>(s, k, known);

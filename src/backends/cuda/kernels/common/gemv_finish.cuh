@@ -7,11 +7,10 @@
 #include "backends/cuda/kernels/common/activation.cuh"
 #include "backends/cuda/kernels/common/gemv.cuh"
 
-/* The sum of a tile's row over the warps that have steps of it. */
-DEV float row_sum(const cmoe_gpu_gemv &s, const work &k, int tile, int row)
+/* The sum of a tile's row over the warps; those that have no steps of it left 0. */
+DEV float row_sum(const cmoe_gpu_gemv &s, const work &k, int count, int tile, int row)
 {
-    const int count = warp_of(k, (tile + 1) * k.tile_steps - 1) - warp_of(k, tile * k.tile_steps) + 1;
-    const float *part = k.part(s) + (tile * ROWS + row) * parts(k);
+    const float *part = k.part(s) + (tile * ROWS + row) * count;
     float sum = 0;
 #pragma unroll 4
     for (int i = 0; i < count; i++)
@@ -30,10 +29,9 @@ DEV float bias_of(const cmoe_gpu_gemv &s, int expert, int half, int n)
 }
 
 /* One element of h. */
-DEV void finish_h(const cmoe_gpu_gemv &s, int expert, int slot, int n, float gate, float up)
+DEV void finish_h(const cmoe_gpu_gemv &s, int expert, float weight, int slot, int n, float gate, float up)
 {
     const bool on_act = s.p.weight_on == CMOE_WEIGHT_ON_ACT;
-    const float weight = s.g.weigh || on_act ? row_weight(s.g.call, slot) : 1.0f;
     if (s.g.weigh) {
         gate *= weight;
         up *= weight;
@@ -47,13 +45,13 @@ DEV void finish_h(const cmoe_gpu_gemv &s, int expert, int slot, int n, float gat
 }
 
 /* One element of y. */
-DEV void finish_y(const cmoe_gpu_gemv &s, const int *experts, int token, int n, float sum)
+DEV void finish_y(const cmoe_gpu_gemv &s, const slots_of &known, int token, int n, float sum)
 {
     const int slots = s.g.call.slots;
     char *y = (char *)s.out + token * s.out_stride;
     for (int slot = token * slots; s.g.bias && slot < (token + 1) * slots && n < s.used; slot++)
-        if (experts[slot] >= 0)
-            sum += bias_of(s, experts[slot], 2, n) * (s.weigh ? row_weight(s.g.call, slot) : 1.0f);
+        if (known.experts[slot] >= 0)
+            sum += bias_of(s, known.experts[slot], 2, n) * (s.weigh ? known.weights[slot] : 1.0f);
     sum = n < s.used ? sum : 0.0f;
     if (s.accumulate != 0.0f)
         sum += s.accumulate * load(s.out_dtype, y, n);
@@ -61,19 +59,21 @@ DEV void finish_y(const cmoe_gpu_gemv &s, const int *experts, int token, int n, 
 }
 
 /* All results of the block. */
-template <bool FIRST> DEV void finish(const cmoe_gpu_gemv &s, const work &k, const int *experts)
+template <bool FIRST> DEV void finish(const cmoe_gpu_gemv &s, const work &k, const slots_of &known)
 {
+    const int count = parts(k);
     const int units = FIRST && s.gated ? ROWS / 2 : ROWS;
     for (int i = threadIdx.x; i < k.tiles * units; i += THREADS) {
         const int tile = i / units, unit = i - tile * units, at = k.first_tile + tile, row = at / s.strips;
         const int n = (at - row * s.strips) * units + unit;
-        if (n >= s.columns || (FIRST && experts[row] < 0))
+        if (n >= s.columns || (FIRST && known.experts[row] < 0))
             continue;
-        const float sum = k.all_steps > 0 ? row_sum(s, k, tile, unit) : 0.0f;
+        const float sum = k.all_steps > 0 ? row_sum(s, k, count, tile, unit) : 0.0f;
         if (FIRST)
-            finish_h(s, experts[row], row, n, sum, s.gated ? row_sum(s, k, tile, units + unit) : 0.0f);
+            finish_h(s, known.experts[row], known.weights[row], row, n, sum,
+                     s.gated ? row_sum(s, k, count, tile, units + unit) : 0.0f);
         else
-            finish_y(s, experts, row, n, sum);
+            finish_y(s, known, row, n, sum);
     }
 }
 

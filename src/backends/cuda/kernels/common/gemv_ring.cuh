@@ -7,17 +7,25 @@
 
 #include "backends/cuda/kernels/common/gemv.cuh"
 
-enum { DEPTH = CMOE_GEMV_DEPTH, CODES = CMOE_GEMV_CODES, SCALES = CMOE_GEMV_SCALES };
+enum { CODES = CMOE_GEMV_CODES, SCALES = CMOE_GEMV_SCALES };
 
 DEV uint32_t shared_address(const void *at)
 {
     return (uint32_t)__cvta_generic_to_shared(at);
 }
 
-DEV void copy_piece(uint32_t to, const uint8_t *from, bool counts)
+/* Weights leave L2 before what a layer uses again: code, parameters, ids, x. The constant is createpolicy's of
+ * evict_first. */
+DEV void copy_piece(uint32_t to, const uint8_t *from, bool counts, bool wide)
 {
+    constexpr uint64_t EVICT_FIRST = 0x12f0000000000000;
     const int bytes = counts ? 16 : 0; /* the rest becomes 0 */
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
+    if (wide)
+        asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+                     "r"(bytes), "l"(EVICT_FIRST));
+    else
+        asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+                     "r"(bytes), "l"(EVICT_FIRST));
 }
 
 DEV void copy_word(uint32_t to, const uint8_t *from)
@@ -28,6 +36,19 @@ DEV void copy_word(uint32_t to, const uint8_t *from)
 template <int N> DEV void wait_copies()
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/* Until the oldest of so many steps is there: of 4, 5, 6 or 8. */
+DEV void wait_step(int depth)
+{
+    if (depth < 5)
+        wait_copies<3>();
+    else if (depth < 6)
+        wait_copies<4>();
+    else if (depth < 8)
+        wait_copies<5>();
+    else
+        wait_copies<7>();
 }
 
 DEV void commit_copies()
@@ -89,9 +110,9 @@ template <int W> struct ring_of {
     static constexpr int BYTES = CODES + (piece_of<W>::BITS < 16 ? SCALES : 0);
 
     /* Of this lane. */
-    static MEMBER uint32_t codes(const work &k, int slot)
+    static MEMBER uint32_t codes(const cmoe_gpu_gemv &s, const work &k, int slot)
     {
-        return shared_address(k.memory) + ((int)(threadIdx.x / 32) * DEPTH + slot) * BYTES + (int)(threadIdx.x % 32) * 16;
+        return shared_address(k.memory) + ((int)(threadIdx.x / 32) * s.depth + slot) * BYTES + (int)(threadIdx.x % 32) * 16;
     }
 
     /* Of this lane's row. */
@@ -109,8 +130,9 @@ struct supply {
     int64_t col_stride;
 };
 
-template <bool FIRST, bool PLAIN>
-DEV void find_row(const cmoe_gpu_gemv &s, const experts_of &experts, supply &from)
+/* experts: an experts_of or slots_of. */
+template <bool FIRST, bool PLAIN, class E>
+DEV void find_row(const cmoe_gpu_gemv &s, const E &experts, supply &from)
 {
     const int e = experts.of(from.at.token * s.g.call.slots + from.at.slot), n = lane_row<FIRST>(s, from.at.strip);
     from.codes = NULL;
@@ -137,7 +159,7 @@ template <int W> DEV void bring_piece(const cmoe_gpu_gemv &s, const supply &from
     constexpr int COLUMNS = piece_of<W>::COLUMNS;
     const bool counts = from.codes && piece < s.pieces;
     if (!counts || (s.vectors && (piece + 1) * COLUMNS <= s.g.k)) {
-        copy_piece(to, from.codes + piece * 16, counts);
+        copy_piece(to, from.codes + piece * 16, counts, s.wide);
         return;
     }
     const uint4 v = load_slowly<W>(from.codes, from.col_stride, piece * COLUMNS, s.g.k);
@@ -177,14 +199,14 @@ DEV void bring_e8m0(const cmoe_gpu_gemv &s, const supply &from, uint32_t to)
         store_shared(to + quad * 4, 0);
 }
 
-template <int W, bool FIRST, bool PLAIN>
-DEV void bring(const cmoe_gpu_gemv &s, const experts_of &experts, supply &from, uint32_t to)
+template <int W, bool FIRST, bool PLAIN, class E>
+DEV void bring(const cmoe_gpu_gemv &s, const E &experts, supply &from, uint32_t to)
 {
     const int quad = threadIdx.x % 4, piece = from.at.step * 8 + quad;
     if (PLAIN) {
         const uint8_t *at = from.codes + from.at.step * 128 + quad * 16;
-        copy_piece(to, at, from.codes && piece < s.pieces);
-        copy_piece(to + CODES / 2, at + 64, from.codes && piece + 4 < s.pieces);
+        copy_piece(to, at, from.codes && piece < s.pieces, s.wide);
+        copy_piece(to + CODES / 2, at + 64, from.codes && piece + 4 < s.pieces, s.wide);
     } else {
         bring_piece<W>(s, from, piece, to);
         bring_piece<W>(s, from, piece + 4, to + CODES / 2);

@@ -6,31 +6,43 @@
 
 #include "backends/cuda/kernels/common/gemv.cuh"
 
-DEV float element(int dtype, const char *row, int column)
-{
-    if (dtype == CMOE_F32)
-        return ((const float *)row)[column];
-    const uint16_t code = ((const uint16_t *)row)[column];
-    return dtype == CMOE_BF16 ? bits_f32((uint32_t)code << 16) : __half2float(__ushort_as_half(code));
-}
-
-/* Four columns of a row of f32, bf16 or f16 from a multiple of 4 on, zero from `limit` on; `vectors`: 4
- * aligned ones or none. */
-DEV float4 four_columns(int dtype, const char *row, int column, int limit, int vectors)
+/* Four columns of a row of f32, bf16 or f16 from a multiple of 4 on as they lie, in the first words: aligned,
+ * four or none of them. */
+template <int OP> DEV uint4 load_columns(int dtype, const char *row, int column)
 {
     const char *at = row + (int64_t)column * (dtype == CMOE_F32 ? 4 : 2);
-    if (vectors && column < limit && dtype == CMOE_F32)
-        return __ldcg((const float4 *)at);
-    if (vectors && column < limit && dtype == CMOE_BF16) {
-        const uint2 w = __ldcg((const uint2 *)at);
-        return make_float4(bits_f32(w.x << 16), bits_f32(w.x & 0xffff0000), bits_f32(w.y << 16),
-                           bits_f32(w.y & 0xffff0000));
-    }
-    float v[4];
+    if (OP != CMOE_BF16 && dtype == CMOE_F32)
+        return __ldcg((const uint4 *)at);
+    const uint2 pairs = __ldcg((const uint2 *)at);
+    return make_uint4(pairs.x, pairs.y, 0, 0);
+}
+
+/* The same wherever they lie, zero from `limit` on. */
+template <int OP> DEV uint4 load_columns_slowly(int dtype, const char *row, int column, int limit)
+{
+    const bool words = OP != CMOE_BF16 && dtype == CMOE_F32;
+    uint32_t v[4];
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        v[i] = column + i < limit ? element(dtype, row, column + i) : 0.0f;
-    return make_float4(v[0], v[1], v[2], v[3]);
+        v[i] = column + i >= limit ? 0
+               : words             ? ((const uint32_t *)row)[column + i]
+                                   : ((const uint16_t *)row)[column + i];
+    return words ? make_uint4(v[0], v[1], v[2], v[3]) : make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, 0, 0);
+}
+
+DEV float2 pair_values(int dtype, uint32_t pair)
+{
+    if (dtype == CMOE_BF16)
+        return make_float2(bits_f32(pair << 16), bits_f32(pair & 0xffff0000));
+    return __half22float2(*(const __half2 *)&pair);
+}
+
+template <int OP> DEV float4 column_values(int dtype, const uint32_t *w)
+{
+    if (OP != CMOE_BF16 && dtype == CMOE_F32)
+        return make_float4(bits_f32(w[0]), bits_f32(w[1]), bits_f32(w[2]), bits_f32(w[3]));
+    const float2 low = pair_values(dtype, w[0]), high = pair_values(dtype, w[1]);
+    return make_float4(low.x, low.y, high.x, high.y);
 }
 
 DEV uint32_t magnitude(float v)
@@ -118,87 +130,138 @@ struct row_span {
     const char *from;
 };
 
-template <int W, bool FIRST>
-DEV row_span span_of(const cmoe_gpu_gemv &s, const work &k, const experts_of &e, int i)
+/* Spans of a row. */
+template <int W> DEV int spans_of(const cmoe_gpu_gemv &s)
 {
-    const int each = (s.steps * piece_of<W>::STEP + SPAN - 1) / SPAN, row = i / each;
+    return (s.steps * piece_of<W>::STEP + SPAN - 1) / SPAN;
+}
+
+/* known: not needed for tokens. */
+template <int W, bool FIRST>
+DEV row_span span_of(const cmoe_gpu_gemv &s, const work &k, const slots_of &known, int i)
+{
+    const int each = spans_of<W>(s), row = (int)__umulhi(2 * i, s.per_span); /* i / each */
     const int over = (FIRST ? k.first_token : k.first_token * s.g.call.slots) + row;
-    return {row, (i - row * each) * SPAN + (int)(threadIdx.x % 32) * 4, FIRST || e.of(over) >= 0,
+    return {row, (i - row * each) * SPAN + (int)(threadIdx.x % 32) * 4, FIRST || known.experts[over] >= 0,
             (const char *)s.from + over * s.from_stride};
 }
 
-/* Largest magnitudes of whole rows. */
-template <int W, bool FIRST>
-DEV void find_amax(const cmoe_gpu_gemv &s, const work &k, const experts_of &e)
-{
-    const int each = (s.steps * piece_of<W>::STEP + SPAN - 1) / SPAN;
-    const int all = k.row_count * each;
-    for (int i = threadIdx.x / 32; i < all; i += WARPS * 4) {
-        int row[4];
-        float4 v[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const row_span at = span_of<W, FIRST>(s, k, e, min(i + j * WARPS, all - 1));
-            row[j] = at.row;
-            v[j] = make_float4(0, 0, 0, 0);
-            if (at.counts)
-                v[j] = four_columns(s.from_dtype, at.from, at.column, s.g.k, s.from_vectors);
+/* Spans of a warp that are on their way at once, as they lie: f32 becomes e4m3 only, whose operands are of f16. */
+template <int W, int OP> struct batch_of {
+    static constexpr int WORDS = OP == CMOE_BF16 ? 2 : 4, SPANS = piece_of<W>::BITS == 4 && WORDS == 4 ? 2 : 4;
+    uint32_t v[SPANS][WORDS];
+
+    MEMBER void keep(int j, uint4 w)
+    {
+        v[j][0] = w.x;
+        v[j][1] = w.y;
+        if (WORDS == 4) {
+            v[j][WORDS - 2] = w.z;
+            v[j][WORDS - 1] = w.w;
         }
+    }
+};
+
+/* A warp's spans from i on. */
+template <int W, int OP, bool FIRST>
+DEV batch_of<W, OP> load_batch(const cmoe_gpu_gemv &s, const work &k, const slots_of &known, int i)
+{
+    constexpr int BATCH = batch_of<W, OP>::SPANS;
+    const int all = k.row_count * spans_of<W>(s);
+    batch_of<W, OP> to;
+    if (s.from_vectors) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const uint32_t top = warp_amax(v[j]);
+        for (int j = 0; j < BATCH; j++) {
+            uint4 w = make_uint4(0, 0, 0, 0);
+            if (i + j * WARPS < all) {
+                const row_span at = span_of<W, FIRST>(s, k, known, i + j * WARPS);
+                if (at.counts && at.column < s.g.k)
+                    w = load_columns<OP>(s.from_dtype, at.from, at.column);
+            }
+            to.keep(j, w);
+        }
+        return to;
+    }
+#pragma unroll
+    for (int j = 0; j < BATCH; j++) {
+        uint4 w = make_uint4(0, 0, 0, 0);
+        if (i + j * WARPS < all) {
+            const row_span at = span_of<W, FIRST>(s, k, known, i + j * WARPS);
+            if (at.counts)
+                w = load_columns_slowly<OP>(s.from_dtype, at.from, at.column, s.g.k);
+        }
+        to.keep(j, w);
+    }
+    return to;
+}
+
+/* Largest magnitudes of whole rows. */
+template <int W, int OP, bool FIRST>
+DEV void find_amax(const cmoe_gpu_gemv &s, const work &k, const slots_of &known, batch_of<W, OP> batch)
+{
+    constexpr int BATCH = batch_of<W, OP>::SPANS;
+    const int each = spans_of<W>(s), all = k.row_count * each;
+#pragma unroll 1
+    for (int i = threadIdx.x / 32; i < all; i += WARPS * BATCH) {
+        if (i >= WARPS || piece_of<W>::BITS == 4) /* again, where registers are short */
+            batch = load_batch<W, OP, FIRST>(s, k, known, i);
+#pragma unroll
+        for (int j = 0; j < BATCH && i + j * WARPS < all; j++) {
+            const uint32_t top = warp_amax(column_values<OP>(s.from_dtype, batch.v[j]));
             if (threadIdx.x % 32 == 0)
-                atomicMax(&k.amax(s)[row[j]], top); /* a maximum has one value in any order */
+                atomicMax(&k.amax(s)[(i + j * WARPS) / each], top); /* a maximum has one value in any order */
         }
     }
 }
 
 /* Operands and factors: a row's scale times what its slot weighs. FROM is what rows are of if they are not
- * quantised, OP what they become. False: bf16 that f16 does not have. */
+ * quantised, OP what they become. batch: the warp's first spans. False: bf16 that f16 does not have. */
 template <int W, int FROM, int OP, bool FIRST>
-DEV bool stage_rows(const cmoe_gpu_gemv &s, const work &k, const experts_of &e)
+DEV bool stage_rows(const cmoe_gpu_gemv &s, const work &k, const slots_of &known, batch_of<W, FROM> batch)
 {
-    enum { BATCH = 4 };
     using shape = piece_of<W>;
-    const int width = s.steps * shape::STEP, each = (width + SPAN - 1) / SPAN, all = k.row_count * each;
+    constexpr int BATCH = batch_of<W, FROM>::SPANS;
+    const int width = s.steps * shape::STEP, all = k.row_count * spans_of<W>(s);
     const bool quantized = FROM == CMOE_F16 && s.g.x.dtype == CMOE_E4M3;
     const bool by_row = quantized && s.g.x.scaling == CMOE_SCALE_TOKEN;
     bool exact = true;
     if (by_row) {
-        find_amax<W, FIRST>(s, k, e);
+        find_amax<W, FROM, FIRST>(s, k, known, batch);
         __syncthreads();
     }
+#pragma unroll 1
     for (int i = threadIdx.x / 32; i < all; i += WARPS * BATCH) {
-        row_span at[BATCH];
-        float4 v[BATCH];
-#pragma unroll
-        for (int j = 0; j < BATCH; j++) {
-            at[j] = span_of<W, FIRST>(s, k, e, min(i + j * WARPS, all - 1));
-            v[j] = make_float4(0, 0, 0, 0);
-            if (at[j].counts && i + j * WARPS < all)
-                v[j] = four_columns(s.from_dtype, at[j].from, at[j].column, s.g.k, s.from_vectors);
-        }
+        constexpr bool AHEAD = shape::BITS > 4; /* else registers are short */
+        batch_of<W, FROM> next;
+        if (!AHEAD && i >= WARPS)
+            batch = load_batch<W, FROM, FIRST>(s, k, known, i);
+        if (AHEAD && i + WARPS * BATCH < all)
+            next = load_batch<W, FROM, FIRST>(s, k, known, i + WARPS * BATCH);
 #pragma unroll
         for (int j = 0; j < BATCH && i + j * WARPS < all; j++) {
+            const row_span at = span_of<W, FIRST>(s, k, known, i + j * WARPS);
+            float4 v = column_values<FROM>(s.from_dtype, batch.v[j]);
             float factor = 1;
             if (quantized)
-                factor = scale_f32(CMOE_E4M3, bits_f32(by_row ? k.amax(s)[at[j].row] : warp_amax(v[j])));
+                factor = scale_f32(CMOE_E4M3, bits_f32(by_row ? k.amax(s)[at.row] : warp_amax(v)));
             if (FROM != OP)
-                exact = fit_f16(v[j], &factor) && exact;
-            uint2 pairs = make_uint2(pair_of<OP>(v[j].x, v[j].y), pair_of<OP>(v[j].z, v[j].w));
+                exact = fit_f16(v, &factor) && exact;
+            uint2 pairs = make_uint2(pair_of<OP>(v.x, v.y), pair_of<OP>(v.z, v.w));
             if (quantized)
-                pairs = requantized(v[j], factor);
+                pairs = requantized(v, factor);
             if (shape::BITS == 4)
                 pairs = in_code_order<W, OP>(pairs);
-            if (at[j].column < width)
-                ((uint2 *)k.x(s))[(at[j].row * width + at[j].column) / 4] = pairs;
+            if (at.column < width)
+                ((uint2 *)k.x(s))[(at.row * width + at.column) / 4] = pairs;
             if (W == CMOE_E2M1 && OP == CMOE_F16)
                 factor *= 64; /* operands4_f16 */
             if (!FIRST && s.weigh)
-                factor *= at[j].counts ? row_weight(s.g.call, k.first_token * s.g.call.slots + at[j].row) : 0.0f;
-            if (threadIdx.x % 32 == 0 && (s.spans > 1 || at[j].column == 0))
-                k.factor(s)[at[j].row * s.spans + (s.spans > 1 ? at[j].column / SPAN : 0)] = factor;
+                factor *= at.counts ? known.weights[k.first_token * s.g.call.slots + at.row] : 0.0f;
+            if (threadIdx.x % 32 == 0 && (s.spans > 1 || at.column == 0))
+                k.factor(s)[at.row * s.spans + (s.spans > 1 ? at.column / SPAN : 0)] = factor;
         }
+        if (AHEAD)
+            batch = next;
     }
     return exact;
 }
