@@ -326,13 +326,39 @@ static void rows_convert(void **state)
     }
 }
 
+/* Panels of results, past the caches or not, to rows that begin at lines and to others; nothing beside them. */
+static void panels_are_stored(void **state)
+{
+    enum { M = 3, STRIDE = 2 * CMOE_CPU_PANEL, ALL = M * STRIDE + 16 };
+    float c[M * CMOE_CPU_PANEL];
+    CMOE_ALIGNED(64) float out[ALL];
+    (void)state;
+    for (int i = 0; i < M * CMOE_CPU_PANEL; i++)
+        c[i] = (float)(i + 1);
+    for (int at = 0; at < 4 * CMOE_ISA_LEVELS; at++) {
+        const struct cmoe_cpu_ops *const ops = table(at / 4);
+        const int shift = at % 2 ? 5 : 0;
+        float *to[M];
+        if (!ops) continue;
+        memset(out, 0, sizeof out);
+        for (int r = 0; r < M; r++)
+            to[r] = out + shift + r * STRIDE;
+        ops->store_panel(M, c, CMOE_CPU_PANEL, at % 4 >= 2, to);
+        for (int i = 0; i < ALL; i++) {
+            const int r = (i - shift) / STRIDE, j = (i - shift) % STRIDE;
+            const bool inside = i >= shift && r < M && j < CMOE_CPU_PANEL;
+            assert_true(out[i] == (inside ? c[r * CMOE_CPU_PANEL + j] : 0));
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tiles_of_f32_panels),  cmocka_unit_test(tiles_of_f16_panels),
         cmocka_unit_test(tiles_of_bf16_panels), cmocka_unit_test(dots_with_f32_rows),
         cmocka_unit_test(dots_with_f16_rows),   cmocka_unit_test(dots_with_bf16_rows),
-        cmocka_unit_test(rows_convert),
+        cmocka_unit_test(rows_convert),         cmocka_unit_test(panels_are_stored),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -58,9 +58,10 @@ static void store_columns(const struct cmoe_cpu_item *it, const float *c, int64_
     float *const out = (it->g->matrix == 1 ? x->gu : x->z) + to;
     if (n == CMOE_CPU_PANEL && is_plain(it)) {
         float *rows[CMOE_CPU_TILE_ROWS];
+        const int64_t all = x->offsets[x->shape->local] * it->g->n_stride * (int64_t)sizeof *out;
         for (int r = 0; r < it->m; r++)
             rows[r] = out + it->rows[r] * it->g->n_stride;
-        it->run->ops->store_panel(it->m, c, ldc, rows);
+        it->run->ops->store_panel(it->m, c, ldc, all >= CMOE_CPU_FAR_BYTES, rows);
         return;
     }
     const struct finish f = finish_columns(it, to, n);

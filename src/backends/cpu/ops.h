@@ -64,8 +64,8 @@ struct cmoe_cpu_ops {
     void (*act_panel)(const struct cmoe_cpu_act *act, cmoe_dtype dtype, int m, const float *c,
                       int64_t ldc, void *const *h);
 
-    /* 32 columns of every row to where it belongs. */
-    void (*store_panel)(int m, const float *c, int64_t ldc, float *const *to);
+    /* 32 columns of every row to where it belongs; far: past the caches. */
+    void (*store_panel)(int m, const float *c, int64_t ldc, bool far, float *const *to);
 
     void (*load_row)(cmoe_dtype dtype, const void *src, int64_t n, float *dst);
     void (*store_row)(cmoe_dtype dtype, void *dst, int64_t n, const float *src);

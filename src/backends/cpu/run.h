@@ -15,17 +15,18 @@
 enum {
     CMOE_CPU_LOOPS = 10,     /* most loops of a row */
     CMOE_CPU_ROW_BLOCK = 48, /* rows that share a pass over canonical weights that are decoded */
-    CMOE_CPU_RUN_BYTES = 2 << 20, /* most weights that an item reads, about */
-    CMOE_CPU_RUN_COLS = 512,      /* most columns of an item */
-    CMOE_CPU_MANY_ITEMS = 64,     /* enough for any number of threads to share evenly, about */
-    CMOE_CPU_PANEL_ROWS = 96,     /* rows of one expert that share a pass over panels */
-    CMOE_CPU_K_BLOCK = 1024,      /* k's of a pass over panels; whole groups and chunks */
-    CMOE_CPU_PIECE = 128,         /* k's of a panel decoded at a time: 16 KiB of the first cache */
-    CMOE_CPU_PAIRS_K = 2048,      /* bf16 of a row that are packed at a time; whole steps */
-    CMOE_CPU_TILE_ROWS = 128,     /* the same of pairs and quads: the most of all rows */
-    CMOE_CPU_DOT_BLOCK = 16,      /* rows that share a pass over canonical weights */
-    CMOE_CPU_SMALL_TOKENS = 16,   /* most tokens of a whole-layer row */
-    CMOE_CPU_QUANT_ROWS = 8,      /* rows of an item of QUANT or REQUANT */
+    CMOE_CPU_RUN_BYTES = 2 << 20,  /* most weights that an item reads, about */
+    CMOE_CPU_RUN_COLS = 512,       /* most columns of an item */
+    CMOE_CPU_MANY_ITEMS = 64,      /* enough for any number of threads to share evenly, about */
+    CMOE_CPU_PANEL_ROWS = 96,      /* rows of one expert that share a pass over panels */
+    CMOE_CPU_K_BLOCK = 1024,       /* k's of a pass over panels; whole groups and chunks */
+    CMOE_CPU_PIECE = 128,          /* k's of a panel decoded at a time: 16 KiB of the first cache */
+    CMOE_CPU_PAIRS_K = 2048,       /* bf16 of a row that are packed at a time; whole steps */
+    CMOE_CPU_TILE_ROWS = 128,      /* the same of pairs and quads: the most of all rows */
+    CMOE_CPU_FAR_BYTES = 32 << 20, /* of gu or z that no cache keeps until it is read, about */
+    CMOE_CPU_DOT_BLOCK = 16,       /* rows that share a pass over canonical weights */
+    CMOE_CPU_SMALL_TOKENS = 16,    /* most tokens of a whole-layer row */
+    CMOE_CPU_QUANT_ROWS = 8,       /* rows of an item of QUANT or REQUANT */
 };
 
 /* What the GEMMs of a row multiply. */

@@ -83,12 +83,41 @@ static void pack_rows(cmoe_dtype dtype, const void *const *rows, int m, int64_t 
     }
 }
 
-static void store_panel(int m, const float *c, int64_t ldc, float *const *to)
+/* Whole lines past the caches, which are not read before they are written; p: a multiple of a vector. */
+CMOE_INLINE void store_far(float *p, vf v)
 {
-    for (int r = 0; r < m; r++)
+#if defined CMOE_ISA_AVX512
+    _mm512_stream_ps(p, (__m512)v);
+#elif defined CMOE_ISA_AVX2
+    _mm256_stream_ps(p, (__m256)v);
+#else
+    v_store(p, v);
+#endif
+}
+
+/* What was stored far is seen by whoever sees what this thread stores next. */
+CMOE_INLINE void finish_far(void)
+{
+#if defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2
+    _mm_sfence();
+#endif
+}
+
+static void store_panel(int m, const float *c, int64_t ldc, bool far, float *const *to)
+{
+    for (int r = 0; r < m; r++) {
+        float *const row = to[r];
+        const bool lines = far && (uintptr_t)row % 64 == 0;
 #pragma GCC unroll 8
-        for (int j = 0; j < CMOE_CPU_PANEL; j += VEC)
-            v_store(to[r] + j, v_load(c + r * ldc + j));
+        for (int j = 0; j < CMOE_CPU_PANEL; j += VEC) {
+            const vf v = v_load(c + r * ldc + j);
+            if (lines)
+                store_far(row + j, v);
+            else
+                v_store(row + j, v);
+        }
+    }
+    if (far) finish_far();
 }
 
 static void axpy(int64_t n, float r, const float *z, float *sum)

@@ -98,11 +98,27 @@ struct digit_rows {
     float *c; /* [][32] */
 };
 
+/* Four codes a column times a row's quad. in_memory: as in v_fma_at. */
+CMOE_INLINE vi dot_digit(bool in_memory, vi sum, vi codes, const char *quad)
+{
+    int32_t word;
+    if (in_memory) {
+        __asm__("vpdpbusd %2%{1to16%}, %1, %0"
+                : "+v"(sum)
+                : "v"(codes), "m"(*(const char(*)[4])quad));
+        return sum;
+    }
+    memcpy(&word, quad, sizeof word);
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(word));
+}
+
 /* m rows times a span; all but `s` and `x` are constants after inlining. Adds to `total`, for which it
  * decodes the span as it goes, or, without one, to c. */
 CMOE_INLINE void multiply_digits(struct digit_kind kind, int m, struct code_span *s,
                                  struct digit_rows x, vf (*total)[DIGIT_VECS])
 {
+    /* Steps of one digit over c are full of loads. */
+    const bool in_memory = total || kind.digits == 3;
     vi sum[DIGIT_FEW1][3][DIGIT_VECS];
     CMOE_UNROLL
     for (int r = 0; r < m; r++) {
@@ -119,12 +135,11 @@ CMOE_INLINE void multiply_digits(struct digit_kind kind, int m, struct code_span
         for (int r = 0; r < m; r++) {
             CMOE_UNROLL
             for (int i = 0; i < kind.digits; i++) {
-                int32_t quad;
-                memcpy(&quad, x.words + ((r * kind.digits + i) * kind.quads + q) * 4, sizeof quad);
+                const char *const quad = x.words + ((r * kind.digits + i) * kind.quads + q) * 4;
                 CMOE_UNROLL
                 for (int v = 0; v < DIGIT_VECS; v++)
-                    sum[r][i][v] = (vi)_mm512_dpbusd_epi32(
-                        (__m512i)sum[r][i][v], (__m512i)s->word[v][q], _mm512_set1_epi32(quad));
+                    sum[r][i][v] =
+                        dot_digit(in_memory && (r + i) % 2, sum[r][i][v], s->word[v][q], quad);
             }
         }
     }
