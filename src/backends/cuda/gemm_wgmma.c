@@ -145,15 +145,20 @@ static struct cut cut(const cmoe_problem *p, const struct cmoe_shape *s, int64_t
     return cut_of(each, s->batched ? p->capacity : tokens, scales);
 }
 
+double cmoe__cuda_wgmma_bytes(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    const double bytes = cmoe__stage_bytes(q->p, k->first, q->tokens);
+    const double rows = cmoe__shape_local_rows(q->p, q->shape, q->tokens);
+    if (k->first != CMOE_STAGE_GEMM1 || k->last < CMOE_STAGE_ACT) return bytes;
+    return bytes - rows * ((double)q->shape->rows1 * 4 - (double)q->shape->I * 2);
+}
+
 /* Weights once and rows of x per weight tile from memory, or the padded tiles' arithmetic. */
 double cmoe__cuda_wgmma_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
     const cmoe_problem *p = q->p;
-    const int last = k->last;
-    double bytes = cmoe__stage_bytes(p, k->first, q->tokens);
+    const double bytes = cmoe__cuda_wgmma_bytes(k, q);
     const double rows = cmoe__shape_local_rows(p, q->shape, q->tokens);
-    if (k->first == CMOE_STAGE_GEMM1 && last >= CMOE_STAGE_ACT)
-        bytes -= rows * (double)q->shape->rows1 * 4 - rows * (double)q->shape->I * 2;
     const double hit = cmoe__experts_hit(p, q->tokens) + 1e-9, each = rows / hit;
     const bool second = k->first == CMOE_STAGE_GEMM2 || !q->shape->gated;
     const int64_t m =
@@ -226,20 +231,26 @@ size_t cmoe__cuda_wgmma_settle(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, int
     return (size_t)(1024 + tail + w->stages * stage);
 }
 
-static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, enum cmoe_cuda_function f,
-                          enum scales scales)
+cmoe_status cmoe__cuda_wgmma_launch(const struct cmoe_exec *x, const cmoe_gpu_wgmma *w,
+                                    enum cmoe_cuda_function f, size_t shared, void *params)
 {
-    const struct cut c = cut(x->p, x->shape, x->tokens, scales);
-    const size_t shared = cmoe__cuda_wgmma_settle(x, w, c.tile_n, c.cluster);
     const int64_t all = cmoe__shape_rows(x->p, x->shape, x->tokens);
-    const int64_t each = (int64_t)c.tile_n * w->cluster,
+    const int64_t each = (int64_t)w->tile_n * w->cluster,
                   experts = cmoe__min64(all, x->shape->local);
     const int64_t tiles = (all / each + experts) * w->cluster * w->m_tiles;
     const int sms = cmoe__cuda_of(x)->multiprocessors / w->cluster * w->cluster;
     const struct cmoe_cuda_grid grid = {(unsigned)cmoe__min64(tiles, sms), 1, CMOE_WGMMA_THREADS,
                                         shared};
-    void *args[] = {w};
+    void *args[] = {params};
     return cmoe__cuda_launch_clusters(x, f, grid, (unsigned)w->cluster, args);
+}
+
+static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, enum cmoe_cuda_function f,
+                          enum scales scales)
+{
+    const struct cut c = cut(x->p, x->shape, x->tokens, scales);
+    const size_t shared = cmoe__cuda_wgmma_settle(x, w, c.tile_n, c.cluster);
+    return cmoe__cuda_wgmma_launch(x, w, f, shared, w);
 }
 
 /* One scale for all rows has no stride. */

@@ -25,7 +25,8 @@ typedef struct cmoe_gpu_expert {
 } cmoe_gpu_expert;
 
 /* Words of exec.h's progress: tiles that blocks have taken, halves of GEMM1's tiles that are done, of all
- * experts and from EXPERTS on of each. A line each for what is written all the time. */
+ * experts and from EXPERTS on of each. A line each for what is written all the time. With a kernel for each
+ * GEMM, the first two are their tiles taken. */
 enum {
     CMOE_PROGRESS_TAKEN = 0,
     CMOE_PROGRESS_DONE = 32,

@@ -16,6 +16,7 @@ enum {
     CMOE_WGMMA_MOST_N = 160,     /* rows of x in a tile */
     CMOE_WGMMA_SCALED_N = 96,    /* and where each span's sums are scaled by themselves */
     CMOE_WGMMA_PAIR_N = 80,      /* the same in a kernel of both GEMMs */
+    CMOE_WGMMA_ROWS = 128,       /* rows of x in a tile whose M operand they are */
     CMOE_WGMMA_EXPERTS = 1024,   /* the table of tiles lies in shared memory */
     CMOE_WGMMA_TAIL = 21 * 1024, /* shared memory besides the stages */
     CMOE_WGMMA_SCALED_TAIL = 30 * 1024,
@@ -41,6 +42,12 @@ typedef struct cmoe_gpu_wgmma {
     float *mid_scales;        /* of the result as e4m3, one a row and 128 units */
     int64_t mid_scale_stride; /* elements */
 } cmoe_gpu_wgmma;
+
+/* A GEMM whose M operand is rows of x. */
+typedef struct cmoe_gpu_rows {
+    cmoe_gpu_wgmma gemm;
+    int32_t *taken; /* tiles, beyond every block's first: a word of progress (params.h) */
+} cmoe_gpu_rows;
 
 /* Both GEMMs in one kernel; the first with its activation, both with tiles of the same rows. */
 typedef struct cmoe_gpu_wgmma_pair {

@@ -11,6 +11,8 @@ enum { CMOE_WGMMA_START_US = 4 };
 bool cmoe__cuda_wgmma_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                                struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why);
 double cmoe__cuda_wgmma_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q);
+/* Of a stage, less what the activation's result takes the place of. */
+double cmoe__cuda_wgmma_bytes(const struct cmoe_kernel *k, const struct cmoe_query *q);
 /* COMBINE of z in 16 bits, which only the wgmma rows write. */
 bool cmoe__cuda_combine_pairs_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                                        struct cmoe_edge in, struct cmoe_edge *out,
@@ -19,13 +21,21 @@ double cmoe__cuda_combine_pairs_cost_us(const struct cmoe_kernel *k, const struc
 cmoe_status cmoe__cuda_wgmma_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_wgmma_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x);
 
-/* For rows of both GEMMs: parameters of GEMM1 with what follows up to stage `last`, and of GEMM2; the cut,
- * for which it gives the bytes of shared memory; whether z is written in 16 bits for combine_pairs. */
+/* For other rows: parameters of GEMM1 with what follows up to stage `last`, and of GEMM2; the cut, for which
+ * it gives the bytes of shared memory; the launch, of a kernel that takes params; whether z is written in 16 bits for combine_pairs. */
 cmoe_gpu_wgmma cmoe__cuda_wgmma_first(const struct cmoe_exec *x, int last);
 cmoe_gpu_wgmma cmoe__cuda_wgmma_second(const struct cmoe_exec *x);
 size_t cmoe__cuda_wgmma_settle(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, int tile_n,
                                int cluster);
+cmoe_status cmoe__cuda_wgmma_launch(const struct cmoe_exec *x, const cmoe_gpu_wgmma *w,
+                                    enum cmoe_cuda_function f, size_t shared, void *params);
 bool cmoe__cuda_wgmma_short_z(const cmoe_problem *p, const struct cmoe_shape *s);
+
+/* GEMM1 .. ACT or REQUANT, and GEMM2, with rows of x as the M operand. */
+bool cmoe__cuda_rows_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                              struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why);
+double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q);
+cmoe_status cmoe__cuda_rows(const struct cmoe_step *step, const struct cmoe_exec *x);
 
 /* GEMM1 .. GEMM2 in one kernel. */
 bool cmoe__cuda_pair_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,

@@ -27,10 +27,11 @@ DEV bool divides_fast(float scale)
     return scale >= 0x1p-100f && scale <= 0x1p100f;
 }
 
-/* Codes of two values under one scale, whose nearest reciprocal is `inverse`. */
-DEV uint32_t e4m3_pair(float a, float b, float scale, float inverse)
+/* Codes of two values under one scale, whose nearest reciprocal is `inverse`. FAST: the caller has asked
+ * divides_fast. */
+template <bool FAST = false> DEV uint32_t e4m3_pair(float a, float b, float scale, float inverse)
 {
-    if (divides_fast(scale))
+    if (FAST || divides_fast(scale))
         return e4m3_codes(divided(a, scale, inverse), divided(b, scale, inverse));
     const float u = __fdiv_rn(a, scale), v = __fdiv_rn(b, scale);
     return encode(CMOE_E4M3, u, CMOE_ROUND_NEAREST_EVEN) | encode(CMOE_E4M3, v, CMOE_ROUND_NEAREST_EVEN) << 8;

@@ -17,10 +17,8 @@ struct unit {
     float scale[2], bias[2]; /* by box (ungated: its own box's in both) */
 };
 
-template <bool SCALED>
-DEV unit unit_of(const cmoe_gpu_wgmma &p, const work &w, const tile_facts &facts, const place &at, int box, int r)
+template <bool SCALED> DEV unit unit_at(const cmoe_gpu_wgmma &p, const work &w, const tile_facts &facts, int box, int in_box)
 {
-    const int in_box = at.strip * 64 + at.warp * 16 + at.lane / 4 + r * 8;
     unit u;
     u.at = w.m + (p.gated ? 0 : box * CMOE_WGMMA_HALF) + in_box;
     u.inside = u.at < p.out_used;
@@ -31,6 +29,12 @@ DEV unit unit_of(const cmoe_gpu_wgmma &p, const work &w, const tile_facts &facts
         u.bias[i] = facts.bias[known];
     }
     return u;
+}
+
+template <bool SCALED>
+DEV unit unit_of(const cmoe_gpu_wgmma &p, const work &w, const tile_facts &facts, const place &at, int box, int r)
+{
+    return unit_at<SCALED>(p, w, facts, box, at.strip * 64 + at.warp * 16 + at.lane / 4 + r * 8);
 }
 
 /* 2^v and 1/v by the units for them; about 2 units in the last place, and 2^v's argument is rounded. */
@@ -88,20 +92,26 @@ DEV float linear(const cmoe_gpu_wgmma &p, const unit &u, int box, const row_pair
     return PLAIN ? v : v + u.bias[box];
 }
 
-/* Accumulator e of a box as the output has it. */
+/* Row i's sum of a box as the output has it; with ACT it is gate's, and `up` the other. */
+template <bool ACT, bool SCALED, bool PLAIN>
+DEV float result(const cmoe_gpu_wgmma &p, const unit &u, const row_pair &f, int i, int box, float sum, float up)
+{
+    float v = linear<SCALED, PLAIN>(p, u, ACT ? 0 : box, f, i, sum);
+    if (ACT && PLAIN)
+        return silu(v) * linear<SCALED, PLAIN>(p, u, 1, f, i, up);
+    if (ACT) {
+        v = gated_value(p, v, linear<SCALED, PLAIN>(p, u, 1, f, i, up));
+        v = p.weigh_act ? v * f.weight[i] : v;
+    }
+    return PLAIN || u.inside ? v : 0.0f;
+}
+
+/* Accumulator e of a box. */
 template <bool ACT, bool SCALED, bool PLAIN, int COUNT>
 DEV float value(const cmoe_gpu_wgmma &p, const unit &u, const row_pair &f, const float (&acc)[2][COUNT], int box,
                 int e)
 {
-    const int i = e & 1;
-    float v = linear<SCALED, PLAIN>(p, u, ACT ? 0 : box, f, i, acc[box][e]);
-    if (ACT && PLAIN)
-        return silu(v) * linear<SCALED, PLAIN>(p, u, 1, f, i, acc[1][e]);
-    if (ACT) {
-        v = gated_value(p, v, linear<SCALED, PLAIN>(p, u, 1, f, i, acc[1][e]));
-        v = p.weigh_act ? v * f.weight[i] : v;
-    }
-    return PLAIN || u.inside ? v : 0.0f;
+    return result<ACT, SCALED, PLAIN>(p, u, f, e & 1, box, acc[box][e], acc[1][e]);
 }
 
 /* Boxes of results: gate and up become one. */

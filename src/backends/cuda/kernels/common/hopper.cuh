@@ -231,6 +231,30 @@ DEV void store_transposed(uint32_t to, const uint32_t (&m)[4])
                  : "memory");
 }
 
+/* The same, not transposed. */
+DEV void store_matrices(uint32_t to, const uint32_t (&m)[4])
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(m[0]), "r"(m[1]),
+                 "r"(m[2]), "r"(m[3])
+                 : "memory");
+}
+
+/* ldmatrix: four 8x8 matrices of 16-bit elements; addresses as above */
+DEV void load_matrices(uint32_t from, uint32_t (&m)[4])
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+DEV float load_shared_f32(uint32_t from)
+{
+    float v;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(from) : "memory");
+    return v;
+}
+
 DEV float2 load_shared_f32x2(uint32_t from)
 {
     float2 v;

@@ -10,8 +10,6 @@
 
 #include "backends/cuda/kernels/common/gemm.cuh"
 
-enum { LOAD_BARRIER = 4, NO_TILE = -1 };
-
 /* Whether rows of x and h have one scale each. */
 template <int TYPE, bool BLOCK> constexpr bool one_scale = TYPE == CMOE_E4M3 && !BLOCK;
 

@@ -20,6 +20,9 @@ enum {
     STAGING_BYTES = 4096, /* of a math warpgroup, for results on their way out */
 };
 
+/* LOAD_BARRIER: a named barrier of the warpgroup that loads. NO_TILE: instead of a work's rows, past the last. */
+enum { LOAD_BARRIER = 4, NO_TILE = -1 };
+
 struct work {
     int expert, first, count; /* rows [first, first + count) of the sort */
     int m;                    /* first weight row of box 0 */
@@ -42,7 +45,7 @@ struct ring_tail {
     uint64_t begun[2], ready[2], unused[2]; /* of the facts: the work, all of them, neither */
     tile_facts facts[2];          /* of this tile and the next */
     int first_tile[CMOE_WGMMA_EXPERTS + 1];
-    /* Both GEMMs in one kernel: tickets as the producer hands them around, whether all of h is there, by facts
+    /* Tiles taken by ticket: tickets as the producer hands them around, whether all of h is there, by facts
      * whether the tile is GEMM2's, whether a tile was its expert's last. */
     int ticket[2], open, second[2], last;
     alignas(16) float scale[CMOE_WGMMA_STAGES][SCALED_N + 4]; /* of the stage's rows of x, then of [strip][box] */
@@ -188,14 +191,15 @@ DEV int expert_of_tile(const int *first_tile, int local, int m_tiles, int tile, 
 }
 
 /* Weights outermost: blocks that run together share a weight tile's expert and its rows of x. The blocks
- * of a cluster have the same weights and neighbouring rows. near: the expert of an earlier work. */
-DEV work work_at(const cmoe_gpu_wgmma &p, const ring &r, int index, int near)
+ * of a cluster have the same weights and neighbouring rows. A tile's rows are a multiple of STEP but for the
+ * expert's last. near: the expert of an earlier work. */
+template <int STEP = 8> DEV work work_at(const cmoe_gpu_wgmma &p, const ring &r, int index, int near)
 {
     const int first = index << (p.cluster - 1), *first_tile = r.tail->first_tile;
     const int expert = expert_of_tile(first_tile, p.g.call.local, p.m_tiles, first, near);
     const int begin = p.g.call.offsets[expert], n = p.g.call.offsets[expert + 1] - begin;
     const int tiles = first_tile[expert + 1] - first_tile[expert], at = first - first_tile[expert] * p.m_tiles;
-    const int each = (quotient(n + tiles - 1, tiles) + 7) & ~7, m = quotient(at, tiles);
+    const int each = (quotient(n + tiles - 1, tiles) + STEP - 1) & ~(STEP - 1), m = quotient(at, tiles);
     const int from = (at - m * tiles + (int)r.rank) * each;
     return {expert, begin + from, max(0, min(each, n - from)), m * (p.gated ? CMOE_WGMMA_HALF : 2 * CMOE_WGMMA_HALF)};
 }

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT
+ * The rows of Hopper for many rows an expert, whose M operand is x: what they take, what they cost. What
+ * no copy engine reads they leave to the rows whose M operand is weights. */
+#include "backends/cuda/wgmma.h"
+
+#include "core/fail.h"
+#include "core/numeric.h"
+#include "core/size.h"
+
+#include <math.h>
+
+/* As measured on an H100: the share of the tensor cores' rate inside a tile, spans' worth of time outside. */
+#define BUSY 0.75
+enum { OTHER_SPANS = 4 };
+
+bool cmoe__cuda_rows_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                              struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    const cmoe_problem *p = q->p;
+    if (q->shape->batched || p->first > CMOE_STAGE_SORT)
+        return cmoe__refuse(why, "nothing before it in the plan clears its counters");
+    if (k->first == CMOE_STAGE_GEMM2 && !cmoe__cuda_wgmma_short_z(p, q->shape))
+        return cmoe__refuse(why, "leaves z to a combine of 16-bit numbers only");
+    if (k->last == CMOE_STAGE_ACT && p->w.scaling == CMOE_SCALE_BLOCK)
+        return cmoe__refuse(why, "quantises the intermediate under block scales");
+    return cmoe__cuda_wgmma_supports(k, q, in, out, why);
+}
+
+/* Tiles of an expert's rows; one whose second half is absent is shorter. */
+static double tiles_of(double rows)
+{
+    const double whole = floor(rows / CMOE_WGMMA_ROWS), rest = rows - whole * CMOE_WGMMA_ROWS;
+    return whole + (rest < 1 ? 0 : (rest <= CMOE_WGMMA_ROWS / 2 ? 0.7 : 1));
+}
+
+/* Of an average expert, whose rows scatter by their square root under uniform routing. */
+static double usual_tiles(double rows, double most)
+{
+    static const double steps[] = {-1.28, -0.52, 0, 0.52, 1.28};
+    enum { STEPS = sizeof steps / sizeof steps[0] };
+    double sum = 0;
+    for (int i = 0; i < STEPS; i++)
+        sum += tiles_of(fmin(rows + steps[i] * sqrt(rows), most));
+    return sum / STEPS;
+}
+
+/* The tiles' arithmetic, with results and the first stages of a tile as so many spans more; where memory
+ * limits it, narrower tiles are no slower. */
+double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    const cmoe_problem *p = q->p;
+    const bool second = k->first == CMOE_STAGE_GEMM2, wide = p->w.dtype != CMOE_E4M3;
+    const double hit = cmoe__experts_hit(p, q->tokens) + 1e-9;
+    const double each = cmoe__shape_local_rows(p, q->shape, q->tokens) / hit;
+    const int64_t outputs = second ? q->shape->H : 2 * q->shape->I,
+                  columns = second ? q->shape->I : q->shape->H;
+    const int64_t n_tiles = cmoe__ceil_div(outputs, 2 * CMOE_WGMMA_HALF),
+                  spans = cmoe__ceil_div(columns * (wide ? 2 : 1), CMOE_WGMMA_SPAN);
+    const double tiles = hit * (double)n_tiles * usual_tiles(each, q->tokens);
+    const double flops = tiles * 4.0 * CMOE_WGMMA_ROWS * CMOE_WGMMA_HALF *
+                         (CMOE_WGMMA_SPAN / (wide ? 2.0 : 1.0)) * ((double)spans + OTHER_SPANS);
+    const double arithmetic = flops / (q->props->gflops * 1e3 * BUSY * (wide ? 1 : 2));
+    const double memory = 1.1 * cmoe__cuda_wgmma_bytes(k, q) / (0.92e3 * q->props->gbps);
+    /* Pinned only: the kernel has not been timed as it is now. */
+    return cmoe__cuda_wgmma_cost_us(k, q) + CMOE_WGMMA_START_US + fmax(arithmetic, memory);
+}
+
+static enum cmoe_cuda_function function_of(const cmoe_problem *p, bool second)
+{
+    static const uint8_t functions[4][2] = {
+        {CMOE_CUDA_cmoe_rows_bf16_act, CMOE_CUDA_cmoe_rows_bf16_z},
+        {CMOE_CUDA_cmoe_rows_f16_act, CMOE_CUDA_cmoe_rows_f16_z},
+        {CMOE_CUDA_cmoe_rows_e4m3_act, CMOE_CUDA_cmoe_rows_e4m3_z},
+        {CMOE_CUDA_cmoe_rows_e4m3_block_codes, CMOE_CUDA_cmoe_rows_e4m3_block_z},
+    };
+    const int type = p->w.dtype == CMOE_BF16            ? 0
+                     : p->w.dtype == CMOE_F16           ? 1
+                     : p->w.scaling != CMOE_SCALE_BLOCK ? 2
+                                                        : 3;
+    return (enum cmoe_cuda_function)functions[type][second];
+}
+
+cmoe_status cmoe__cuda_rows(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    const bool second = step->kernel->first == CMOE_STAGE_GEMM2;
+    cmoe_gpu_rows f = {
+        .gemm = second ? cmoe__cuda_wgmma_second(x) : cmoe__cuda_wgmma_first(x, step->kernel->last),
+        .taken = x->progress + (second ? CMOE_PROGRESS_DONE : CMOE_PROGRESS_TAKEN),
+    };
+    const size_t shared = cmoe__cuda_wgmma_settle(x, &f.gemm, CMOE_WGMMA_ROWS, 1);
+    if (!f.gemm.tma || !f.gemm.vectors)
+        return second ? cmoe__cuda_wgmma_gemm2(step, x) : cmoe__cuda_wgmma_gemm1(step, x);
+    return cmoe__cuda_wgmma_launch(x, &f.gemm, function_of(x->p, second), shared, &f);
+}
