@@ -9,9 +9,10 @@
 
 #include <math.h>
 
-/* As measured on an H100: the share of the tensor cores' rate inside a tile, spans' worth of time outside. */
+/* As measured on an H100: the share of the tensor cores' rate inside a tile, spans' worth of time outside;
+ * rows an expert from which on these may win. */
 #define BUSY 0.75
-enum { OTHER_SPANS = 4 };
+enum { OTHER_SPANS = 4, ENOUGH_ROWS = 200 };
 
 bool cmoe__cuda_rows_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                               struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
@@ -44,6 +45,14 @@ static double usual_tiles(double rows, double most)
     return sum / STEPS;
 }
 
+/* What measured layers differ by from the arithmetic below beside the other rows: GEMM2 over long rows in
+ * e4m3 is better, 16-bit types without the biases of gpt-oss are worse (docs/perf-log.md, 20). */
+static double correction(const cmoe_problem *p, bool second, int64_t spans)
+{
+    if (p->w.dtype != CMOE_E4M3) return p->flags & CMOE_BIAS1 ? 1 : 1.25;
+    return second && spans >= 16 ? 0.9 : 1;
+}
+
 /* The tiles' arithmetic, with results and the first stages of a tile as so many spans more; where memory
  * limits it, narrower tiles are no slower. */
 double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
@@ -61,8 +70,8 @@ double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_qu
                          (CMOE_WGMMA_SPAN / (wide ? 2.0 : 1.0)) * ((double)spans + OTHER_SPANS);
     const double arithmetic = flops / (q->props->gflops * 1e3 * BUSY * (wide ? 1 : 2));
     const double memory = 1.1 * cmoe__cuda_wgmma_bytes(k, q) / (0.92e3 * q->props->gbps);
-    /* Pinned only: the kernel has not been timed as it is now. */
-    return cmoe__cuda_wgmma_cost_us(k, q) + CMOE_WGMMA_START_US + fmax(arithmetic, memory);
+    const double us = CMOE_WGMMA_START_US + fmax(arithmetic, memory) * correction(p, second, spans);
+    return each < ENOUGH_ROWS ? us + cmoe__cuda_wgmma_cost_us(k, q) : us;
 }
 
 static enum cmoe_cuda_function function_of(const cmoe_problem *p, bool second)
