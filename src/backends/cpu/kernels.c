@@ -180,7 +180,8 @@ static const struct speed {
     [CMOE_ISA_LEVEL_AMX] = {64, 1024, 30, 0.3, 512},
 };
 
-/* A weight of a row that multiplies spans, by up to 16 rows as fast as in f32 (Xeon 8581C, docs/perf-log-cpu.md). */
+/* To decode a weight for spans: with this they and the f32 rows cost the same at 16 rows, where a Xeon
+ * 8581C is as fast with either (docs/perf-log-cpu.md, 13). */
 static const double spans_decode_ns = 0.4;
 
 /* A barrier between loops, a loop of one item, and a step of a plan: us. */

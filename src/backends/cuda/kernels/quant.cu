@@ -53,45 +53,16 @@ DEV bool find_row(const cmoe_gpu_quant &q, row_of *r)
     return e >= 0;
 }
 
-/* What few rows need is kept out of the way of the others. */
-static __device__ __noinline__ float load_slowly(int dtype, const char *row, int column)
-{
-    return load(dtype, row, column);
-}
-
+/* Kept out of the way of rows that need none of it. */
 static __device__ __noinline__ float round_slowly(int dtype, float v)
 {
     return decode(dtype, encode(dtype, v, CMOE_ROUND_NEAREST_EVEN));
 }
 
-/* Eight columns as the row has them, zeros from n_used on. */
-DEV void load_columns(const cmoe_gpu_quant &q, const row_of &r, int column, float (&v)[EACH])
-{
-    const char *row = (const char *)q.in + r.in * q.in_stride, *at = row + (int64_t)column * (q.in_dtype == CMOE_F32 ? 4 : 2);
-    const bool vectors = column + EACH <= q.n_used && (uintptr_t)at % 16 == 0;
-    if (vectors && q.in_dtype == CMOE_F32) {
-        const float4 a = ((const float4 *)at)[0], b = ((const float4 *)at)[1];
-        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-        return;
-    }
-    if (vectors && q.in_dtype == CMOE_BF16) {
-        const uint4 w = *(const uint4 *)at;
-        const uint32_t words[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-        for (int i = 0; i < EACH; i++)
-            v[i] = bits_f32(i % 2 ? words[i / 2] & 0xffff0000 : words[i / 2] << 16);
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        v[i] = column + i < q.n_used ? load_slowly(q.in_dtype, row, column + i) : 0.0f;
-}
-
-/* The same as QUANT or REQUANT codes them. */
+/* Eight columns as QUANT or REQUANT codes them. */
 DEV void prepare(const cmoe_gpu_quant &q, const row_of &r, int column, float (&v)[EACH])
 {
-    load_columns(q, r, column, v);
+    load_columns(q, (const char *)q.in + r.in * q.in_stride, column, v);
     if (q.weigh) {
         const float weight = row_weight(q.call, r.out);
 #pragma unroll

@@ -4,18 +4,7 @@
 #ifndef CMOE_KERNELS_CODE_CUH
 #define CMOE_KERNELS_CODE_CUH
 
-#include "backends/cuda/kernels/common/e4m3.cuh"
-
-enum { EACH = 8 };
-
-DEV uint32_t largest(const float (&v)[EACH])
-{
-    uint32_t top = 0;
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        top = max(top, __float_as_uint(v[i]) & 0x7fffffff);
-    return top;
-}
+#include "backends/cuda/kernels/common/columns.cuh"
 
 /* v / scale, or for MX times it, any values: what few rows need is kept out of the way of the others. */
 static __device__ __noinline__ uint32_t code_slowly(int dtype, int rounding, bool times, float v, float scale)

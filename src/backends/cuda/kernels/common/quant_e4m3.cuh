@@ -4,9 +4,9 @@
 #ifndef CMOE_KERNELS_QUANT_E4M3_CUH
 #define CMOE_KERNELS_QUANT_E4M3_CUH
 
-#include "backends/cuda/kernels/common/e4m3.cuh"
+#include "backends/cuda/kernels/common/columns.cuh"
 
-enum { SPAN = 128, EACH = 8, SPAN_THREADS = SPAN / EACH, ROW_THREADS = 128 };
+enum { SPAN = 128, SPAN_THREADS = SPAN / EACH, ROW_THREADS = 128 };
 
 struct row {
     const char *from;
@@ -20,48 +20,9 @@ DEV row row_at(const cmoe_gpu_quant &q, int64_t at)
             (float *)((char *)q.scales + at * q.scale_stride)};
 }
 
-/* What few rows need is kept out of the way of the others: code is loaded too. */
-static __device__ __noinline__ float load_slowly(int dtype, const void *row, int column)
-{
-    return load(dtype, row, column);
-}
-
 static __device__ __noinline__ uint32_t code_slowly(float v, float scale)
 {
     return encode(CMOE_E4M3, __fdiv_rn(v, scale), CMOE_ROUND_NEAREST_EVEN);
-}
-
-/* EACH columns, zero from n_used on. */
-DEV void load_columns(const cmoe_gpu_quant &q, const row &r, int column, float (&v)[EACH])
-{
-    const char *at = r.from + (int64_t)column * (q.in_dtype == CMOE_F32 ? 4 : 2);
-    const bool vectors = column + EACH <= q.n_used && (uintptr_t)at % 16 == 0;
-    if (vectors && q.in_dtype == CMOE_F32) {
-        const float4 a = ((const float4 *)at)[0], b = ((const float4 *)at)[1];
-        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-        return;
-    }
-    if (vectors && q.in_dtype == CMOE_BF16) {
-        const uint4 w = *(const uint4 *)at;
-        const uint32_t words[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-        for (int i = 0; i < EACH; i++)
-            v[i] = bits_f32(i % 2 ? words[i / 2] & 0xffff0000 : words[i / 2] << 16);
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        v[i] = column + i < q.n_used ? load_slowly(q.in_dtype, r.from, column + i) : 0.0f;
-}
-
-DEV uint32_t largest(const float (&v)[EACH])
-{
-    uint32_t top = 0;
-#pragma unroll
-    for (int i = 0; i < EACH; i++)
-        top = max(top, __float_as_uint(v[i]) & 0x7fffffff);
-    return top;
 }
 
 DEV void store_codes(const cmoe_gpu_quant &q, const row &r, int column, const float (&v)[EACH], float scale)
@@ -93,7 +54,7 @@ DEV void quantise_span(const cmoe_gpu_quant &q, const row &r, int column, bool c
 {
     float v[EACH] = {};
     if (counts)
-        load_columns(q, r, column, v);
+        load_columns(q, r.from, column, v);
     uint32_t top = largest(v);
 #pragma unroll
     for (int offset = SPAN_THREADS / 2; offset > 0; offset /= 2)
@@ -133,7 +94,7 @@ DEV void quantise_row(const cmoe_gpu_quant &q, const row &r, bool counts, uint32
     } else {
         uint32_t top = 0;
         for (int column = first; column < columns; column += ROW_THREADS * EACH) {
-            load_columns(q, r, column, v);
+            load_columns(q, r.from, column, v);
             top = max(top, largest(v));
         }
         scale = scale_f32(CMOE_E4M3, bits_f32(largest_of_row(top, shared)));
@@ -141,7 +102,7 @@ DEV void quantise_row(const cmoe_gpu_quant &q, const row &r, bool counts, uint32
             *r.scales = scale;
     }
     for (int column = first; column < columns; column += ROW_THREADS * EACH) {
-        load_columns(q, r, column, v);
+        load_columns(q, r.from, column, v);
         store_codes(q, r, column, v, scale);
     }
 }
