@@ -74,19 +74,26 @@ static void every_row_is_planned(void **state)
 }
 
 /* Where both ways were measured. */
-static void both_gemms_in_one_kernel(void **state)
+static void faster_rows_are_planned(void **state)
 {
     (void)state;
     static const struct {
-        const char *problem;
-        bool one;
+        const char *problem, *row;
+        bool planned;
     } cases[] = {
-        {"t=32 model=qwen3-30b-a3b scheme=bf16", true},
-        {"t=512 model=qwen3-30b-a3b scheme=fp8-token", true},
-        {"t=512 model=deepseek-v3-tp8 scheme=fp8-token", true},
-        {"t=128 model=mixtral-8x7b scheme=fp8-block", true},
-        {"t=128 model=mixtral-8x7b scheme=fp8-token",
-         false}, /* rows of 14336 wait to be quantised */
+        {"t=32 model=qwen3-30b-a3b scheme=bf16", "gemm1gemm2_", true},
+        {"t=512 model=qwen3-30b-a3b scheme=fp8-token", "gemm1gemm2_", true},
+        {"t=512 model=deepseek-v3-tp8 scheme=fp8-token", "gemm1gemm2_", true},
+        {"t=8 model=deepseek-v3-tp8 scheme=fp8-block", "gemm1gemm2_", true},
+        {"t=128 model=mixtral-8x7b scheme=fp8-block", "gemm1gemm2_", true},
+        /* rows of 14336 wait to be quantised */
+        {"t=128 model=mixtral-8x7b scheme=fp8-token", "gemm1gemm2_", false},
+        {"t=2048 model=mixtral-8x7b scheme=fp8-block", "gemm1requant_rows_", true},
+        {"t=8192 model=deepseek-v3 scheme=fp8-block", "gemm1requant_rows_", true},
+        {"t=8192 model=deepseek-v3 scheme=fp8-block", "gemm2_rows_", true},
+        {"t=8192 model=gpt-oss-120b scheme=bf16", "gemm1act_rows_", true},
+        {"t=8192 model=qwen3-235b-a22b scheme=bf16", "_rows_128x256", false},
+        {"t=2048 model=llama4-scout scheme=fp8-block", "_rows_128x256", false},
     };
     const struct cmoe_backend *const cuda = find_cuda();
     if (!cuda) skip();
@@ -101,8 +108,8 @@ static void both_gemms_in_one_kernel(void **state)
         expect_ok(cmoe_plan_create(&hopper, &p, NULL, NULL, &plan));
         cmoe_plan_path(plan, p.max_tokens, path, sizeof path);
         cmoe_plan_destroy(plan);
-        if ((strstr(path, "gemm1gemm2") != NULL) != cases[i].one)
-            fail_with("%s: %s", cases[i].problem, path);
+        if ((strstr(path, cases[i].row) != NULL) != cases[i].planned)
+            fail_with("%s, %s: %s", cases[i].problem, cases[i].row, path);
     }
     cmoe_context_destroy(ctx);
 }
@@ -110,6 +117,6 @@ static void both_gemms_in_one_kernel(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_row_is_planned),
-                                       cmocka_unit_test(both_gemms_in_one_kernel)};
+                                       cmocka_unit_test(faster_rows_are_planned)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -22,7 +22,8 @@ cmoe_status cmoe__cuda_wgmma_gemm1(const struct cmoe_step *step, const struct cm
 cmoe_status cmoe__cuda_wgmma_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x);
 
 /* For other rows: parameters of GEMM1 with what follows up to stage `last`, and of GEMM2; the cut, for which
- * it gives the bytes of shared memory; the launch, of a kernel that takes params; whether z is written in 16 bits for combine_pairs. */
+ * it gives the bytes of shared memory; the launch, of a kernel that takes params; whether z is written in
+ * 16 bits for combine_pairs. */
 cmoe_gpu_wgmma cmoe__cuda_wgmma_first(const struct cmoe_exec *x, int last);
 cmoe_gpu_wgmma cmoe__cuda_wgmma_second(const struct cmoe_exec *x);
 size_t cmoe__cuda_wgmma_settle(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, int tile_n,
