@@ -84,6 +84,7 @@ static void faster_rows_are_planned(void **state)
         {"t=32 model=qwen3-30b-a3b scheme=bf16", "gemm1gemm2_", true},
         {"t=512 model=qwen3-30b-a3b scheme=fp8-token", "gemm1gemm2_", true},
         {"t=512 model=deepseek-v3-tp8 scheme=fp8-token", "gemm1gemm2_", true},
+        {"t=8 model=deepseek-v3-tp8 scheme=bf16", "gemm1gemm2_", true},
         {"t=8 model=deepseek-v3-tp8 scheme=fp8-block", "gemm1gemm2_", true},
         {"t=128 model=mixtral-8x7b scheme=fp8-block", "gemm1gemm2_", true},
         /* rows of 14336 wait to be quantised */

@@ -177,7 +177,7 @@ double cmoe__cuda_wgmma_cost_us(const struct cmoe_kernel *k, const struct cmoe_q
     const double arithmetic = padded / (q->props->gflops * 1e3 * 0.55 * fp8);
     /* Clearly fewer tiles than multiprocessors: those that load do not reach all of the bandwidth. */
     enum { BLOCK_GBPS = 60 };
-    const double some = tiles < 0.9 * blocks ? 0.7 * q->props->gbps : 0.92 * q->props->gbps;
+    const double some = tiles < 0.85 * blocks ? 0.7 * q->props->gbps : 0.92 * q->props->gbps;
     const double memory = bytes / (1e3 * (some < tiles * BLOCK_GBPS ? some : tiles * BLOCK_GBPS));
     return CMOE_WGMMA_START_US +
            (arithmetic > memory ? arithmetic * (uneven > 1.5 ? 1.5 : uneven) : memory);
