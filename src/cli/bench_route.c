@@ -3,7 +3,7 @@
  *
  * A token's experts are drawn one after the other from the distribution, without repetition. */
 #include "cli/bench.h"
-#include "cli/layer.h"
+#include "cli/npy.h"
 #include "cli/report.h"
 
 #include <math.h>

@@ -2,8 +2,8 @@
  * Calibration of a checkpoint: each layer runs once, unquantised, over the tokens it is given. */
 #include "cli/calibrate.h"
 
-#include "cli/layer.h"
 #include "cli/model.h"
+#include "cli/npy.h"
 #include "cli/report.h"
 #include "cli/router.h"
 

@@ -2,7 +2,7 @@
  * cmoe accuracy: what schemes would cost a checkpoint, before any of them is chosen. */
 #include "cli/accuracy.h"
 #include "cli/commands.h"
-#include "cli/layer.h"
+#include "cli/npy.h"
 #include "cli/report.h"
 
 #include <errno.h>

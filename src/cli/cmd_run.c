@@ -3,6 +3,7 @@
 #include "cli/commands.h"
 #include "cli/far.h"
 #include "cli/layer.h"
+#include "cli/npy.h"
 #include "cli/report.h"
 #include "cli/trial.h"
 

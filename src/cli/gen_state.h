@@ -54,10 +54,11 @@ bool gen_is_quantized(cmoe_format f);
 /* A dynamic scale that is not a power of two by itself. */
 bool gen_needs_plant(cmoe_format f);
 
-/* A buffer between guard bytes; NULL without memory. Inputs are hashed when the call is complete;
- * outputs are poisoned. */
+/* A buffer between guard bytes; NULL without memory. Outputs are poisoned. */
 void *gen_input(struct gen_state *s, int64_t bytes);
 void *gen_output(struct gen_state *s, int64_t bytes);
+/* From here on a change of an input is damage. */
+void gen_seal_inputs(struct gen_call *call);
 
 cmoe_status gen_weights(struct gen_state *s);
 cmoe_status gen_routing(struct gen_state *s);

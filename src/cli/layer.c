@@ -3,17 +3,11 @@
 #include "cli/layer.h"
 
 #include "cli/calibrate.h"
+#include "cli/npy.h"
 #include "cli/report.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-int cli_npy_read(const char *path, cmoe_array *out)
-{
-    const cmoe_status status = cmoe_npy_read(path, out);
-    if (status == CMOE_OK) return CLI_OK;
-    return cli_fail_status(status, strstr(cmoe_last_error(), path) == NULL ? path : NULL);
-}
 
 /* A copy of n elements in another type, or NULL with a message. */
 static void *convert(cmoe_dtype to, cmoe_dtype from, const void *data, int64_t n)

@@ -7,9 +7,6 @@
 #include "cli/router.h"
 #include "cli/session.h"
 
-/* Read an array; a failure names the file. @return an exit code. */
-int cli_npy_read(const char *path, cmoe_array *out);
-
 struct cli_layer {
     cmoe_checkpoint *checkpoint;
     cmoe_layer layer;

@@ -11,7 +11,8 @@ import torch
 from ... import tensors
 from ...errors import UnsupportedError
 from ..common import grouped_gemm, run_experts
-from .fused import ACTS, ActivationType, QuantType, kind_of, words_of
+from .fused import kind_of, words_of
+from .kinds import ACTS, ActivationType, QuantType
 
 
 def unsort(sorted_ids, expert_ids, num_valid, block_m, tokens, topk):

@@ -6,62 +6,21 @@ with alpha 1.702, limit 7 and up + 1. expert_mask has one entry per global exper
 Source: aiter/fused_moe.py, fused_moe_bf16_asm.py, fused_moe_dp_shared_expert.py.
 """
 
-import enum
-
 import torch
 
 from ... import tensors
 from ...errors import InvalidError, UnsupportedError
 from ...functions import route
 from ..common import run_experts
+from .kinds import ACTS, ActivationType, QuantType
+from .ops import expert_map, moe_sorting
 from .quant import unswizzle
-
-
-class ActivationType(enum.IntEnum):
-    """AITER's activations, with its values."""
-
-    No = -1
-    Silu = 0
-    Gelu = 1
-    Swiglu = 2
-    Situv2 = 3
-
-    def __str__(self):
-        return f"ActivationType.{self.name}"
-
-
-class QuantType(enum.IntEnum):
-    """AITER's quantisations, with its values."""
-
-    No = 0
-    per_Tensor = 1
-    per_Token = 2
-    per_1x32 = 3
-    per_1x128 = 4
-    per_128x128 = 5
-    per_256x128 = 6
-    per_1024x128 = 7
-
-    def __str__(self):
-        return f"QuantType.{self.name}"
-
-
-ACTS = {ActivationType.No: "identity", ActivationType.Silu: "silu", ActivationType.Gelu: "gelu",
-         ActivationType.Swiglu: "swiglu-oai", ActivationType.Situv2: "situv2"}  # fmt: skip
 
 
 def fused_topk(hidden_states, gating_output, topk, renormalize, topk_ids=None, topk_weights=None):
     """(topk_weights f32 [M, k], topk_ids int32 [M, k]): softmax, then top-k, ties to the lowest id."""
     return route(gating_output, topk, f"softmax {'renorm' if renormalize else ''}", ids=topk_ids,
                  weights=topk_weights)  # fmt: skip
-
-
-def expert_map(expert_mask):
-    """int32 [experts]: local index (exclusive prefix sum of the mask) or -1. Any mask type."""
-    if expert_mask is None:
-        return None
-    on = expert_mask.reshape(-1) != 0
-    return torch.where(on, on.long().cumsum(0) - 1, -1).int()
 
 
 def kind_of(w):
@@ -268,7 +227,6 @@ def exports():
 
 def asm_exports():
     """aiter.fused_moe_bf16_asm."""
-    from .ops import moe_sorting
 
     return {"asm_moe": asm_moe, "asm_moe_tkw1": asm_moe_tkw1, "torch_moe": torch_moe,
             "fused_topk": fused_topk, "moe_sorting_ck": moe_sorting}  # fmt: skip

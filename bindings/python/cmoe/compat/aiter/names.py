@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Which names the modules hold: module -> namespace."""
 
-from . import direct, fused, gemm, host, ops, quant, quant_moe, routing, testing, triton_ops
+from . import direct, fused, gemm, host, kinds, ops, quant, quant_moe, routing, testing, triton_ops
 
 _ACTIVATIONS = (
     "silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul", "swiglu_and_mul", "scaled_silu_and_mul",
@@ -18,7 +18,7 @@ def _family_a():
     moe = ops.exports("topk_softmax topk_softmax_asm topk_sigmoid moe_sum moe_align_block_size")
     moe.update(direct.exports())
     quantise, shuffle = quant.exports(), quant.shuffles()
-    enums = {"ActivationType": fused.ActivationType, "QuantType": fused.QuantType}
+    enums = {"ActivationType": kinds.ActivationType, "QuantType": kinds.QuantType}
     act = host.names(*_ACTIVATIONS)
     return {
         "aiter": {**enums, **moe, **route, **quantise, **shuffle, **act, "dtypes": quant.dtypes,

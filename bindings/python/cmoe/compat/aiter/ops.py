@@ -108,6 +108,14 @@ def moe_fused_gate(input, bias, topk_weights, topk_ids, num_expert_group, topk_g
     return topk_weights, topk_ids
 
 
+def expert_map(expert_mask):
+    """int32 [experts]: local index (exclusive prefix sum of the mask) or -1. Any mask type."""
+    if expert_mask is None:
+        return None
+    on = expert_mask.reshape(-1) != 0
+    return torch.where(on, on.long().cumsum(0) - 1, -1).int()
+
+
 def moe_sorting(topk_ids, topk_weights, num_experts, model_dim, moebuf_dtype, block_size=32,
                 expert_mask=None, num_local_tokens=None, dispatch_policy=0,
                 return_local_topk_ids=False, accumulate=True, flat=False,
@@ -118,8 +126,6 @@ def moe_sorting(topk_ids, topk_weights, num_experts, model_dim, moebuf_dtype, bl
     (k << 24) | tokens and weight 0; sorted_expert_ids counts local experts; num_valid_ids = [padded
     rows, tokens]; moe_buf [M, model_dim] is zero. Entries past num_valid_ids[0] are padding too.
     """
-    from .fused import expert_map
-
     if flat or output_aux:
         raise UnsupportedError("moe_sorting: flat and output_aux are not supported")
     tokens, k = topk_ids.shape

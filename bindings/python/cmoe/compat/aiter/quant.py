@@ -10,6 +10,7 @@ import torch
 
 from ...errors import UnsupportedError
 from ...functions import quantize
+from .kinds import ActivationType, QuantType
 
 _FP8 = getattr(torch, "float8_e4m3fn", torch.uint8)
 
@@ -73,8 +74,6 @@ def per_1x32_f4_quant(x, scale=None, quant_dtype=None, shuffle=False):
 
 def get_torch_quant(qType):
     """The quantiser of a QuantType: (x, scale=None, quant_dtype=...) -> (codes, scale)."""
-    from .fused import QuantType
-
     known = {
         QuantType.No: lambda x, *a, **k: (x, None),
         QuantType.per_Tensor: per_tensor_quant,
@@ -92,8 +91,6 @@ get_hip_quant = get_triton_quant = get_torch_quant
 
 def get_torch_act(aType):
     """The torch function of an activation; gelu is the erf form."""
-    from .fused import ActivationType
-
     f = torch.nn.functional
     return {ActivationType.No: lambda a: a, ActivationType.Silu: f.silu,
             ActivationType.Gelu: f.gelu}[aType]  # fmt: skip
