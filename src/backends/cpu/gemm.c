@@ -76,10 +76,20 @@ static bool finishes_panels(const struct cmoe_cpu_gemm *g)
     return g->how == CMOE_CPU_MULTIPLY_DOTS || g->how == CMOE_CPU_MULTIPLY_DIGITS;
 }
 
+/* Most columns of an item whose results wait in memory, with its rows in the second cache. */
+enum { WIDE_COLS = 1024 };
+
+/* Whether items may have more columns than `run`: theirs are as many as `begin` finds best. */
+static bool widens(const struct cmoe_cpu_gemm *g)
+{
+    return finishes_panels(g) || (g->p32 && !g->tile);
+}
+
 /* Columns of results that a worker holds. */
 static int64_t c_cols(const struct cmoe_cpu_gemm *g)
 {
-    return finishes_panels(g) ? CMOE_CPU_PANEL : g->run;
+    if (finishes_panels(g)) return CMOE_CPU_PANEL;
+    return widens(g) ? cmoe__max64(g->run, cmoe__min64(g->cols, WIDE_COLS)) : g->run;
 }
 
 size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g)
@@ -235,19 +245,24 @@ static int64_t items_of(const struct cmoe_cpu_gemm *g, const struct cmoe_exec *x
     return cmoe__ceil_div(rows, g->row_block) * g->runs;
 }
 
-/* Where row blocks alone are items enough, they are packed once for all columns. Tiles multiply so fast
- * that uneven items would cost more than packing. */
+/* Rows are packed for every run of columns, so that there are no more runs than make items enough: twice as
+ * many while an item's time is that of reading weights, and four times where tiles multiply so fast that
+ * uneven items would cost more than packing. */
 static void widen_runs(const struct cmoe_exec *x, struct cmoe_cpu_gemm *g)
 {
     int64_t blocks = 0;
-    if (!finishes_panels(g)) return;
+    if (!widens(g)) return;
     for (int32_t e = 0; e < x->shape->local; e++)
         blocks += cmoe__ceil_div(x->offsets[e + 1] - x->offsets[e], g->row_block);
-    if (blocks < (g->tile ? 4 : 1) * CMOE_CPU_MANY_ITEMS ||
-        x->offsets[x->shape->local] < 8 * blocks)
-        return;
-    g->run = g->cols;
-    g->runs = 1;
+    const bool few = x->offsets[x->shape->local] < 8 * blocks;
+    if (few && g->tile) return;
+    const int64_t enough = (g->tile ? 4 : (few ? 2 : 1)) * CMOE_CPU_MANY_ITEMS;
+    const int64_t most = finishes_panels(g) ? g->cols : c_cols(g);
+    const int64_t runs =
+        cmoe__max64(cmoe__ceil_div(g->cols, most), cmoe__ceil_div(enough, cmoe__max64(1, blocks)));
+    if (runs >= g->runs) return;
+    g->run = cmoe__round_up(cmoe__ceil_div(g->cols, runs), CMOE_CPU_PANEL);
+    g->runs = (int)cmoe__ceil_div(g->cols, g->run);
 }
 
 static int begin(struct cmoe_cpu_run *run, struct cmoe_cpu_gemm *g)

@@ -23,6 +23,22 @@ static inline int cmoe__cpu_next_tile(int left, int tile)
     return (left + tiles - 1) / tiles;
 }
 
+/* The same cut once for all passes over the rows: the first `larger` tiles have a row more than `each`. */
+struct cmoe_cpu_cut {
+    int each, larger;
+};
+
+static inline struct cmoe_cpu_cut cmoe__cpu_cut_rows(int m, int tile)
+{
+    const int tiles = (m + tile - 1) / tile;
+    return (struct cmoe_cpu_cut){.each = m / tiles, .larger = m % tiles};
+}
+
+static inline int cmoe__cpu_cut_size(struct cmoe_cpu_cut cut, int i)
+{
+    return cut.each + (i < cut.larger);
+}
+
 /* What the tiles over n k's fetch beside their work: `bytes` of the weights that come next, an equal
  * share each. */
 struct cmoe_cpu_share {

@@ -142,42 +142,59 @@ static void dot_rows(const struct cmoe_cpu_item *it, int r, int m, const void **
     }
 }
 
+/* All rows of an item as the dots read them. */
+struct packed {
+    int64_t row_bytes, groups;
+    struct cmoe_cpu_cut cut;
+    char *words;
+    int32_t *offsets; /* of every group of a row; 4-bit codes only */
+    float scale[CMOE_CPU_PANEL_ROWS];
+};
+
+static void pack_dots(const struct cmoe_cpu_item *it, bool grouped, struct packed *to)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const void *rows[CMOE_CPU_PANEL_ROWS];
+    for (int r = 0, i = 0, m; r < it->m; r += m, i++) {
+        m = cmoe__cpu_cut_size(to->cut, i);
+        dot_rows(it, r, m, rows, to->scale + r);
+        char *const words = to->words + r * to->row_bytes;
+        if (grouped)
+            g->quant->pack_u4(&g->panel, rows, m, words, to->offsets + r * to->groups);
+        else
+            g->quant->pack_i8(rows, m, g->k, words);
+    }
+}
+
 void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const struct cmoe_cpu_quant_ops *const ops = g->quant;
     const bool grouped = g->panel.code == CMOE_CPU_CODE_U4;
     const int tile = grouped ? ops->dot4_rows : ops->dot_rows;
-    const int64_t row_bytes = cmoe__cpu_dot_row(g);
-    const int64_t groups = cmoe__ceil_div(g->k, g->panel.span);
     const bool streams = it->m < CMOE_CPU_STREAM_ROWS;
     /* Without the few lines before them, for which every share would be a line longer. */
     const int64_t codes_bytes = g->panel.bytes - g->panel.head - g->panel.scales;
     const char *const panels = cmoe__cpu_first_panel(it);
-    char *const a = (char *)it->a;
-    int32_t *const offsets = (int32_t *)(void *)it->gathered;
-    float scale[CMOE_CPU_PANEL_ROWS];
-    for (int r = 0, m; r < it->m; r += m) {
-        const void *rows[CMOE_CPU_PANEL_ROWS];
-        m = cmoe__cpu_next_tile(it->m - r, tile);
-        dot_rows(it, r, m, rows, scale + r);
-        if (grouped)
-            ops->pack_u4(&g->panel, rows, m, a + r * row_bytes, offsets + r * groups);
-        else
-            ops->pack_i8(rows, m, g->k, a + r * row_bytes);
-    }
+    struct packed a = {.row_bytes = cmoe__cpu_dot_row(g),
+                       .groups = cmoe__ceil_div(g->k, g->panel.span),
+                       .cut = cmoe__cpu_cut_rows(it->m, tile),
+                       .words = (char *)it->a,
+                       .offsets = (int32_t *)(void *)it->gathered};
+    pack_dots(it, grouped, &a);
+    struct cmoe_cpu_share share = cmoe__cpu_share_ahead(it->m, tile, g->k, NULL, codes_bytes);
     for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
         const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
-        const char *const next = panel + (streams ? CMOE_CPU_STREAM_AHEAD : g->panel.bytes);
-        struct cmoe_cpu_share share = cmoe__cpu_share_ahead(it->m, tile, g->k, next, codes_bytes);
-        for (int r = 0, m; r < it->m; r += m) {
+        share.ahead.at = panel + (streams ? CMOE_CPU_STREAM_AHEAD : g->panel.bytes);
+        for (int r = 0, i = 0, m; r < it->m; r += m, i++) {
             float *const c = it->c + r * CMOE_CPU_PANEL;
-            m = cmoe__cpu_next_tile(it->m - r, tile);
+            const char *const words = a.words + r * a.row_bytes;
+            m = cmoe__cpu_cut_size(a.cut, i);
             if (grouped)
-                ops->dot_u4(&g->panel, panel, m, a + r * row_bytes, offsets + r * groups, scale + r,
-                            c, CMOE_CPU_PANEL);
+                ops->dot_u4(&g->panel, panel, m, words, a.offsets + r * a.groups, a.scale + r, c,
+                            CMOE_CPU_PANEL);
             else
-                ops->dot_i8(&g->panel, panel, m, a + r * row_bytes, scale + r, c, CMOE_CPU_PANEL,
+                ops->dot_i8(&g->panel, panel, m, words, a.scale + r, c, CMOE_CPU_PANEL,
                             cmoe__cpu_next_share(&share));
         }
         cmoe__cpu_store_panel(it, j, it->c, CMOE_CPU_PANEL);
