@@ -50,6 +50,7 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
     g.run = CMOE_CPU_PANEL * cmoe__max64(1, cmoe__min64(fit, CMOE_CPU_RUN_COLS / CMOE_CPU_PANEL));
     g.runs = (int)cmoe__ceil_div(g.cols, g.run);
     g.fused = p32 && first && k->first <= CMOE_STAGE_GEMM1 && k->last >= CMOE_STAGE_ACT;
+    if (g.fused && k->last == CMOE_STAGE_REQUANT && s->I <= CMOE_CPU_H_COLS) g.h_cols = s->I;
     *out = g;
 }
 
@@ -92,15 +93,23 @@ static int64_t c_cols(const struct cmoe_cpu_gemm *g)
     return widens(g) ? cmoe__max64(g->run, cmoe__min64(g->cols, WIDE_COLS)) : g->run;
 }
 
+/* Floats of it->gathered, in whole cache lines. */
+static int64_t gathered_floats(const struct cmoe_cpu_gemm *g)
+{
+    int64_t n = g->p32 ? CMOE_CPU_PIECE * CMOE_CPU_PANEL : GATHER_ROWS * block_k(g);
+    if (g->how == CMOE_CPU_MULTIPLY_DOTS) /* an offset of every row's groups */
+        n = g->row_block * cmoe__ceil_div(g->k, g->panel.span);
+    if (g->how == CMOE_CPU_MULTIPLY_DIGITS) n = cmoe__cpu_digits_scratch(g);
+    if (g->tile) n = cmoe__cpu_tile_scratch(g);
+    return cmoe__round_up(n, CMOE_CPU_CHUNK);
+}
+
 size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g)
 {
-    const size_t k = (size_t)block_k(g);
-    size_t gathered = g->p32 ? CMOE_CPU_PIECE * CMOE_CPU_PANEL : GATHER_ROWS * k;
-    if (g->how == CMOE_CPU_MULTIPLY_DOTS) /* an offset of every row's groups */
-        gathered = (size_t)(g->row_block * cmoe__ceil_div(g->k, g->panel.span));
-    if (g->how == CMOE_CPU_MULTIPLY_DIGITS) gathered = (size_t)cmoe__cpu_digits_scratch(g);
-    if (g->tile) gathered = (size_t)cmoe__cpu_tile_scratch(g);
-    return ((size_t)g->row_block * (k + (size_t)c_cols(g)) + gathered) * sizeof(float);
+    const int64_t row = block_k(g) + c_cols(g);
+    /* One more row of h is what rounding it needs. */
+    const int64_t h = g->h_cols > 0 ? (g->row_block + 1) * g->h_cols : 0;
+    return (size_t)(g->row_block * row + gathered_floats(g) + h) * sizeof(float);
 }
 
 static const void *a_row(const struct cmoe_cpu_item *it, int r)
@@ -279,6 +288,15 @@ static int begin(struct cmoe_cpu_run *run, struct cmoe_cpu_gemm *g)
     return (int)next;
 }
 
+/* h of an item that has all its columns, to codes. */
+static void requant(const struct cmoe_cpu_item *it)
+{
+    const int64_t inter = it->run->x.shape->I;
+    for (int r = 0; r < it->m; r++)
+        cmoe__cpu_requant_row(it->run, it->rows[r], it->expert, it->h + r * inter,
+                              it->h + it->g->row_block * inter);
+}
+
 static int32_t expert_of(const struct cmoe_cpu_gemm *g, int32_t local, int item)
 {
     int32_t low = 0, high = local - 1; /* last expert whose first item is not after `item` */
@@ -316,6 +334,9 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
         .a = scratch,
         .c = scratch + g->row_block * k,
         .gathered = scratch + g->row_block * (k + c_cols(g)),
+        .h = run->requants && g->matrix == 1
+                 ? scratch + g->row_block * (k + c_cols(g)) + gathered_floats(g)
+                 : NULL,
     };
     if (g->tile)
         cmoe__cpu_multiply_tiles(&it);
@@ -329,14 +350,19 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
         multiply_p32(&it);
     else
         multiply_rows(&it);
-    if (finishes_panels(g)) return;
-    for (int64_t j = 0; j < it.cols; j += CMOE_CPU_PANEL)
+    for (int64_t j = 0; j < it.cols && !finishes_panels(g); j += CMOE_CPU_PANEL)
         cmoe__cpu_store_panel(&it, j, it.c + j, g->run);
+    if (it.h) requant(&it);
 }
 
 static int begin1(struct cmoe_cpu_run *run)
 {
-    return begin(run, &run->gemm[0]);
+    struct cmoe_cpu_gemm *const g = &run->gemm[0];
+    const cmoe_format mid = run->x.p->mid;
+    const int items = begin(run, g);
+    run->requants =
+        g->h_cols > 0 && g->runs == 1 && (mid.scaling != CMOE_SCALE_TENSOR || mid.fixed);
+    return items;
 }
 
 static void item1(struct cmoe_cpu_run *run, int item, int worker)

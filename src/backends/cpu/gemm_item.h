@@ -14,6 +14,7 @@ struct cmoe_cpu_item {
     int m;
     int64_t col, cols; /* columns [col, col + cols) */
     float *a, *c, *gathered;
+    float *h; /* [m][I]: what ACT makes, where the item quantises it; else NULL */
 };
 
 /* Rows are cut into tiles of nearly equal size, at most `tile`: 17 is 9 + 8, not 12 + 5. */

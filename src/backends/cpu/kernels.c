@@ -133,12 +133,13 @@ static bool takes_stage(const struct cmoe_kernel *k, const struct cmoe_query *q,
     return true;
 }
 
-/* Rows of several stages pass x and the intermediate on as they are. */
-static bool takes_between(const struct cmoe_query *q, int stage, struct cmoe_why *why)
+/* Rows of several stages pass x and the intermediate on as they are, unless they end with codes. */
+static bool takes_between(const struct cmoe_kernel *k, const struct cmoe_query *q, int stage,
+                          struct cmoe_why *why)
 {
     if (stage == CMOE_STAGE_QUANT && q->shape->quant)
         return cmoe__refuse(why, "x is changed before the sort");
-    if (stage == CMOE_STAGE_REQUANT && q->shape->requant)
+    if (stage == CMOE_STAGE_REQUANT && q->shape->requant && k->last > stage)
         return cmoe__refuse(why, "the intermediate is quantised");
     return true;
 }
@@ -158,7 +159,7 @@ static bool supports(const struct cmoe_kernel *k, const struct cmoe_query *q, st
     if (k->last == CMOE_STAGE_REQUANT && !q->shape->requant)
         return cmoe__refuse(why, "the intermediate is used as it is");
     for (int stage = k->first; k->last > k->first && stage <= k->last; stage++)
-        if (!takes_between(q, stage, why)) return false;
+        if (!takes_between(k, q, stage, why)) return false;
     for (int stage = k->first; stage <= k->last; stage++)
         if (!takes_stage(k, q, stage, why)) return false;
     *out = cmoe__usual_edge(q->p, k->last + 1);
@@ -289,7 +290,7 @@ static double cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
     double sum = step_us;
     for (int stage = k->first; stage <= k->last; stage++) {
         const bool quant = stage == CMOE_STAGE_QUANT || stage == CMOE_STAGE_REQUANT;
-        if (quant && k->last > k->first) continue; /* empty there */
+        if (quant && k->last > stage) continue; /* empty there */
         if (together) sum += 2 * barrier_us;
         if (k->last == k->first) sum += is_one_item(q, stage) ? 0 : CMOE_COST_FORK_US;
         sum += loop_us + stage_us(k, q, stage);

@@ -317,18 +317,35 @@ static int32_t sorted_expert(const struct cmoe_exec *x, int64_t i)
     return low;
 }
 
-/* h of entry i of the sort, rounded and smoothed as the problem says. @return its row. */
+/* h of a row, rounded and smoothed as the problem says. */
+static void finish_h(const struct cmoe_cpu_run *run, int32_t expert, float *v, float *copy)
+{
+    const struct cmoe_exec *const x = &run->x;
+    const int64_t n = x->shape->i_used;
+    if (x->p->flags & CMOE_MID_ROUNDED) round_row(run, (cmoe_dtype)x->p->in, n, v, copy);
+    if (x->p->mid.scaling == CMOE_SCALE_SMOOTH)
+        smooth_row(cmoe__weights_smooth(x->w, 2, expert), n, v);
+}
+
+/* h of entry i of the sort. @return its row. */
 static int64_t load_h(const struct cmoe_cpu_run *run, int64_t i, float *v)
 {
     const struct cmoe_exec *const x = &run->x;
     const int64_t row = x->rows[i], n = x->shape->i_used, all = x->shape->I;
+    const bool smooth = x->p->mid.scaling == CMOE_SCALE_SMOOTH;
     run->ops->load_row(CMOE_F32, (const float *)x->h + row * all, n, v);
     for (int64_t c = n; c < all; c++)
         v[c] = 0;
-    if (x->p->flags & CMOE_MID_ROUNDED) round_row(run, (cmoe_dtype)x->p->in, n, v, v + all);
-    if (x->p->mid.scaling == CMOE_SCALE_SMOOTH)
-        smooth_row(cmoe__weights_smooth(x->w, 2, sorted_expert(x, i)), n, v);
+    finish_h(run, smooth ? sorted_expert(x, i) : -1, v, v + all);
     return row;
+}
+
+void cmoe__cpu_requant_row(const struct cmoe_cpu_run *run, int64_t row, int32_t expert, float *v,
+                           float *copy)
+{
+    const struct quant q = quant_h(&run->x);
+    finish_h(run, expert, v, copy);
+    store_codes(run, &q, row, v);
 }
 
 static int begin_h_amax(struct cmoe_cpu_run *run)
@@ -352,6 +369,7 @@ static void h_amax(struct cmoe_cpu_run *run, int item, int worker)
 static int begin_h_codes(struct cmoe_cpu_run *run)
 {
     const struct quant q = quant_h(&run->x);
+    if (run->requants) return 0;
     if (is_dynamic_tensor(q.f)) finish_amax(run, &q);
     return count_items(&q);
 }

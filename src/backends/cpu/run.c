@@ -107,6 +107,8 @@ static void lay_out_edges(struct layout *l, const struct cmoe_kernel *k, const c
                           const struct cmoe_shape *s, int64_t tokens, struct cmoe_exec *x)
 {
     const int64_t rows = cmoe__shape_rows(p, s, tokens);
+    if (k->first < k->last && k->last == CMOE_STAGE_REQUANT)
+        x->h = reserve(l, rows * s->I, sizeof(float));
     if (k->last < CMOE_STAGE_COMBINE || k->first == k->last) return;
     x->rows = reserve(l, rows, sizeof *x->rows);
     x->offsets = reserve(l, (int64_t)s->local + 1, sizeof *x->offsets);
@@ -139,9 +141,9 @@ size_t cmoe__cpu_lay_out(const struct cmoe_kernel *k, const cmoe_problem *p,
         run->sort_chunks = cmoe__cpu_sort_chunks(cmoe__shape_rows(p, s, tokens));
         run->counts = reserve(&l, (int64_t)run->sort_chunks * s->local, sizeof *run->counts);
     }
-    if (k->first == k->last && (k->first == CMOE_STAGE_QUANT || k->first == CMOE_STAGE_REQUANT)) {
+    if (k->last == CMOE_STAGE_QUANT || k->last == CMOE_STAGE_REQUANT) {
         run->amax = reserve(&l, cmoe__cpu_quant_items(p, s, tokens), sizeof *run->amax);
-        worker = cmoe__cpu_quant_worker(k->first == CMOE_STAGE_QUANT ? s->H : s->I);
+        worker = cmoe__cpu_quant_worker(k->last == CMOE_STAGE_QUANT ? s->H : s->I);
     }
     for (int matrix = 1; matrix <= 2; matrix++) {
         const int stage = matrix == 1 ? CMOE_STAGE_GEMM1 : CMOE_STAGE_GEMM2;

@@ -15,14 +15,15 @@
 enum {
     CMOE_CPU_LOOPS = 10,     /* most loops of a row */
     CMOE_CPU_ROW_BLOCK = 48, /* rows that share a pass over canonical weights that are decoded */
-    CMOE_CPU_RUN_BYTES = 2 << 20,  /* most weights that an item reads, about */
-    CMOE_CPU_RUN_COLS = 512,       /* most columns of an item */
-    CMOE_CPU_MANY_ITEMS = 64,      /* enough for any number of threads to share evenly, about */
-    CMOE_CPU_PANEL_ROWS = 96,      /* rows of one expert that share a pass over panels */
-    CMOE_CPU_K_BLOCK = 1024,       /* k's of a pass over panels; whole groups and chunks */
-    CMOE_CPU_PIECE = 128,          /* k's of a panel decoded at a time: 16 KiB of the first cache */
-    CMOE_CPU_PAIRS_K = 2048,       /* bf16 of a row that are packed at a time; whole steps */
-    CMOE_CPU_TILE_ROWS = 128,      /* the same of pairs and quads: the most of all rows */
+    CMOE_CPU_RUN_BYTES = 2 << 20, /* most weights that an item reads, about */
+    CMOE_CPU_RUN_COLS = 512,      /* most columns of an item */
+    CMOE_CPU_H_COLS = 2048,   /* most columns of h that a worker holds for all rows of an item */
+    CMOE_CPU_MANY_ITEMS = 64, /* enough for any number of threads to share evenly, about */
+    CMOE_CPU_PANEL_ROWS = 96, /* rows of one expert that share a pass over panels */
+    CMOE_CPU_K_BLOCK = 1024,  /* k's of a pass over panels; whole groups and chunks */
+    CMOE_CPU_PIECE = 128,     /* k's of a panel decoded at a time: 16 KiB of the first cache */
+    CMOE_CPU_PAIRS_K = 2048,  /* bf16 of a row that are packed at a time; whole steps */
+    CMOE_CPU_TILE_ROWS = 128, /* the same of pairs and quads: the most of all rows */
     CMOE_CPU_FAR_BYTES = 32 << 20, /* of gu or z that no cache keeps until it is read, about */
     CMOE_CPU_DOT_BLOCK = 16,       /* rows that share a pass over canonical weights */
     CMOE_CPU_SMALL_TOKENS = 16,    /* most tokens of a whole-layer row */
@@ -71,6 +72,7 @@ struct cmoe_cpu_gemm {
     int matrix;        /* 1 or 2 */
     bool p32, decodes; /* p32: columns in the order of panels */
     bool fused;        /* the row covers ACT: results become h */
+    int64_t h_cols; /* the row covers REQUANT: columns of h that a worker can hold, 0: too many */
     enum cmoe_cpu_multiply how;
     const struct cmoe_cpu_quant_ops *quant; /* codes, dots */
     const struct cmoe_cpu_tile_ops *tile;   /* NULL: f32 and the tiles of `quant` */
@@ -98,6 +100,7 @@ struct cmoe_cpu_run {
     int logit_cols;  /* experts, and shared ones with their own logit */
     int32_t *counts; /* [sort_chunks][local]: SORT */
     float *amax;     /* of each item: QUANT, REQUANT */
+    bool requants;   /* GEMM1's items have all columns: they make codes of h, and no loop does */
     int sort_chunks;
     char *worker_scratch; /* [workers][worker_bytes] */
     size_t worker_bytes;
@@ -150,6 +153,9 @@ size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g);
 
 /* Most items of QUANT or REQUANT. */
 int64_t cmoe__cpu_quant_items(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens);
+/* REQUANT of one row of h, v[I], of an expert; v is changed, copy has room for I values. */
+void cmoe__cpu_requant_row(const struct cmoe_cpu_run *run, int64_t row, int32_t expert, float *v,
+                           float *copy);
 /* Items of COMBINE. */
 int64_t cmoe__cpu_combine_items(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens);
 

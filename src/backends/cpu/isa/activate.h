@@ -72,11 +72,9 @@ CMOE_INLINE vf act_up(cmoe_activation which, const struct cmoe_cpu_act *p, vf u)
 
 CMOE_INLINE vf act_pair(cmoe_activation which, const struct cmoe_cpu_act *p, vf g, vf u)
 {
-    const vf limit = v_set(p->limit);
-    g = v_select(g > limit, limit, g);
+    g = v_at_most(g, p->limit);
     if (!p->gated) return act_gate(which, p, g);
-    u = v_select(u > limit, limit, u);
-    u = v_select(u < -limit, -limit, u);
+    u = v_at_least(v_at_most(u, p->limit), -p->limit);
     return act_gate(which, p, g) * act_up(which, p, u);
 }
 

@@ -9,13 +9,45 @@
 
 #include "backends/cpu/isa/vec.h"
 
+/* At most, at least this; NaN stays. */
+CMOE_INLINE vf v_at_most(vf v, float most)
+{
+#if defined CMOE_ISA_AVX512
+    return (vf)_mm512_min_ps((__m512)v_set(most), (__m512)v);
+#else
+    return v_select(v > most, v_set(most), v);
+#endif
+}
+
+CMOE_INLINE vf v_at_least(vf v, float least)
+{
+#if defined CMOE_ISA_AVX512
+    return (vf)_mm512_max_ps((__m512)v_set(least), (__m512)v);
+#else
+    return v_select(v < least, v_set(least), v);
+#endif
+}
+
+/* p * 2^n: n as an integer between -151 and 128, and as what m_exp found it in. */
+CMOE_INLINE vf m_scale(vf p, vf n, vi whole)
+{
+#if defined CMOE_ISA_AVX512
+    (void)whole;
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    (void)n;
+    /* Two factors, each a normal number. */
+    const vi half = whole >> 1;
+    return p * v_float((half + 127) << 23) * v_float((whole - half + 127) << 23);
+#endif
+}
+
 /* exp(x + low), |low| tiny where |x| < 104 and ignored elsewhere. Overflows to infinity; results
- * below the normal range are rounded once more. */
+ * below the normal range may be rounded once more. */
 CMOE_INLINE vf m_exp(vf x, vf low)
 {
     low = v_select(v_abs(x) < 104.0f, low, v_set(0));
-    x = v_select(x < -104.0f, v_set(-104.0f), x);
-    x = v_select(x > 89.0f, v_set(89.0f), x);
+    x = v_at_most(v_at_least(x, -104), 89);
     /* n = nearest integer to x/ln 2: adding 1.5*2^23 leaves it in the low bits. */
     const vf shift = v_set(12582912.0f);
     const vf shifted = v_fma(x, v_set(1.44269504f), shift);
@@ -30,18 +62,22 @@ CMOE_INLINE vf m_exp(vf x, vf low)
     p = v_fma(p, r, v_set(1.66666672e-1f));
     p = v_fma(p, r, v_set(0.5f));
     p = v_fma(p * r, r, r) + 1.0f;
-    /* 2^n in two factors, each a normal number for n in [-151, 128]. */
-    const vi whole = v_bits(shifted) - v_bits(shift);
-    const vi half = whole >> 1;
-    return p * v_float((half + 127) << 23) * v_float((whole - half + 127) << 23);
+    return m_scale(p, n, v_bits(shifted) - v_bits(shift));
 }
 
 /* 1/(1+exp(-(x+low))), without cancellation on either side. */
 CMOE_INLINE vf m_sigmoid(vf x, vf low)
 {
     const vi positive = x > 0.0f;
-    const vf e = m_exp(v_select(positive, -x, x), v_select(positive, -low, low));
-    return v_select(positive, v_set(1), e) / (e + 1.0f);
+    const vf minus = v_float(v_bits(x) | (int32_t)0x80000000); /* -|x| */
+    const vf e = m_exp(minus, v_select(positive, -low, low));
+#if defined CMOE_ISA_AVX512
+    const __mmask16 over = _mm512_cmp_ps_mask((__m512)x, (__m512)v_set(0), _CMP_GT_OQ);
+    const vf top = (vf)_mm512_mask_blend_ps(over, (__m512)e, (__m512)v_set(1));
+#else
+    const vf top = v_select(positive, v_set(1), e);
+#endif
+    return top / (e + 1.0f);
 }
 
 CMOE_INLINE vf m_tanh(vf x)
