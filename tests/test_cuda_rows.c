@@ -90,6 +90,8 @@ static void faster_rows_are_planned(void **state)
         /* rows of 14336 wait to be quantised */
         {"t=128 model=mixtral-8x7b scheme=fp8-token", "gemm1gemm2_", false},
         {"t=2048 model=mixtral-8x7b scheme=fp8-block", "gemm1requant_rows_", true},
+        {"t=2048 model=mixtral-8x7b scheme=fp8-token", "gemm1requant_rows_", true},
+        {"t=8192 model=llama4-scout scheme=fp8-token", "gemm1requant_rows_", true},
         {"t=8192 model=deepseek-v3 scheme=fp8-block", "gemm1requant_rows_", true},
         {"t=8192 model=deepseek-v3 scheme=fp8-block", "gemm2_rows_", true},
         {"t=8192 model=gpt-oss-120b scheme=bf16", "gemm1act_rows_", true},

@@ -99,6 +99,8 @@ cmoe_status cmoe__cuda_gemm1(const struct cmoe_step *step, const struct cmoe_exe
 cmoe_status cmoe__cuda_act(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_requant(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_requant_e4m3(const struct cmoe_step *step, const struct cmoe_exec *x);
+/* Of an h that is stored in bf16, or in f32 and rounded to bf16 first. */
+cmoe_status cmoe__cuda_requant_bf16(const struct cmoe_exec *x, bool stored);
 cmoe_status cmoe__cuda_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_combine_pairs(const struct cmoe_step *step, const struct cmoe_exec *x);

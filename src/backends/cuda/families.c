@@ -152,8 +152,8 @@ static const struct cmoe_family wgmma1 = {cmoe__cuda_wgmma_supports, cmoe__cuda_
                                           cmoe__cuda_wgmma_gemm1};
 static const struct cmoe_family wgmma2 = {cmoe__cuda_wgmma_supports, cmoe__cuda_wgmma_cost_us, NULL,
                                           cmoe__cuda_wgmma_gemm2};
-static const struct cmoe_family rows = {cmoe__cuda_rows_supports, cmoe__cuda_rows_cost_us, NULL,
-                                        cmoe__cuda_rows};
+static const struct cmoe_family rows = {cmoe__cuda_rows_supports, cmoe__cuda_rows_cost_us,
+                                        cmoe__cuda_rows_scratch, cmoe__cuda_rows};
 static const struct cmoe_family pair = {cmoe__cuda_pair_supports, cmoe__cuda_pair_cost_us,
                                         cmoe__cuda_pair_scratch, cmoe__cuda_pair};
 static const struct cmoe_family tiles = {cmoe__cuda_tiles_supports, cmoe__cuda_tiles_cost, NULL,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The rows of Hopper for many rows an expert, whose M operand is x: what they take, what they cost. What
  * no copy engine reads they leave to the rows whose M operand is weights. */
+#include "backends/cuda/families.h"
 #include "backends/cuda/wgmma.h"
 
 #include "core/fail.h"
@@ -14,17 +15,41 @@
 #define BUSY 0.75
 enum { OTHER_SPANS = 4, ENOUGH_ROWS = 200 };
 
+static bool one_scale(const cmoe_problem *p)
+{
+    return p->w.dtype == CMOE_E4M3 && p->w.scaling != CMOE_SCALE_BLOCK;
+}
+
+/* GEMM1 .. REQUANT in two kernels: of an h in bf16 that a scale of the row, or a given one, follows. */
+static bool in_two(const struct cmoe_kernel *k, const cmoe_problem *p)
+{
+    return k->last == CMOE_STAGE_REQUANT && one_scale(p);
+}
+
+static const struct cmoe_kernel first_of_two = {.first = CMOE_STAGE_GEMM1, .last = CMOE_STAGE_ACT};
+static const struct cmoe_kernel requant = {.first = CMOE_STAGE_REQUANT, .last = CMOE_STAGE_REQUANT};
+
 bool cmoe__cuda_rows_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                               struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
     const cmoe_problem *p = q->p;
+    struct cmoe_edge between;
     if (q->shape->batched || p->first > CMOE_STAGE_SORT)
         return cmoe__refuse(why, "nothing before it in the plan clears its counters");
     if (k->first == CMOE_STAGE_GEMM2 && !cmoe__cuda_wgmma_short_z(p, q->shape))
         return cmoe__refuse(why, "leaves z to a combine of 16-bit numbers only");
     if (k->last == CMOE_STAGE_ACT && p->w.scaling == CMOE_SCALE_BLOCK)
         return cmoe__refuse(why, "quantises the intermediate under block scales");
-    return cmoe__cuda_wgmma_supports(k, q, in, out, why);
+    if (!in_two(k, p)) return cmoe__cuda_wgmma_supports(k, q, in, out, why);
+    return cmoe__cuda_wgmma_supports(&first_of_two, q, in, &between, why) &&
+           cmoe__cuda_quant_e4m3_supports(&requant, q, between, out, why);
+}
+
+/* h, in f32 where other rows have to do it. */
+size_t cmoe__cuda_rows_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    if (!in_two(k, q->p)) return 0;
+    return (size_t)cmoe__shape_rows(q->p, q->shape, q->tokens) * (size_t)q->shape->I * 4;
 }
 
 /* Tiles of an expert's rows; one whose second half is absent is shorter. */
@@ -53,6 +78,13 @@ static double correction(const cmoe_problem *p, bool second, int64_t spans)
     return second && spans >= 16 ? 0.9 : 1;
 }
 
+/* Of an h in bf16. */
+static double requant_us(const struct cmoe_query *q)
+{
+    const double bytes = cmoe__stage_bytes(q->p, CMOE_STAGE_REQUANT, q->tokens);
+    return CMOE_CUDA_LAUNCH_US + 0.6 * bytes / (q->props->gbps * 1e3);
+}
+
 /* The tiles' arithmetic, with results and the first stages of a tile as so many spans more; where memory
  * limits it, narrower tiles are no slower. */
 double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
@@ -70,11 +102,13 @@ double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_qu
                          (CMOE_WGMMA_SPAN / (wide ? 2.0 : 1.0)) * ((double)spans + OTHER_SPANS);
     const double arithmetic = flops / (q->props->gflops * 1e3 * BUSY * (wide ? 1 : 2));
     const double memory = 1.1 * cmoe__cuda_wgmma_bytes(k, q) / (0.92e3 * q->props->gbps);
-    const double us = CMOE_WGMMA_START_US + fmax(arithmetic, memory) * correction(p, second, spans);
+    const double us = CMOE_WGMMA_START_US +
+                      fmax(arithmetic, memory) * correction(p, second, spans) +
+                      (in_two(k, p) ? requant_us(q) : 0);
     return each < ENOUGH_ROWS ? us + cmoe__cuda_wgmma_cost_us(k, q) : us;
 }
 
-static enum cmoe_cuda_function function_of(const cmoe_problem *p, bool second)
+static enum cmoe_cuda_function function_of(const cmoe_problem *p, const struct cmoe_kernel *k)
 {
     static const uint8_t functions[4][2] = {
         {CMOE_CUDA_cmoe_rows_bf16_act, CMOE_CUDA_cmoe_rows_bf16_z},
@@ -82,22 +116,37 @@ static enum cmoe_cuda_function function_of(const cmoe_problem *p, bool second)
         {CMOE_CUDA_cmoe_rows_e4m3_act, CMOE_CUDA_cmoe_rows_e4m3_z},
         {CMOE_CUDA_cmoe_rows_e4m3_block_codes, CMOE_CUDA_cmoe_rows_e4m3_block_z},
     };
-    const int type = p->w.dtype == CMOE_BF16            ? 0
-                     : p->w.dtype == CMOE_F16           ? 1
-                     : p->w.scaling != CMOE_SCALE_BLOCK ? 2
-                                                        : 3;
-    return (enum cmoe_cuda_function)functions[type][second];
+    const int type = p->w.dtype == CMOE_BF16  ? 0
+                     : p->w.dtype == CMOE_F16 ? 1
+                     : one_scale(p)           ? 2
+                                              : 3;
+    if (in_two(k, p)) return CMOE_CUDA_cmoe_rows_e4m3_short;
+    return (enum cmoe_cuda_function)functions[type][k->first == CMOE_STAGE_GEMM2];
+}
+
+/* Weights or rows that no copy engine reads. */
+static cmoe_status by_others(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    struct cmoe_step first = *step;
+    if (step->kernel->first == CMOE_STAGE_GEMM2) return cmoe__cuda_wgmma_gemm2(step, x);
+    if (!in_two(step->kernel, x->p)) return cmoe__cuda_wgmma_gemm1(step, x);
+    first.kernel = &first_of_two;
+    CMOE_TRY(cmoe__cuda_wgmma_gemm1(&first, x));
+    return cmoe__cuda_requant_bf16(x, false);
 }
 
 cmoe_status cmoe__cuda_rows(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
-    const bool second = step->kernel->first == CMOE_STAGE_GEMM2;
+    const bool second = step->kernel->first == CMOE_STAGE_GEMM2, two = in_two(step->kernel, x->p);
+    struct cmoe_exec inner = *x;
+    if (two) inner.h = x->scratch;
+    const int last = two ? CMOE_STAGE_ACT : step->kernel->last;
     cmoe_gpu_rows f = {
-        .gemm = second ? cmoe__cuda_wgmma_second(x) : cmoe__cuda_wgmma_first(x, step->kernel->last),
+        .gemm = second ? cmoe__cuda_wgmma_second(&inner) : cmoe__cuda_wgmma_first(&inner, last),
         .taken = x->progress + (second ? CMOE_PROGRESS_DONE : CMOE_PROGRESS_TAKEN),
     };
     const size_t shared = cmoe__cuda_wgmma_settle(x, &f.gemm, CMOE_WGMMA_ROWS, 1);
-    if (!f.gemm.tma || !f.gemm.vectors)
-        return second ? cmoe__cuda_wgmma_gemm2(step, x) : cmoe__cuda_wgmma_gemm1(step, x);
-    return cmoe__cuda_wgmma_launch(x, &f.gemm, function_of(x->p, second), shared, &f);
+    if (!f.gemm.tma || !f.gemm.vectors) return by_others(step, &inner);
+    CMOE_TRY(cmoe__cuda_wgmma_launch(x, &f.gemm, function_of(x->p, step->kernel), shared, &f));
+    return two ? cmoe__cuda_requant_bf16(&inner, true) : CMOE_OK;
 }

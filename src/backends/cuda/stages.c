@@ -214,6 +214,18 @@ cmoe_status cmoe__cuda_requant_e4m3(const struct cmoe_step *step, const struct c
     return quantize_e4m3(x, &q, all_rows(x));
 }
 
+cmoe_status cmoe__cuda_requant_bf16(const struct cmoe_exec *x, bool stored)
+{
+    cmoe_gpu_quant q = requant_params(x);
+    if (!stored) {
+        q.round_dtype = CMOE_BF16;
+        return quantize(x, &q, all_rows(x));
+    }
+    q.in_stride = x->shape->I * 2;
+    q.in_dtype = CMOE_BF16;
+    return quantize_e4m3(x, &q, all_rows(x));
+}
+
 cmoe_status cmoe__cuda_act(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;

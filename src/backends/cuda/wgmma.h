@@ -32,10 +32,12 @@ cmoe_status cmoe__cuda_wgmma_launch(const struct cmoe_exec *x, const cmoe_gpu_wg
                                     enum cmoe_cuda_function f, size_t shared, void *params);
 bool cmoe__cuda_wgmma_short_z(const cmoe_problem *p, const struct cmoe_shape *s);
 
-/* GEMM1 .. ACT or REQUANT, and GEMM2, with rows of x as the M operand. */
+/* GEMM1 .. ACT or REQUANT, and GEMM2, with rows of x as the M operand. Under one scale a row h waits for its
+ * scale in bf16. */
 bool cmoe__cuda_rows_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                               struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why);
 double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q);
+size_t cmoe__cuda_rows_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q);
 cmoe_status cmoe__cuda_rows(const struct cmoe_step *step, const struct cmoe_exec *x);
 
 /* GEMM1 .. GEMM2 in one kernel. */

@@ -226,6 +226,15 @@ static void first_act(struct cmoe_layer_error *l, int32_t e)
         act_row(l, l->x.rows[begin + i], l->gv + i * rows1, l->gd + i * rows1, l->gq + i * rows1);
 }
 
+/* Under one e4m3 scale a row h waits for the largest value of the row, and a kernel may keep it in
+ * bf16 until then. */
+static bool waits_in_bf16(const cmoe_problem *p)
+{
+    const bool row = p->mid.scaling == CMOE_SCALE_TENSOR || p->mid.scaling == CMOE_SCALE_TOKEN;
+    return p->mid.dtype == CMOE_E4M3 && row && p->w.dtype == CMOE_E4M3 &&
+           p->w.scaling != CMOE_SCALE_BLOCK && !(p->flags & CMOE_MID_ROUNDED);
+}
+
 /* h of a row as REQUANT takes it in: rounded to `in`, smoothed. */
 static void prepare_mid(struct cmoe_layer_error *l, int32_t e, int64_t row)
 {
@@ -238,6 +247,7 @@ static void prepare_mid(struct cmoe_layer_error *l, int32_t e, int64_t row)
     for (int64_t i = 0; i < used && cmoe__format_is_quantized(p->mid); i++) {
         d[i] += 8 * q[i];
         q[i] = 0;
+        if (waits_in_bf16(p)) d[i] += cmoe__unit(CMOE_BF16) * (fabs(v[i]) + d[i]);
         if (p->flags & CMOE_MID_ROUNDED) {
             d[i] = cmoe__round_error(in, v[i], d[i]);
             v[i] = (double)cmoe__decode(in, cmoe__encode(in, (float)v[i], CMOE_ROUND_NEAREST_EVEN));
