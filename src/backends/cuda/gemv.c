@@ -40,33 +40,48 @@ static const struct {
     bool routes;
     enum cmoe_cuda_function gemm1, gemm2;
 } kernels[] = {
-    PAIR(CMOE_BF16, bf16, CMOE_BF16),      PAIR(CMOE_F16, f16, CMOE_F16),
-    PAIR(CMOE_E4M3, e4m3_bf16, CMOE_BF16), PAIR(CMOE_E4M3, e4m3_f16, CMOE_F16),
-    PAIR(CMOE_I8, i8_bf16, CMOE_BF16),     PAIR(CMOE_I8, i8_f16, CMOE_F16),
-    PAIR(CMOE_I4, i4_bf16, CMOE_BF16),     PAIR(CMOE_I4, i4_f16, CMOE_F16),
-    PAIR(CMOE_E2M1, e2m1_bf16, CMOE_BF16), PAIR(CMOE_E2M1, e2m1_f16, CMOE_F16),
-    ROUTED(CMOE_BF16, bf16, CMOE_BF16),    ROUTED(CMOE_E4M3, e4m3_f16, CMOE_F16),
-    ROUTED(CMOE_I4, i4_bf16, CMOE_BF16),   ROUTED(CMOE_E2M1, e2m1_bf16, CMOE_BF16),
+    PAIR(CMOE_BF16, bf16, CMOE_BF16),        PAIR(CMOE_F16, f16, CMOE_F16),
+    PAIR(CMOE_E4M3, e4m3_bf16, CMOE_BF16),   PAIR(CMOE_E4M3, e4m3_f16, CMOE_F16),
+    PAIR(CMOE_I8, i8_bf16, CMOE_BF16),       PAIR(CMOE_I8, i8_f16, CMOE_F16),
+    PAIR(CMOE_I4, i4_bf16, CMOE_BF16),       PAIR(CMOE_I4, i4_f16, CMOE_F16),
+    PAIR(CMOE_E2M1, e2m1_bf16, CMOE_BF16),   PAIR(CMOE_E2M1, e2m1_f16, CMOE_F16),
+    PAIR(CMOE_I8, i8_i8, CMOE_I8),           PAIR(CMOE_I4, i4_i8, CMOE_I8),
+    PAIR(CMOE_GEMV_NV, nv_bf16, CMOE_BF16),  PAIR(CMOE_GEMV_NV, nv_f16, CMOE_F16),
+    PAIR(CMOE_GEMV_MX8, mx8_f16, CMOE_F16),  ROUTED(CMOE_BF16, bf16, CMOE_BF16),
+    ROUTED(CMOE_E4M3, e4m3_f16, CMOE_F16),   ROUTED(CMOE_I4, i4_bf16, CMOE_BF16),
+    ROUTED(CMOE_E2M1, e2m1_bf16, CMOE_BF16),
 };
 
 enum { KERNELS = sizeof kernels / sizeof *kernels };
 
-/* Codes of e4m3 are exact in f16. */
+static int kind_of(cmoe_format w)
+{
+    if (w.scaling == CMOE_SCALE_NV) return CMOE_GEMV_NV;
+    if (w.dtype == CMOE_E4M3 && w.scaling == CMOE_SCALE_MX) return CMOE_GEMV_MX8;
+    return w.dtype == CMOE_U8 ? CMOE_I8 : (w.dtype == CMOE_U4 ? CMOE_I4 : w.dtype);
+}
+
+/* Codes of e4m3 and e2m1 are exact in f16. */
+static int operand_of(cmoe_format x)
+{
+    return x.dtype == CMOE_E4M3 || x.dtype == CMOE_E2M1 ? CMOE_F16 : x.dtype;
+}
+
 static int find(const struct cmoe_kernel *k, cmoe_format x, cmoe_format w)
 {
     const bool routes = k->first == CMOE_STAGE_ROUTE;
-    const int as = w.dtype == CMOE_U8 ? CMOE_I8 : (w.dtype == CMOE_U4 ? CMOE_I4 : w.dtype);
-    const int operand = x.dtype == CMOE_E4M3 ? CMOE_F16 : x.dtype;
+    const int as = kind_of(w), operand = operand_of(x);
     for (int i = 0; i < KERNELS; i++)
         if (kernels[i].w == as && kernels[i].x == operand && kernels[i].routes == routes) return i;
     return KERNELS;
 }
 
-/* Whether 128 columns of x have a factor of their own: its scale, or what makes bf16 fit f16. */
-static bool spanned(cmoe_format w, cmoe_format x)
+/* log2 of the columns of x that have a factor of their own, its scale or what makes bf16 fit f16; 30: all. */
+static int factor_shift(cmoe_format w, cmoe_format x)
 {
-    return x.scaling == CMOE_SCALE_GROUP ||
-           (cmoe_dtype_bits((cmoe_dtype)w.dtype) == 4 && x.dtype == CMOE_BF16);
+    if (x.scaling == CMOE_SCALE_MX) return 5;
+    const bool fit = cmoe_dtype_bits((cmoe_dtype)w.dtype) == 4 && x.dtype == CMOE_BF16;
+    return fit || x.scaling == CMOE_SCALE_GROUP ? 7 : 30;
 }
 
 /* How a kernel's work is cut, and its shared memory. */
@@ -85,12 +100,12 @@ static struct cut cut_at_depth(const cmoe_problem *p, const struct cmoe_shape *s
     const int64_t piece = 128 / bits, step = 8 * piece;
     const int64_t strips = cmoe__ceil_div(outputs, first && s->gated ? ROWS / 2 : ROWS);
     const int64_t steps = cmoe__ceil_div(columns, step);
-    const int64_t spans = spanned(p->w, x) ? cmoe__ceil_div(steps * step, 128) : 1;
+    const int64_t spans = cmoe__ceil_div(steps * step, (int64_t)1 << factor_shift(p->w, x));
     const int64_t tiles = cmoe__ceil_div(tokens * strips * (first ? s->slots : 1), LEAST_BLOCKS);
     const int64_t rows = (tokens > 1 ? 2 : 1) * (first ? 1 : s->slots);
     const int64_t ring = CMOE_GEMV_CODES + (bits < 16 ? CMOE_GEMV_SCALES : 0);
     const int64_t x_at = (int64_t)WARPS * depth * ring;
-    const int64_t factor_at = x_at + rows * steps * step * 2;
+    const int64_t factor_at = x_at + rows * steps * step * (operand_of(x) == CMOE_I8 ? 1 : 2);
     const int64_t amax_at = factor_at + rows * spans * 4, part_at = amax_at + rows * 4;
     const int64_t parts = 3 * tiles > WARPS * WARPS ? 3 * tiles : WARPS * WARPS;
     return (struct cut){
@@ -130,12 +145,21 @@ static bool is_plain(cmoe_format f)
     return f.scaling == CMOE_SCALE_NONE && (f.dtype == CMOE_BF16 || f.dtype == CMOE_F16);
 }
 
-/* What a block quantises by itself. */
-static bool is_dynamic_e4m3(cmoe_format f)
+/* What a block quantises by itself: it has whole rows, of one token all. */
+static bool is_made(cmoe_format f, cmoe_format w, int tokens)
 {
-    const bool group =
-        f.scaling == CMOE_SCALE_GROUP && f.group == 128 && f.scale_dtype == CMOE_NONE;
-    return f.dtype == CMOE_E4M3 && (group || f.scaling == CMOE_SCALE_TOKEN) && !f.fixed;
+    const int kind = kind_of(w);
+    if (f.rounding != CMOE_ROUND_NEAREST_EVEN) return false;
+    if (f.dtype == CMOE_I8) /* 8-bit products have no room for zero points */
+        return f.scaling == CMOE_SCALE_TOKEN &&
+               (kind == CMOE_I4 || (w.dtype == CMOE_I8 && !w.zero));
+    if (f.scaling == CMOE_SCALE_NV) return kind == CMOE_GEMV_NV;
+    if (f.dtype == CMOE_E2M1) return f.scaling == CMOE_SCALE_MX && kind == CMOE_E2M1;
+    if (f.dtype != CMOE_E4M3) return false;
+    if (f.scaling == CMOE_SCALE_MX) return kind == CMOE_E2M1 || kind == CMOE_GEMV_MX8;
+    if (f.scaling == CMOE_SCALE_TENSOR) return f.fixed || tokens == 1;
+    if (f.scaling == CMOE_SCALE_GROUP) return f.group == 128 && f.scale_dtype == CMOE_NONE;
+    return f.scaling == CMOE_SCALE_TOKEN;
 }
 
 /* Blocks route before weights come to the ring; what they choose, only GEMM2 sees of all blocks. */
@@ -144,6 +168,8 @@ static bool routing_fits(const struct cmoe_query *q, struct cmoe_why *why)
     const size_t room = (size_t)WARPS * LEAST_DEPTH * CMOE_GEMV_CODES;
     if (q->p->weight_on == CMOE_WEIGHT_ON_GEMM1 || q->p->weight_on == CMOE_WEIGHT_ON_ACT)
         return cmoe__refuse(why, "weights count before all blocks see them");
+    if (q->p->x.scaling == CMOE_SCALE_TENSOR || q->p->mid.scaling == CMOE_SCALE_TENSOR)
+        return cmoe__refuse(why, "rows share a scale");
     if (cmoe__cuda_route_floats(q->p) * 4 * (size_t)q->tokens > room)
         return cmoe__refuse(why, "routing %d tokens does not fit in shared memory", q->tokens);
     return true;
@@ -155,15 +181,16 @@ static bool formats_fit(const struct cmoe_kernel *k, const struct cmoe_query *q,
     const cmoe_problem *p = q->p;
     const int bits = cmoe_dtype_bits((cmoe_dtype)p->w.dtype);
     const int span = (int)cmoe__format_span(p->w, 0);
-    if ((bits < 16) != (p->w.scaling != CMOE_SCALE_NONE) || (span > 0 && span < 32))
+    if ((bits < 16) != (p->w.scaling != CMOE_SCALE_NONE) ||
+        (span > 0 && span < (p->w.scaling == CMOE_SCALE_NV ? 16 : 32)))
         return cmoe__refuse(why, "there is no kernel for these weights");
     if (find(k, p->x, p->w) == KERNELS || find(k, p->mid, p->w) == KERNELS)
         return cmoe__refuse(why, "there is no kernel for these weights and rows");
-    const bool quantizes = q->shape->quant && is_dynamic_e4m3(p->x);
+    const bool quantizes = q->shape->quant && is_made(p->x, p->w, q->tokens);
     const bool plain = !q->shape->quant && is_plain(p->x);
     if ((k->first == CMOE_STAGE_SORT || !quantizes) && (k->first == CMOE_STAGE_QUANT || !plain))
         return cmoe__refuse(why, "x is of another format than the row quantises or takes");
-    if (!is_plain(p->mid) && !is_dynamic_e4m3(p->mid))
+    if (!is_plain(p->mid) && !is_made(p->mid, p->w, q->tokens))
         return cmoe__refuse(why, "the intermediate is of another format than the row makes");
     if (!is_plain(p->mid) && (p->flags & CMOE_MID_ROUNDED))
         return cmoe__refuse(why, "the intermediate is rounded before it is quantised");
@@ -246,12 +273,12 @@ static bool words(const void *at, int64_t stride)
     return (uintptr_t)at % 4 == 0 && stride % 4 == 0;
 }
 
-/* Scales that are copied by the word: f32, or for e2m1 two of e8m0 that share a word. */
+/* Scales that are copied by the word: f32, two or more of e8m0 that share a word, four of NV. */
 static bool plain_scales(const cmoe_gpu_gemv *v, int bits)
 {
     if (bits == 16) return true;
-    const bool e2m1 = v->g.w.dtype == CMOE_E2M1;
-    if (e2m1 ? v->g.w.scaling != CMOE_SCALE_MX || v->scales % 2 != 0 : v->scale_type != CMOE_F32)
+    if (v->scale_bytes > 1 ? v->scale_type != CMOE_F32 || v->g.w.dtype == CMOE_E2M1
+                           : v->scales % (v->scale_type == CMOE_E8M0 ? 2 : 4) != 0)
         return false;
     if (v->g.w.zero) return false;
     for (int h = 0; h < 2; h++)
@@ -281,7 +308,9 @@ static void describe(const struct cmoe_exec *x, cmoe_gpu_gemv *v, bool first)
     v->half[1] = rows_of(&half[first && x->shape->gated ? 1 : (first ? 0 : 2)]);
     v->strided = first ? half[0].all_strided && (!x->shape->gated || half[1].all_strided)
                        : half[2].all_strided;
-    v->scale_type = f.scaling == CMOE_SCALE_MX ? CMOE_E8M0 : (given ? f.scale_dtype : CMOE_F32);
+    v->scale_type = given ? f.scale_dtype : CMOE_F32;
+    if (f.scaling == CMOE_SCALE_MX) v->scale_type = CMOE_E8M0;
+    if (f.scaling == CMOE_SCALE_NV) v->scale_type = CMOE_E4M3;
     v->scale_bytes = cmoe_dtype_bits((cmoe_dtype)v->scale_type) / 8;
     v->shift = span_shift(f);
     v->scales = (int32_t)((v->g.a_cols + ((int64_t)1 << v->shift) - 1) >> v->shift);
@@ -306,7 +335,7 @@ static cmoe_status launch(const struct cmoe_exec *x, enum cmoe_cuda_function fun
     v->wide = cmoe__expert_bytes(x->p, 1) + cmoe__expert_bytes(x->p, 2) > WIDE_BYTES;
     v->spans = c.spans;
     v->per_span = (1u << 31) / (unsigned)c.x_spans + 1;
-    v->x_shift = spanned(v->g.w, v->g.x) ? 7 : 30;
+    v->x_shift = factor_shift(v->g.w, v->g.x);
     v->x_at = c.x_at;
     v->factor_at = c.factor_at;
     v->amax_at = c.amax_at;
@@ -341,6 +370,7 @@ cmoe_status cmoe__cuda_gemv(const struct cmoe_step *step, const struct cmoe_exec
         .from = x->x,
         .from_stride = x->x_stride,
         .from_dtype = p->in,
+        .fixed = p->x.fixed ? x->t->x_scale : NULL,
         .out = x->scratch,
         .out_stride = h_stride,
         .out_dtype = (int32_t)h,
@@ -354,6 +384,7 @@ cmoe_status cmoe__cuda_gemv(const struct cmoe_step *step, const struct cmoe_exec
         .from = x->scratch,
         .from_stride = h_stride,
         .from_dtype = (int32_t)h,
+        .fixed = p->mid.fixed ? x->t->mid_scale : NULL,
         .out = x->y,
         .out_stride = x->y_stride,
         .out_dtype = p->y,

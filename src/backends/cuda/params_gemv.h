@@ -13,6 +13,12 @@ enum {
     CMOE_GEMV_SCALES = 256, /* bytes of a step: 8 rows of 128, and of 8 words */
 };
 
+/* Weights that are not told apart by the type of their codes alone: e2m1 under NV scales, e4m3 under MX. */
+enum {
+    CMOE_GEMV_NV = 64,
+    CMOE_GEMV_MX8 = 65,
+};
+
 /* One half of all experts whose rows, scales and biases lie at one distance from the next expert's. */
 typedef struct cmoe_gpu_rows {
     const uint8_t *data, *scale;
@@ -26,6 +32,7 @@ typedef struct cmoe_gpu_gemv {
     cmoe_gpu_gemm g;
     cmoe_problem p;
     const void *from; /* rows before they are quantised: tokens for GEMM1, slots for GEMM2 */
+    const float *fixed; /* their given scale, or NULL */
     int64_t from_stride, out_stride; /* bytes */
     void *out;                       /* h by slots, or y */
     cmoe_gpu_rows half[2];           /* gate and up, or down; if not strided, g.experts says */

@@ -1,16 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * A handful of tokens from ids to y: the kernels of common/gemv_block.cuh for every type of weights. */
-#include "backends/cuda/kernels/common/gemv_block.cuh"
-
-/* Named by the types of w and of the operands; i8 and i4 stand for unsigned codes too. */
-#define ENTRY(name, w, operand, first)                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                       \
-        name(const __grid_constant__ cmoe_gpu_gemv s)                                              \
-    {                                                                                              \
-        extern __shared__ __align__(128) uint8_t memory[];                                         \
-        __shared__ slots_of known;                                                                 \
-        gemv<w, operand, first, false>(s, memory, NULL, known);                                    \
-    }
+ * A handful of tokens from ids to y: the kernels of common/gemv_block.cuh for rows of 16 bits, and for e4m3 that f16 stands for. */
+#include "backends/cuda/kernels/common/gemv_entry.cuh"
 
 ENTRY(cmoe_gemv1_bf16, CMOE_BF16, CMOE_BF16, true)
 ENTRY(cmoe_gemv1_f16, CMOE_F16, CMOE_F16, true)

@@ -13,9 +13,21 @@ enum { THREADS = CMOE_GEMV_THREADS, WARPS = THREADS / 32, SPAN = 128, ROWS = 8 }
 
 /* A lane's 16 bytes of codes. A step of a row is 8 of them. */
 template <int W> struct piece_of {
-    static constexpr int BITS = W == CMOE_BF16 || W == CMOE_F16 ? 16 : (W == CMOE_E4M3 || W == CMOE_I8 ? 8 : 4);
+    static constexpr int TYPE = W == CMOE_GEMV_NV ? (int)CMOE_E2M1 : (W == CMOE_GEMV_MX8 ? (int)CMOE_E4M3 : W);
+    static constexpr int BITS =
+        TYPE == CMOE_BF16 || TYPE == CMOE_F16 ? 16 : (TYPE == CMOE_E4M3 || TYPE == CMOE_I8 ? 8 : 4);
     static constexpr int COLUMNS = 128 / BITS, STEP = 8 * COLUMNS;
 };
+
+/* Bytes of an operand of x. */
+template <int OP> constexpr int operand_bytes = OP == CMOE_I8 ? 1 : 2;
+
+/* Codes 0 and 255 are no powers of two that f32 has as its normal numbers. */
+DEV float scale_of_e8m0(uint32_t code)
+{
+    const uint32_t bits = code == 0 ? 0x00400000 : code << 23;
+    return bits_f32(code == 255 ? 0x7fc00000 : bits);
+}
 
 /* The ids' local experts: of row r in lane r % 32, so that the first weights wait for nothing else. */
 struct experts_of {
@@ -44,6 +56,8 @@ DEV experts_of find_experts(const cmoe_gpu_call &c, const int32_t *ids)
 struct slots_of {
     int experts[CMOE_GEMV_ROWS]; /* local ones, or -1 */
     float weights[CMOE_GEMV_ROWS];
+    float global[2][CMOE_GEMV_ROWS]; /* NV: of the halves that the kernel multiplies by */
+    float fixed;                     /* x's given scale */
 
     MEMBER int of(int row) const
     {

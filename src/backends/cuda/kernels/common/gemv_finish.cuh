@@ -59,7 +59,7 @@ DEV void finish_y(const cmoe_gpu_gemv &s, const slots_of &known, int token, int 
 }
 
 /* All results of the block. */
-template <bool FIRST> DEV void finish(const cmoe_gpu_gemv &s, const work &k, const slots_of &known)
+template <bool FIRST, bool NV> DEV void finish(const cmoe_gpu_gemv &s, const work &k, const slots_of &known)
 {
     const int count = parts(k);
     const int units = FIRST && s.gated ? ROWS / 2 : ROWS;
@@ -68,11 +68,15 @@ template <bool FIRST> DEV void finish(const cmoe_gpu_gemv &s, const work &k, con
         const int n = (at - row * s.strips) * units + unit;
         if (n >= s.columns || (FIRST && known.experts[row] < 0))
             continue;
-        const float sum = k.all_steps > 0 ? row_sum(s, k, count, tile, unit) : 0.0f;
-        if (FIRST)
-            finish_h(s, known.experts[row], known.weights[row], row, n, sum,
-                     s.gated ? row_sum(s, k, count, tile, units + unit) : 0.0f);
-        else
+        float sum = k.all_steps > 0 ? row_sum(s, k, count, tile, unit) : 0.0f;
+        if (FIRST) {
+            float up = s.gated ? row_sum(s, k, count, tile, units + unit) : 0.0f;
+            if (NV) {
+                sum *= known.global[0][row];
+                up *= known.global[1][row];
+            }
+            finish_h(s, known.experts[row], known.weights[row], row, n, sum, up);
+        } else
             finish_y(s, known, row, n, sum);
     }
 }

@@ -188,15 +188,31 @@ template <int W, bool PLAIN> DEV void bring_scales(const cmoe_gpu_gemv &s, const
     }
 }
 
-/* The words in which the 8 scales of a step of plain e2m1 lie: two, or three from the middle of one on. */
-DEV void bring_e8m0(const cmoe_gpu_gemv &s, const supply &from, uint32_t to)
+/* The words in which the 8 (e2m1) or 4 scales of a plain step of MX lie: one more from the middle of one on. */
+template <int W> DEV void bring_e8m0(const cmoe_gpu_gemv &s, const supply &from, uint32_t to)
 {
+    constexpr int COUNT = piece_of<W>::STEP / 32;
     const int quad = threadIdx.x % 4;
-    const uintptr_t first = (uintptr_t)from.scales + from.at.step * 8, word = (first & ~(uintptr_t)3) + quad * 4;
-    if (from.codes && word < first + 8 && word < (uintptr_t)from.scales + s.scales)
+    const uintptr_t first = (uintptr_t)from.scales + from.at.step * COUNT, word = (first & ~(uintptr_t)3) + quad * 4;
+    if (from.codes && word < first + COUNT && word < (uintptr_t)from.scales + s.scales)
         copy_word(to + quad * 4, (const uint8_t *)word);
     else
         store_shared(to + quad * 4, 0);
+}
+
+/* The four scales of each lane's two neighbouring pieces of NV, as they are. */
+template <bool PLAIN> DEV void bring_nv(const cmoe_gpu_gemv &s, const supply &from, uint32_t to)
+{
+    const int quad = threadIdx.x % 4, first = from.at.step * 16 + quad * 4;
+    if (PLAIN && from.codes && first < s.scales) {
+        copy_word(to + quad * 4, from.scales + first);
+        return;
+    }
+    uint32_t word = 0;
+#pragma unroll 1
+    for (int i = 0; !PLAIN && from.codes && i < 4 && first + i < s.scales; i++)
+        word |= (uint32_t)from.scales[first + i] << (8 * i);
+    store_shared(to + quad * 4, word);
 }
 
 template <int W, bool FIRST, bool PLAIN, class E>
@@ -211,8 +227,10 @@ DEV void bring(const cmoe_gpu_gemv &s, const E &experts, supply &from, uint32_t 
         bring_piece<W>(s, from, piece, to);
         bring_piece<W>(s, from, piece + 4, to + CODES / 2);
     }
-    if (PLAIN && W == CMOE_E2M1)
-        bring_e8m0(s, from, ring_of<W>::scales(to));
+    if (W == CMOE_GEMV_NV)
+        bring_nv<PLAIN>(s, from, ring_of<W>::scales(to));
+    else if (PLAIN && (W == CMOE_E2M1 || W == CMOE_GEMV_MX8))
+        bring_e8m0<W>(s, from, ring_of<W>::scales(to));
     else if (piece_of<W>::BITS < 16)
         bring_scales<W, PLAIN>(s, from, ring_of<W>::scales(to));
     from.at.left--;

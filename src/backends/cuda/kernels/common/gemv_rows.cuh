@@ -64,22 +64,63 @@ DEV float quotient(float v, float scale, float reciprocal)
     return fmaf(fmaf(-q, scale, v), reciprocal, q);
 }
 
-/* Four values as e4m3 under the scale, as f16 pairs: the codes of quant_e4m3_sm90a.cu. Far from 1 the
- * scale and the values are moved together; what underflows then has code 0. */
-DEV uint2 requantized(float4 v, float scale)
+/* Four values over their scale. Far from 1 the scale and the values are moved together; what underflows
+ * then has code 0. */
+DEV float4 quotients(float4 v, float scale)
 {
     const float by = scale > 0x1p60f ? 0x1p-64f : (scale < 0x1p-60f ? 0x1p64f : 1.0f);
     scale *= by;
     float r;
     asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(scale));
     r = fmaf(fmaf(-scale, r, 1.0f), r, r);
+    return make_float4(quotient(v.x * by, scale, r), quotient(v.y * by, scale, r), quotient(v.z * by, scale, r),
+                       quotient(v.w * by, scale, r));
+}
+
+/* Four values rounded to e4m3, as f16 pairs. */
+DEV uint2 e4m3_values(float4 v)
+{
     uint2 pairs;
     asm("{.reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, %3, %2; cvt.rn.satfinite.e4m3x2.f32 h, %5, %4; "
         "cvt.rn.f16x2.e4m3x2 %0, l; cvt.rn.f16x2.e4m3x2 %1, h;}"
         : "=r"(pairs.x), "=r"(pairs.y)
-        : "f"(quotient(v.x * by, scale, r)), "f"(quotient(v.y * by, scale, r)), "f"(quotient(v.z * by, scale, r)),
-          "f"(quotient(v.w * by, scale, r)));
+        : "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w));
     return pairs;
+}
+
+/* Rounded to e2m1: adding 2^23 times a step of its grid there rounds to steps. */
+DEV float e2m1_value(float v)
+{
+    const float m = fabsf(v), big = bits_f32((max(magnitude(v) >> 23, 127u) + 22) << 23);
+    return copysignf(fminf((m + big) - big, 6.0f), v);
+}
+
+/* Four quotients rounded to bytes, the even columns of an even lane and the odd one behind it in the former
+ * for 4-bit weights (bytes_of). */
+template <int W> DEV uint32_t byte_values(float4 q)
+{
+    const uint32_t low = __byte_perm(__float2int_rn(q.x), __float2int_rn(q.y), 0x0040);
+    const uint32_t high = __byte_perm(__float2int_rn(q.z), __float2int_rn(q.w), 0x0040);
+    const uint32_t own = __byte_perm(low, high, 0x5410);
+    if (piece_of<W>::BITS == 8)
+        return own;
+    const uint32_t other = __shfl_xor_sync(0xffffffff, own, 1);
+    return threadIdx.x & 1 ? __byte_perm(other, own, 0x7531) : __byte_perm(own, other, 0x6420);
+}
+
+/* The largest magnitude of a group of so many lanes. */
+template <int LANES> DEV float group_amax(float4 v)
+{
+    uint32_t top = max(max(magnitude(v.x), magnitude(v.y)), max(magnitude(v.z), magnitude(v.w)));
+#pragma unroll
+    for (int lanes = 1; lanes < LANES; lanes *= 2)
+        top = max(top, __shfl_xor_sync(0xffffffff, top, lanes));
+    return bits_f32(top);
+}
+
+DEV float4 scaled(float4 v, float by)
+{
+    return make_float4(v.x * by, v.y * by, v.z * by, v.w * by);
 }
 
 /* Exact: the values are of the type. */
@@ -99,7 +140,7 @@ template <int W, int OP> DEV uint2 in_code_order(uint2 v)
 {
     const bool odd = threadIdx.x & 1;
     uint32_t low = v.x, high = v.y;
-    if (W != CMOE_E2M1 || OP != CMOE_F16) {
+    if (piece_of<W>::TYPE != CMOE_E2M1 || OP != CMOE_F16) {
         const uint32_t other = __shfl_xor_sync(0xffffffff, odd ? v.x : v.y, 1);
         low = odd ? other : v.x;
         high = odd ? v.y : other;
@@ -114,13 +155,51 @@ DEV bool fit_f16(float4 &v, float *by)
     const int exponent = max((int)(warp_amax(v) >> 23), 27) - 127;
     const float up = bits_f32((uint32_t)(127 + 14 - exponent) << 23);
     *by = bits_f32((uint32_t)(127 - 14 + exponent) << 23);
-    const float4 scaled = make_float4(v.x * up, v.y * up, v.z * up, v.w * up);
-    const bool fits = __half2float(__float2half_rn(scaled.x)) * *by == v.x &&
-                      __half2float(__float2half_rn(scaled.y)) * *by == v.y &&
-                      __half2float(__float2half_rn(scaled.z)) * *by == v.z &&
-                      __half2float(__float2half_rn(scaled.w)) * *by == v.w;
-    v = scaled;
+    const float4 moved = scaled(v, up);
+    const bool fits = __half2float(__float2half_rn(moved.x)) * *by == v.x &&
+                      __half2float(__float2half_rn(moved.y)) * *by == v.y &&
+                      __half2float(__float2half_rn(moved.z)) * *by == v.z &&
+                      __half2float(__float2half_rn(moved.w)) * *by == v.w;
+    v = moved;
     return fits;
+}
+
+/* Columns of a group of 32 under MX; *factor: its scale. */
+template <int W> DEV uint2 mx_values(const cmoe_format &f, float4 v, float *factor)
+{
+    const uint32_t c = scale_e8m0(f.dtype, group_amax<8>(v), f.mx_rounding);
+    v = scaled(v, bits_f32(c < 254 ? (254 - c) << 23 : (c == 254 ? 0x00400000 : 0x00200000)));
+    *factor = scale_of_e8m0(c);
+    if (W == CMOE_E2M1 && f.dtype == CMOE_E2M1)
+        return make_uint2(pair_of<CMOE_F16>(e2m1_value(v.x), e2m1_value(v.y)),
+                          pair_of<CMOE_F16>(e2m1_value(v.z), e2m1_value(v.w)));
+    return e4m3_values(v);
+}
+
+/* Columns of a group of 16 under NV, whose scales f16 has room for. */
+DEV uint2 nv_values(float4 v, float global)
+{
+    const float amax = group_amax<4>(v), top = __fdiv_rn(amax, 6.0f * global);
+    const bool finite = amax < bits_f32(0x7f800000);
+    const uint2 pairs = e4m3_values(make_float4(finite ? top : bits_f32(0x7fc00000), 0, 0, 0));
+    const float scale = __half2float(__ushort_as_half((unsigned short)pairs.x));
+    const float4 q = quotients(v, scale * global);
+    return make_uint2(pair_of<CMOE_F16>(e2m1_value(q.x) * scale, e2m1_value(q.y) * scale),
+                      pair_of<CMOE_F16>(e2m1_value(q.z) * scale, e2m1_value(q.w) * scale));
+}
+
+/* Four columns as operands of mma.sync; *factor: the scale of the row on entry, of the columns on return. */
+template <int W, int OP> DEV uint2 quantized_values(const cmoe_format &f, float4 v, float *factor)
+{
+    if (OP == CMOE_I8)
+        return make_uint2(byte_values<W>(quotients(v, *factor)), 0);
+    if ((W == CMOE_E2M1 || W == CMOE_GEMV_MX8) && f.scaling == CMOE_SCALE_MX)
+        return mx_values<W>(f, v, factor);
+    if (W == CMOE_GEMV_NV)
+        return nv_values(v, *factor);
+    if (f.scaling == CMOE_SCALE_GROUP)
+        *factor = scale_f32(CMOE_E4M3, bits_f32(warp_amax(v)));
+    return e4m3_values(quotients(v, *factor));
 }
 
 /* A warp's rows of x: span i of all, or zeros. */
@@ -195,7 +274,7 @@ DEV batch_of<W, OP> load_batch(const cmoe_gpu_gemv &s, const work &k, const slot
     return to;
 }
 
-/* Largest magnitudes of whole rows. */
+/* Largest magnitudes of whole rows; of all in the first where they share a scale. */
 template <int W, int OP, bool FIRST>
 DEV void find_amax(const cmoe_gpu_gemv &s, const work &k, const slots_of &known, batch_of<W, OP> batch)
 {
@@ -209,25 +288,51 @@ DEV void find_amax(const cmoe_gpu_gemv &s, const work &k, const slots_of &known,
         for (int j = 0; j < BATCH && i + j * WARPS < all; j++) {
             const uint32_t top = warp_amax(column_values<OP>(s.from_dtype, batch.v[j]));
             if (threadIdx.x % 32 == 0)
-                atomicMax(&k.amax(s)[(i + j * WARPS) / each], top); /* a maximum has one value in any order */
+                atomicMax(&k.amax(s)[s.g.x.scaling == CMOE_SCALE_TENSOR ? 0 : (i + j * WARPS) / each],
+                          top); /* a maximum has one value in any order */
         }
     }
 }
 
+/* What all columns of a row have in common, in the place of its largest magnitude: the scale or NV's global, which
+ * are given or come from it. */
+template <int W, int OP, bool FIRST>
+DEV void find_scales(const cmoe_gpu_gemv &s, const work &k, const slots_of &known, const batch_of<W, OP> &batch)
+{
+    const bool tensor = s.g.x.scaling == CMOE_SCALE_TENSOR;
+    const int row = threadIdx.x;
+    if (!s.fixed)
+        find_amax<W, OP, FIRST>(s, k, known, batch);
+    __syncthreads();
+    const float amax = bits_f32(row < k.row_count ? k.amax(s)[tensor ? 0 : row] : 0);
+    if (tensor)
+        __syncthreads();
+    if (row < k.row_count)
+        k.amax(s)[row] = __float_as_uint(s.fixed ? known.fixed
+                                         : W == CMOE_GEMV_NV
+                                             ? guard_scale(amax, __fdiv_rn(amax, 2688.0f))
+                                             : scale_f32(OP == CMOE_I8 ? CMOE_I8 : CMOE_E4M3, amax));
+    __syncthreads();
+}
+
 /* Operands and factors: a row's scale times what its slot weighs. FROM is what rows are of if they are not
- * quantised, OP what they become. batch: the warp's first spans. False: bf16 that f16 does not have. */
-template <int W, int FROM, int OP, bool FIRST>
+ * quantised, OP what they become. batch: the warp's first spans. ROUTES: a row's scale
+ * is its own (registers are short). False: bf16 that f16 does not have. */
+template <int W, int FROM, int OP, bool FIRST, bool ROUTES>
 DEV bool stage_rows(const cmoe_gpu_gemv &s, const work &k, const slots_of &known, batch_of<W, FROM> batch)
 {
     using shape = piece_of<W>;
     constexpr int BATCH = batch_of<W, FROM>::SPANS;
     const int width = s.steps * shape::STEP, all = k.row_count * spans_of<W>(s);
-    const bool quantized = FROM == CMOE_F16 && s.g.x.dtype == CMOE_E4M3;
-    const bool by_row = quantized && s.g.x.scaling == CMOE_SCALE_TOKEN;
+    const int scaling = s.g.x.scaling;
+    const bool quantized = FROM == CMOE_I8 || (FROM == CMOE_F16 && scaling != CMOE_SCALE_NONE);
+    const bool whole = quantized && scaling != CMOE_SCALE_GROUP && scaling != CMOE_SCALE_MX;
     bool exact = true;
-    if (by_row) {
+    if (whole && ROUTES) {
         find_amax<W, FROM, FIRST>(s, k, known, batch);
         __syncthreads();
+    } else if (whole) {
+        find_scales<W, FROM, FIRST>(s, k, known, batch);
     }
 #pragma unroll 1
     for (int i = threadIdx.x / 32; i < all; i += WARPS * BATCH) {
@@ -242,23 +347,31 @@ DEV bool stage_rows(const cmoe_gpu_gemv &s, const work &k, const slots_of &known
             const row_span at = span_of<W, FIRST>(s, k, known, i + j * WARPS);
             float4 v = column_values<FROM>(s.from_dtype, batch.v[j]);
             float factor = 1;
-            if (quantized)
-                factor = scale_f32(CMOE_E4M3, bits_f32(by_row ? k.amax(s)[at.row] : warp_amax(v)));
+            if (whole)
+                factor = ROUTES ? scale_f32(CMOE_E4M3, bits_f32(k.amax(s)[at.row])) : bits_f32(k.amax(s)[at.row]);
             if (FROM != OP)
                 exact = fit_f16(v, &factor) && exact;
-            uint2 pairs = make_uint2(pair_of<OP>(v.x, v.y), pair_of<OP>(v.z, v.w));
+            uint2 pairs;
             if (quantized)
-                pairs = requantized(v, factor);
-            if (shape::BITS == 4)
+                pairs = quantized_values<W, OP>(s.g.x, v, &factor);
+            else
+                pairs = make_uint2(pair_of<OP>(v.x, v.y), pair_of<OP>(v.z, v.w));
+            if (shape::BITS == 4 && OP != CMOE_I8)
                 pairs = in_code_order<W, OP>(pairs);
-            if (at.column < width)
+            if (at.column < width && OP == CMOE_I8)
+                ((uint32_t *)k.x(s))[(at.row * width + at.column) / 4] = pairs.x;
+            else if (at.column < width)
                 ((uint2 *)k.x(s))[(at.row * width + at.column) / 4] = pairs;
-            if (W == CMOE_E2M1 && OP == CMOE_F16)
+            if (shape::TYPE == CMOE_E2M1 && OP == CMOE_F16)
                 factor *= 64; /* operands4_f16 */
+            const int over = k.first_token * s.g.call.slots + at.row;
+            if (!FIRST && W == CMOE_GEMV_NV)
+                factor *= known.global[0][over];
             if (!FIRST && s.weigh)
-                factor *= at.counts ? known.weights[k.first_token * s.g.call.slots + at.row] : 0.0f;
-            if (threadIdx.x % 32 == 0 && (s.spans > 1 || at.column == 0))
-                k.factor(s)[at.row * s.spans + (s.spans > 1 ? at.column / SPAN : 0)] = factor;
+                factor *= at.counts ? known.weights[over] : 0.0f;
+            const bool mx = (W == CMOE_E2M1 || W == CMOE_GEMV_MX8) && s.x_shift == 5;
+            if (threadIdx.x % (mx ? 8 : 32) == 0 && (s.spans > 1 || at.column == 0))
+                k.factor(s)[at.row * s.spans + (s.spans > 1 ? at.column / (mx ? 32 : SPAN) : 0)] = factor;
         }
         if (AHEAD)
             batch = next;
