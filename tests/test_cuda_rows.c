@@ -89,6 +89,13 @@ static void faster_rows_are_planned(void **state)
         {"t=128 model=mixtral-8x7b scheme=fp8-block", "gemm1gemm2_", true},
         /* rows of 14336 wait to be quantised */
         {"t=128 model=mixtral-8x7b scheme=fp8-token", "gemm1gemm2_", false},
+        {"t=8 model=qwen3-30b-a3b scheme=int8-w8a8", "quantcombine_gemv", true},
+        {"t=8 model=qwen3-30b-a3b scheme=mxfp8", "quantcombine_gemv", true},
+        {"t=8 model=qwen3-30b-a3b scheme=int4-w4a8", "quantcombine_gemv", true},
+        {"t=8 model=qwen3-30b-a3b scheme=nvfp4-w4a4", "quantcombine_gemv", true},
+        {"t=1 model=qwen3-30b-a3b scheme=fp8-tensor", "quantcombine_gemv", true},
+        {"t=8 model=gpt-oss-120b scheme=mxfp4-w4a16", "sortcombine_gemv", true},
+        {"t=8 model=gpt-oss-120b scheme=mxfp4-mxfp8", "quantcombine_gemv", true},
         {"t=2048 model=mixtral-8x7b scheme=fp8-block", "gemm1requant_rows_", true},
         {"t=2048 model=mixtral-8x7b scheme=fp8-token", "gemm1requant_rows_", true},
         {"t=8192 model=llama4-scout scheme=fp8-token", "gemm1requant_rows_", true},

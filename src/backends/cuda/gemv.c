@@ -12,15 +12,16 @@
 enum {
     MOST_TOKENS = 8,
     SHARED_BYTES = 200 * 1024,
-    BOTH_BYTES = 224 * 1024,  /* of a block of either kernel, beside what blocks take anyway */
+    BOTH_BYTES = 223 * 1024,  /* of a block of either kernel, beside what blocks take anyway */
     ALONE_BYTES = 115 * 1024, /* two blocks with so much do not fit */
     FIRST_DEPTH = 5,          /* steps of a warp of GEMM1 in flight */
     LEAST_DEPTH = 4,
     RELEASE_STEPS = 5,     /* GEMM2 starts when GEMM1's warps have as many steps to ask for */
     WIDE_BYTES = 16 << 20, /* experts whose rows L2 fetches 256 bytes at a time */
     START_US = 7,
-    ODD_US = 3,        /* a row that routes is dearer than two rows, measured on an H100 */
-    LEAST_BLOCKS = 64, /* a block then has tiles of two tokens at most */
+    COLUMNS_A_US = 1000, /* of rows that are made to multiply 4-bit codes */
+    ODD_US = 3,          /* a row that routes is dearer than two rows, measured on an H100 */
+    LEAST_BLOCKS = 64,   /* a block then has tiles of two tokens at most */
     WARPS = CMOE_GEMV_THREADS / 32,
     ROWS = 8, /* of a tile */
 };
@@ -222,12 +223,12 @@ bool cmoe__cuda_gemv_supports(const struct cmoe_kernel *k, const struct cmoe_que
 
 /* The part of the memory's rate that weights stream at, measured on an H100. Over 1: what the tokens of
  * a call share comes from L2 the second time, and the rows for many tokens have costs of their own. */
-static double stream_share(int bits, double expert, int tokens)
+static double stream_share(int bits, bool integers, double expert, int tokens)
 {
     if (bits == 16) return 0.88;
-    if (bits == 4) return 0.5;
+    if (bits == 4) return 0.8;
     if (expert > WIDE_BYTES || tokens == 1) return 0.825;
-    return tokens > 4 ? 0.75 : 1.0;
+    return tokens > 4 ? (integers ? 0.9 : 0.75) : 1.0;
 }
 
 /* Weights are read again for every row of an expert. */
@@ -236,9 +237,11 @@ double cmoe__cuda_gemv_cost(const struct cmoe_kernel *k, const struct cmoe_query
     const double rows = cmoe__shape_local_rows(q->p, q->shape, q->tokens);
     const double expert = cmoe__expert_bytes(q->p, 1) + cmoe__expert_bytes(q->p, 2);
     const int bits = cmoe_dtype_bits((cmoe_dtype)q->p->w.dtype);
-    const double quantizing = q->shape->quant ? 2 : 0;
+    const double columns = (double)q->shape->H + (double)q->shape->slots * (double)q->shape->I;
+    const double quantizing = bits == 4 ? columns / COLUMNS_A_US : (q->shape->quant ? 2 : 0);
     const double routing = k->first == CMOE_STAGE_ROUTE ? cmoe__cuda_cost_us(k, q) + ODD_US : 0;
-    const double rate = q->props->gbps * 1e3 * stream_share(bits, expert, q->tokens);
+    const double rate =
+        q->props->gbps * 1e3 * stream_share(bits, q->p->x.dtype == CMOE_I8, expert, q->tokens);
     return START_US + routing + quantizing + rows * expert / rate;
 }
 

@@ -31,7 +31,7 @@ typedef struct cmoe_gpu_rows {
 typedef struct cmoe_gpu_gemv {
     cmoe_gpu_gemm g;
     cmoe_problem p;
-    const void *from; /* rows before they are quantised: tokens for GEMM1, slots for GEMM2 */
+    const void *from;   /* rows before they are quantised: tokens for GEMM1, slots for GEMM2 */
     const float *fixed; /* their given scale, or NULL */
     int64_t from_stride, out_stride; /* bytes */
     void *out;                       /* h by slots, or y */
