@@ -95,6 +95,27 @@ static void regions_that_were_not_booked_are_null(void **state)
     assert_int_equal(empty.total, 0);
 }
 
+/* The largest of those whose last step is over, and of no other step's. */
+static void what_a_step_was_the_last_to_read_is_known(void **state)
+{
+    (void)state;
+    const struct booking b[] = {{0, 900, 0, 1}, {1, 700, 1, 2}, {2, 800, 2, 2}, {3, 950, 1, 3}};
+    const struct cmoe_arena arena = place(b, 4);
+    unsigned char *const workspace = malloc(arena.total);
+    assert_non_null(workspace);
+    static const struct {
+        int region, step;
+    } spent[] = {{-1, 0}, {-1, 1}, {0, 2}, {2, 3}};
+    for (int i = 0; i < 4; i++) {
+        size_t bytes = 1;
+        const void *at = cmoe__arena_spent(&arena, spent[i].step, workspace, &bytes);
+        const int region = spent[i].region;
+        assert_ptr_equal(at, region < 0 ? NULL : cmoe__arena_grant(&arena, region, workspace));
+        assert_int_equal(bytes, region < 0 ? 0 : b[region].bytes);
+    }
+    free(workspace);
+}
+
 static void totals_that_do_not_fit_are_refused(void **state)
 {
     (void)state;
@@ -152,6 +173,7 @@ int main(void)
         cmocka_unit_test(regions_of_random_lives_never_meet),
         cmocka_unit_test(regions_of_other_times_share_space),
         cmocka_unit_test(regions_that_were_not_booked_are_null),
+        cmocka_unit_test(what_a_step_was_the_last_to_read_is_known),
         cmocka_unit_test(totals_that_do_not_fit_are_refused),
         cmocka_unit_test(damage_around_a_region_is_found),
     };

@@ -101,6 +101,18 @@ void *cmoe__arena_grant(const struct cmoe_arena *arena, int id, void *workspace)
     return (unsigned char *)workspace + arena->region[id].offset;
 }
 
+void *cmoe__arena_spent(const struct cmoe_arena *arena, int step, void *workspace, size_t *bytes)
+{
+    int largest = -1;
+    *bytes = 0;
+    for (int i = 0; i < CMOE_ARENA_REGIONS; i++) {
+        if (arena->region[i].bytes <= *bytes || arena->region[i].last + 1 != step) continue;
+        largest = i;
+        *bytes = arena->region[i].bytes;
+    }
+    return largest < 0 ? NULL : cmoe__arena_grant(arena, largest, workspace);
+}
+
 void cmoe__arena_paint(const struct cmoe_arena *arena, void *workspace, int step)
 {
     for (int i = 0; i < CMOE_ARENA_REGIONS; i++) {

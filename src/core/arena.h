@@ -35,6 +35,8 @@ void cmoe__arena_book(struct cmoe_arena *arena, int id, size_t bytes, int first,
 cmoe_status cmoe__arena_place(struct cmoe_arena *arena);
 /* Address of a region in a workspace, NULL if it was not booked. */
 void *cmoe__arena_grant(const struct cmoe_arena *arena, int id, void *workspace);
+/* The largest region whose life ended with the step before `step`: what lives in it, `step` makes. */
+void *cmoe__arena_spent(const struct cmoe_arena *arena, int step, void *workspace, size_t *bytes);
 /* Debug: paint the regions that begin life at `step` (all when step < 0), and check redzones of
  * those alive at `step`. Return the first damaged region or -1. */
 void cmoe__arena_paint(const struct cmoe_arena *arena, void *workspace, int step);

@@ -62,6 +62,8 @@ struct cmoe_exec {
     float *hg;
     float *z;
     void *scratch;
+    void *spent; /* the largest part of the workspace that the step before was the last to read */
+    size_t spent_bytes;
 };
 
 /* Local expert of id, or -1: outside [0, ids), outside the slice, or mapped to something invalid. */

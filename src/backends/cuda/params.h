@@ -136,7 +136,10 @@ typedef struct cmoe_gpu_combine {
     int64_t y_stride; /* bytes */
     float accumulate;
     int32_t h, h_used, dtype, weigh;
-    int32_t ahead; /* the ids are complete when the kernel before this one starts */
+    int32_t ahead;   /* the ids are complete when the kernel before this one starts */
+    int32_t discard; /* nobody reads z afterwards, and its rows are whole lines of 128 bytes */
+    void *spent;     /* lines that the kernel before this one read last */
+    int64_t spent_lines;
 } cmoe_gpu_combine;
 
 #endif

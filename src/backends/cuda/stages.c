@@ -272,10 +272,13 @@ cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_e
     return cmoe__cuda_launch_after(x, function, grid, args);
 }
 
+/* z and what GEMM2 read leave L2 unwritten; where they are larger, most has been written already. */
 cmoe_status cmoe__cuda_combine_pairs(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
+    enum { LINE = 128 };
     (void)step;
     const cmoe_problem *p = x->p;
+    const int64_t spent = (int64_t)x->spent_bytes;
     cmoe_gpu_combine c = {
         .call = cmoe__cuda_call(x),
         .z = x->z,
@@ -287,6 +290,9 @@ cmoe_status cmoe__cuda_combine_pairs(const struct cmoe_step *step, const struct 
         .dtype = p->y,
         .weigh = p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
         .ahead = p->first < CMOE_STAGE_COMBINE,
+        .discard = p->first < CMOE_STAGE_COMBINE && x->shape->H % (LINE / 2) == 0,
+        .spent = x->spent,
+        .spent_lines = spent < x->dev->props.l2 ? spent / LINE : 0,
     };
     void *args[] = {&c};
     const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, blocks(x->shape->H, 1024), 128,

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * COMBINE of 16-bit z: a thread adds 8 columns of a token's slots in f32, in slot order. */
+ * COMBINE of 16-bit z: a thread adds 8 columns of a token's slots in f32, in slot order. What nobody reads again
+ * is dropped from L2 instead of being written to memory some time later. */
+#include "backends/cuda/kernels/common/copy.cuh"
 #include "backends/cuda/kernels/common/depend.cuh"
 
 enum { COLUMNS = 8, THREADS = 128, AT_ONCE = 8 };
@@ -10,6 +12,24 @@ template <int TYPE> DEV void add_slot(float (&sum)[COLUMNS], const uint4 v, floa
 #pragma unroll
     for (int i = 0; i < COLUMNS; i++)
         sum[i] += factor * decode(TYPE, word[i / 2] >> (i % 2 * 16) & 0xffff);
+}
+
+/* The 8 threads that have a line of z's columns have read it: where it still lies in L2, it need not go to memory. */
+DEV void discard_columns(const cmoe_gpu_combine &c, int t, int h, const int *valid)
+{
+    const int lane = (int)threadIdx.x % 32, slots = c.call.slots;
+    const uint16_t *z = (const uint16_t *)c.z + (int64_t)t * slots * c.h + h / 64 * 64;
+    __syncwarp(0xffu << (lane & 24));
+    for (int s = lane % 8; s < slots; s += 8)
+        if (valid[s])
+            discard_line(z + (int64_t)s * c.h);
+}
+
+DEV void discard_spent(const cmoe_gpu_combine &c)
+{
+    const int64_t blocks = (int64_t)gridDim.x * gridDim.y, block = blockIdx.x + (int64_t)blockIdx.y * gridDim.x;
+    for (int64_t i = block * THREADS + threadIdx.x; i < c.spent_lines; i += blocks * THREADS)
+        discard_line((const char *)c.spent + i * 128);
 }
 
 template <int TYPE> DEV void combine(const cmoe_gpu_combine &c, float *factor)
@@ -27,6 +47,7 @@ template <int TYPE> DEV void combine(const cmoe_gpu_combine &c, float *factor)
     __syncthreads();
     if (c.ahead)
         depend();
+    discard_spent(c);
     if (!there || h >= c.h)
         return;
     const uint16_t *z = (const uint16_t *)c.z + (int64_t)t * slots * c.h + h;
@@ -61,11 +82,13 @@ template <int TYPE> DEV void combine(const cmoe_gpu_combine &c, float *factor)
             word[i] = encode(TYPE, sum[i * 2], CMOE_ROUND_NEAREST_EVEN) |
                       encode(TYPE, sum[i * 2 + 1], CMOE_ROUND_NEAREST_EVEN) << 16;
         *(uint4 *)(y + h * 2) = make_uint4(word[0], word[1], word[2], word[3]);
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < COLUMNS; i++)
-        store(TYPE, y, h + i, sum[i]);
+        for (int i = 0; i < COLUMNS; i++)
+            store(TYPE, y, h + i, sum[i]);
+    }
+    if (c.discard)
+        discard_columns(c, t, h, valid);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Pieces of 16 bytes from global to shared memory: asynchronously, or element by element where a row
- * has no alignment or ends. */
+ * has no alignment or ends. And lines of global memory that are not needed any more. */
 #ifndef CMOE_KERNELS_COPY_CUH
 #define CMOE_KERNELS_COPY_CUH
 
@@ -18,6 +18,12 @@ DEV void copy_or_clear(void *to, const void *from, bool copy)
     const uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
     const int bytes = copy ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
+}
+
+/* A line of 128 bytes that nobody reads again: its contents are lost, and never written to memory. */
+DEV void discard_line(const void *at)
+{
+    asm volatile("discard.global.L2 [%0], 128;" ::"l"(at) : "memory");
 }
 
 /* 16 bytes of codes from column k on, zeros from `limit` on, of a row of any stride. */

@@ -8,6 +8,7 @@
 #ifndef CMOE_KERNELS_PAIR_CUH
 #define CMOE_KERNELS_PAIR_CUH
 
+#include "backends/cuda/kernels/common/copy.cuh"
 #include "backends/cuda/kernels/common/gemm.cuh"
 
 /* Whether rows of x and h have one scale each. */
@@ -88,6 +89,9 @@ DEV void quantise_h(const cmoe_gpu_wgmma_pair &f, int row)
         *(uint32_t *)(uintptr_t)(to.a + row * to.a_stride + i) =
             e4m3_pair(v.x, v.y, scale, inverse) | e4m3_pair(v.z, v.w, scale, inverse) << 16;
     }
+    __syncwarp();
+    for (int i = lane * 32; i < columns && columns % 32 == 0; i += 1024)
+        discard_line(from + i);
 }
 
 /* One scale for a row of h needs all of the expert's tiles: who stores the last of them quantises. All
