@@ -2,13 +2,25 @@
  * Rows of any type as integers of one or three bytes over a scale of every span of k's: what
  * tile_digits.h multiplies.
  *
- * Records are written span by span, rows inside, in the order that a tile reads them. */
+ * Records lie span by span, rows inside, in the order that a tile reads them. They are made for some rows at a
+ * time: many rows at strides of powers of two fall on few lines of the first cache. */
 #ifndef CMOE_BACKENDS_CPU_ISA_PACK_DIGITS_H
 #define CMOE_BACKENDS_CPU_ISA_PACK_DIGITS_H
 
 #include "backends/cpu/isa/codes.h"
 
 #if defined CMOE_ISA_AVX512VNNI
+
+enum {
+    DIGIT_TOGETHER = 8, /* rows */
+    DIGIT_AHEAD = 512,  /* bytes of a row that are asked for before their turn */
+};
+
+/* What lies ahead in a row, at whole lines of it. */
+CMOE_INLINE void fetch_codes(const void *codes, int64_t at)
+{
+    if (at % 64 == 0) __builtin_prefetch((const void *)((uintptr_t)codes + DIGIT_AHEAD));
+}
 
 /* 16 values; dtype is a constant after inlining. */
 CMOE_INLINE vf digit_values(cmoe_dtype dtype, const uint8_t *codes)
@@ -114,17 +126,18 @@ CMOE_INLINE bool pack_span(int digits, int span, const struct cmoe_cpu_digits *d
     return true;
 }
 
-/* Span `at` of m rows; g: the group of a scaled row that it lies in. */
+/* Span `at` of n rows; g: the group of a scaled row that it lies in. */
 CMOE_INLINE void pack_spans(cmoe_dtype dtype, int digits, int span, const struct cmoe_cpu_digits *d,
-                            const struct cmoe_cpu_digit_row *rows, int m, int64_t at, int64_t left,
+                            const struct cmoe_cpu_digit_row *rows, int n, int64_t at, int64_t left,
                             int64_t g, struct digit_record to)
 {
     const int64_t half = (int64_t)cmoe_dtype_bytes(dtype, VEC);
-    for (int r = 0; r < m; r++) {
+    for (int r = 0; r < n; r++) {
         const struct cmoe_cpu_x_scale *const s = &rows[r].scale;
         const float given = (s->span ? s->of_group[g] : s->one) * s->global;
         const uint8_t *const codes = (const uint8_t *)rows[r].codes + at / VEC * half;
         vf v[2];
+        fetch_codes(codes, at / VEC * half);
         if (left >= span) {
             v[0] = digit_values(dtype, codes);
             v[1] = span > VEC ? digit_values(dtype, codes + half) : v_set(0);
@@ -139,14 +152,15 @@ CMOE_INLINE void pack_spans(cmoe_dtype dtype, int digits, int span, const struct
     }
 }
 
+/* n rows of the m that lie together. */
 CMOE_INLINE void pack_digits_as(cmoe_dtype dtype, int digits, int span,
                                 const struct cmoe_cpu_digits *d,
-                                const struct cmoe_cpu_digit_row *rows, int m, int64_t k,
+                                const struct cmoe_cpu_digit_row *rows, int n, int m, int64_t k,
                                 struct digit_record to)
 {
     int64_t g = 0, in = 0;
     for (int64_t at = 0; at < k; at += span) {
-        pack_spans(dtype, digits, span, d, rows, m, at, k - at, g, to);
+        pack_spans(dtype, digits, span, d, rows, n, at, k - at, g, to);
         to.words += (int64_t)m * digits * span;
         to.offset += m;
         to.scale += m;
@@ -159,53 +173,70 @@ CMOE_INLINE void pack_digits_as(cmoe_dtype dtype, int digits, int span,
 
 /* Rows of int8 with one scale each: bytes as they are. Sums are those of codes moved up by 128. */
 static void pack_bytes(const struct cmoe_cpu_digits *d, const struct cmoe_cpu_digit_row *rows,
-                       int m, int64_t k, struct digit_record to)
+                       int n, int m, int64_t k, struct digit_record to)
 {
     enum { SPAN = 2 * VEC };
     for (int64_t at = 0; at < k; at += SPAN) {
         const __mmask32 held = k - at >= SPAN ? 0xffffffff : (__mmask32)((1U << (k - at)) - 1);
-        for (int r = 0; r < m; r++, to.words += SPAN) {
-            const __m256i x = _mm256_maskz_loadu_epi8(held, (const uint8_t *)rows[r].codes + at);
+        for (int r = 0; r < n; r++) {
+            const uint8_t *const codes = (const uint8_t *)rows[r].codes + at;
+            fetch_codes(codes, at);
+            const __m256i x = _mm256_maskz_loadu_epi8(held, codes);
             const __m256i sums = _mm256_sad_epu8(_mm256_xor_si256(x, _mm256_set1_epi8(-128)),
                                                  _mm256_setzero_si256());
             const __m128i two =
                 _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
             const int32_t sum = _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 2);
-            _mm256_storeu_si256((void *)to.words, x);
-            *to.offset++ = -d->minus * (sum - 128 * SPAN);
-            *to.scale++ = rows[r].scale.one * rows[r].scale.global * d->unit;
+            _mm256_storeu_si256((void *)(to.words + r * SPAN), x);
+            to.offset[r] = -d->minus * (sum - 128 * SPAN);
+            to.scale[r] = rows[r].scale.one * rows[r].scale.global * d->unit;
         }
+        to.words += m * SPAN;
+        to.offset += m;
+        to.scale += m;
     }
+}
+
+/* n rows of m. */
+static void pack_some(const struct cmoe_cpu_digits *d, cmoe_dtype dtype,
+                      const struct cmoe_cpu_digit_row *rows, int n, int m, int64_t k,
+                      struct digit_record to)
+{
+    const bool half = d->span == 16;
+    if (dtype == CMOE_BF16 && half)
+        pack_digits_as(CMOE_BF16, 3, 16, d, rows, n, m, k, to);
+    else if (dtype == CMOE_BF16)
+        pack_digits_as(CMOE_BF16, 3, 32, d, rows, n, m, k, to);
+    else if (dtype == CMOE_F16 && half)
+        pack_digits_as(CMOE_F16, 3, 16, d, rows, n, m, k, to);
+    else if (dtype == CMOE_F16)
+        pack_digits_as(CMOE_F16, 3, 32, d, rows, n, m, k, to);
+    else if (dtype == CMOE_E4M3 && half)
+        pack_digits_as(CMOE_E4M3, 3, 16, d, rows, n, m, k, to);
+    else if (dtype == CMOE_E4M3)
+        pack_digits_as(CMOE_E4M3, 3, 32, d, rows, n, m, k, to);
+    else if (dtype == CMOE_E2M1 && half)
+        pack_digits_as(CMOE_E2M1, 1, 16, d, rows, n, m, k, to);
+    else if (dtype == CMOE_E2M1)
+        pack_digits_as(CMOE_E2M1, 1, 32, d, rows, n, m, k, to);
+    else if (!d->grouped)
+        pack_bytes(d, rows, n, m, k, to);
+    else if (half)
+        pack_digits_as(CMOE_I8, 1, 16, d, rows, n, m, k, to);
+    else
+        pack_digits_as(CMOE_I8, 1, 32, d, rows, n, m, k, to);
 }
 
 static void pack_digits(const struct cmoe_cpu_digits *d, cmoe_dtype dtype,
                         const struct cmoe_cpu_digit_row *rows, int m, int64_t k, void *words,
                         int32_t *offsets, float *scales)
 {
-    const struct digit_record to = {.words = words, .offset = offsets, .scale = scales};
-    const bool half = d->span == 16;
-    if (dtype == CMOE_BF16 && half)
-        pack_digits_as(CMOE_BF16, 3, 16, d, rows, m, k, to);
-    else if (dtype == CMOE_BF16)
-        pack_digits_as(CMOE_BF16, 3, 32, d, rows, m, k, to);
-    else if (dtype == CMOE_F16 && half)
-        pack_digits_as(CMOE_F16, 3, 16, d, rows, m, k, to);
-    else if (dtype == CMOE_F16)
-        pack_digits_as(CMOE_F16, 3, 32, d, rows, m, k, to);
-    else if (dtype == CMOE_E4M3 && half)
-        pack_digits_as(CMOE_E4M3, 3, 16, d, rows, m, k, to);
-    else if (dtype == CMOE_E4M3)
-        pack_digits_as(CMOE_E4M3, 3, 32, d, rows, m, k, to);
-    else if (dtype == CMOE_E2M1 && half)
-        pack_digits_as(CMOE_E2M1, 1, 16, d, rows, m, k, to);
-    else if (dtype == CMOE_E2M1)
-        pack_digits_as(CMOE_E2M1, 1, 32, d, rows, m, k, to);
-    else if (!d->grouped)
-        pack_bytes(d, rows, m, k, to);
-    else if (half)
-        pack_digits_as(CMOE_I8, 1, 16, d, rows, m, k, to);
-    else
-        pack_digits_as(CMOE_I8, 1, 32, d, rows, m, k, to);
+    for (int r = 0; r < m; r += DIGIT_TOGETHER) {
+        const struct digit_record to = {.words = (char *)words + r * d->digits * d->span,
+                                        .offset = offsets + r,
+                                        .scale = scales + r};
+        pack_some(d, dtype, rows + r, m - r < DIGIT_TOGETHER ? m - r : DIGIT_TOGETHER, m, k, to);
+    }
 }
 
 #endif
