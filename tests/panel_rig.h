@@ -106,9 +106,10 @@ static void make_packed(struct packed *m, struct rng *rng, cmoe_format f, int64_
     const struct cmoe_packing_format *const format = cmoe__cpu_panel_format(f);
     assert_non_null(format);
     cmoe__cpu_panel_layout(&m->w.p, 2, &m->l);
-    assert_int_equal(format->bytes(&m->w.p, 2), PANELS * m->l.bytes);
+    assert_int_equal(format->panel_bytes(&m->w.p, 2), m->l.bytes);
+    assert_int_equal(format->panels(&m->w.p, 2), PANELS);
     m->panels = guard_alloc(&m->guard, (size_t)(PANELS * m->l.bytes), 4, GUARD_INPUT);
-    format->pack(&m->w, 2, 0, m->panels);
+    format->pack(&m->w, 2, 0, 0, PANELS, m->panels);
     guard_freeze(&m->guard);
 }
 

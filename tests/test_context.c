@@ -8,8 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char *const variables[] = {"CMOE_THREADS", "CMOE_CPU", "CMOE_TUNED", "CMOE_DEVICE",
-                                        "CMOE_LOG"};
+static const char *const variables[] = {"CMOE_THREADS", "CMOE_CPU", "CMOE_TUNED",
+                                        "CMOE_DEVICE",  "CMOE_LOG", "CMOE_NODES"};
 
 static int clear_environment(void **state)
 {
@@ -85,6 +85,8 @@ static void wrong_options_are_named(void **state)
     (void)state;
     refuse(&(cmoe_context_options){.n_threads = -1}, CMOE_ERR_INVALID, "n_threads is -1");
     refuse(&(cmoe_context_options){.n_threads = 5000}, CMOE_ERR_INVALID, "4096");
+    refuse(&(cmoe_context_options){.nodes = -1}, CMOE_ERR_INVALID, "nodes is -1");
+    refuse(&(cmoe_context_options){.nodes = 9}, CMOE_ERR_INVALID, "0 (automatic) to 8");
     refuse(&(cmoe_context_options){.cpu = "sse2"}, CMOE_ERR_INVALID, "sse2");
     refuse(&(cmoe_context_options){.alloc = counter_alloc}, CMOE_ERR_INVALID, "only alloc");
     refuse(&(cmoe_context_options){.free = counter_free}, CMOE_ERR_INVALID, "only free");
@@ -97,12 +99,15 @@ static void the_environment_fills_gaps(void **state)
     setenv("CMOE_THREADS", "5", 1);
     setenv("CMOE_CPU", "generic", 1);
     setenv("CMOE_DEVICE", "ref", 1);
+    setenv("CMOE_NODES", "3", 1);
     cmoe_context *ctx = create(NULL);
+    assert_int_equal(cmoe__threads_nodes(ctx->threads), 3);
     assert_int_equal(cmoe_context_threads(ctx), 5);
     assert_string_equal(ctx->cpu, "generic");
     assert_string_equal(ctx->device, "ref");
     cmoe_context_destroy(ctx);
-    ctx = create(&(cmoe_context_options){.n_threads = 2, .cpu = "avx2"});
+    ctx = create(&(cmoe_context_options){.n_threads = 2, .cpu = "avx2", .nodes = 2});
+    assert_int_equal(cmoe__threads_nodes(ctx->threads), 2);
     assert_int_equal(cmoe_context_threads(ctx), 2);
     assert_string_equal(ctx->cpu, "avx2");
     cmoe_context_destroy(ctx);
@@ -111,7 +116,10 @@ static void the_environment_fills_gaps(void **state)
         setenv("CMOE_THREADS", bad[i], 1);
         refuse(NULL, CMOE_ERR_INVALID, "CMOE_THREADS");
     }
+    setenv("CMOE_NODES", "9", 1);
     setenv("CMOE_THREADS", "", 1); /* as if it were not set */
+    refuse(NULL, CMOE_ERR_INVALID, "CMOE_NODES is \"9\"; it must be 1 to 8");
+    setenv("CMOE_NODES", "", 1);
     setenv("CMOE_CPU", "avx1024", 1);
     refuse(NULL, CMOE_ERR_INVALID, "CMOE_CPU is \"avx1024\"");
     clear_environment(NULL);

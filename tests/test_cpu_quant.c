@@ -157,7 +157,7 @@ static void dots_are_exact(void **state)
             }
         make_packed(m, &rng, formats[0], CMOE_CPU_DOT_K);
         memset((void *)(uintptr_t)m->down.data, 0x80, ROWS * (size_t)CMOE_CPU_DOT_K);
-        cmoe__cpu_p32_i8.pack(&m->w, 2, 0, m->panels);
+        cmoe__cpu_p32_i8.pack(&m->w, 2, 0, 0, PANELS, m->panels);
         guard_freeze(&m->guard);
         check_dots(m, &rng, (enum cmoe_isa)level, 2, true);
     }

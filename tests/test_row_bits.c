@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * ctest: labels=kernels cost=20
- * Every row of the cpu backend writes the same bits with 1, 2, 3 and 7 threads, on the first few
- * problems of problems.def that it runs. */
+ * Every row of the cpu backend writes the same bits with 1, 2, 3 and 7 threads, and with packed weights
+ * divided among two memory nodes, on the first few problems of problems.def that it runs. */
 #include "harness_call.h"
 
 #include <stdlib.h>
@@ -12,10 +12,12 @@ static const char *const problems[] = {
 #include "cli/problems.def"
 #undef PROBLEM
 };
-static const int thread_counts[] = {1, 2, 3, 7};
+static const struct {
+    int threads, nodes;
+} machines[] = {{1, 1}, {2, 1}, {3, 1}, {7, 1}, {1, 2}, {2, 2}, {3, 2}, {7, 2}};
 enum {
     PROBLEMS = sizeof problems / sizeof problems[0],
-    COUNTS = sizeof thread_counts / sizeof thread_counts[0],
+    COUNTS = sizeof machines / sizeof machines[0],
     MOST_ROWS = 512,
     CASES = 3, /* a row */
 };
@@ -77,7 +79,8 @@ static bool check_row(const struct devices *d, struct gen_call *call, const char
         if (memcmp(first, again, n) != 0) {
             char line[512];
             cmoe_problem_print(&call->problem, line, sizeof line);
-            fail_with("%s: %d threads change the bits of \"%s\"", row, thread_counts[i], line);
+            fail_with("%s: %d threads on %d nodes change the bits of \"%s\"", row,
+                      machines[i].threads, machines[i].nodes, line);
         }
     }
     free(first);
@@ -108,7 +111,9 @@ static void thread_counts_do_not_matter(void **state)
     cmoe_kernel_info info;
     const cmoe_problem tiny = test_problem("t=1 e=1 k=1 h=32 i=32");
     for (int i = 0; i < COUNTS; i++) {
-        d.ctx[i] = test_context(thread_counts[i], NULL);
+        const cmoe_context_options options = {.n_threads = machines[i].threads,
+                                              .nodes = machines[i].nodes};
+        expect_ok(cmoe_context_create(&options, &d.ctx[i]));
         d.dev[i] = test_device(d.ctx[i], "cpu");
     }
     for (int i = 0; i < PROBLEMS; i++)

@@ -168,11 +168,12 @@ static void test_packed(void **state)
             assert_string_equal(cmoe_weights_format(w, 1), format->name);
             assert_true(cmoe_weights_owned_bytes(w) > 0);
             for (int matrix = 1; matrix <= 2; matrix++) {
-                const size_t bytes = format->bytes(&m.p, matrix);
+                const int64_t panels = format->panels(&m.p, matrix);
+                const size_t bytes = (size_t)panels * format->panel_bytes(&m.p, matrix);
                 uint8_t *const slab = aligned_alloc(64, (bytes + 63) / 64 * 64);
                 memset(slab, 0, bytes);
-                format->pack(plain, matrix, E - 1, slab);
-                assert_same_bytes(cmoe__weights_slab(w, matrix, E - 1), slab, bytes);
+                format->pack(plain, matrix, E - 1, 0, panels, slab);
+                assert_same_bytes(cmoe__weights_panel(w, matrix, E - 1, 0), slab, bytes);
                 free(slab);
             }
             struct store *const last = weights_store(&m, E - 1, 1);

@@ -40,12 +40,17 @@ typedef struct cmoe_context_options {
     /* Record callback, called on the caller's thread at the start of every cmoe_execute; see
      * record.h. NULL: none. */
     const struct cmoe_recorder *recorder;
+
+    /* Memory nodes that packed weights are divided among, 1 to 8: each node's threads pack, and read, the
+     * same columns of every expert. 1: not divided. 0: CMOE_NODES, else the machine's, and threads of the
+     * own pool stay on their node. Results are the same bits. */
+    int nodes;
 } cmoe_context_options;
 
 /** Make a context. `opt` may be NULL (all defaults) and is copied.
  *  Creation, device opening and plan creation are thread-safe on one context.
- *  @return CMOE_OK, CMOE_ERR_INVALID (unknown ISA cap, thread count out of range, alloc without
- *          free), CMOE_ERR_IO (the file `tuned` cannot be read; one that only CMOE_TUNED names may
+ *  @return CMOE_OK, CMOE_ERR_INVALID (unknown ISA cap, thread or node count out of range, alloc
+ *          without free), CMOE_ERR_IO (the file `tuned` cannot be read; one that only CMOE_TUNED names may
  *          be missing, with a warning), CMOE_ERR_NO_MEMORY. */
 CMOE_API cmoe_status cmoe_context_create(const cmoe_context_options *opt, cmoe_context **out)
     CMOE_MUST_CHECK;

@@ -23,6 +23,7 @@ static const struct {
     SIZE(cmoe_context_options),
     OFFSET(cmoe_context_options, user),
     OFFSET(cmoe_context_options, recorder),
+    OFFSET(cmoe_context_options, nodes),
     SIZE(cmoe_device_info),
     OFFSET(cmoe_device_info, threads),
     OFFSET(cmoe_device_info, host),

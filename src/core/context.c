@@ -3,11 +3,13 @@
  *
  * CMOE_THREADS  threads, where the options say 0        CMOE_CPU    cap on the instruction set
  * CMOE_TUNED    file of tuned choices                   CMOE_DEVICE device of a NULL device name
+ * CMOE_NODES    memory nodes, where the options say 0
  * CMOE_LOG      0, 1 or 2: without a log callback, write messages up to this level to stderr */
 #include "core/context.h"
 
 #include "core/device.h"
 #include "core/fail.h"
+#include "core/numa.h"
 #include "core/size.h"
 
 #include <errno.h>
@@ -124,6 +126,21 @@ static cmoe_status choose_threads(cmoe_context *ctx)
     return CMOE_OK;
 }
 
+static cmoe_status choose_nodes(cmoe_context *ctx)
+{
+    const int asked = ctx->options.nodes;
+    if (asked < 0 || asked > CMOE_NODES) {
+        return CMOE_FAIL(CMOE_ERR_INVALID, "nodes is %d; it must be 0 (automatic) to %d.", asked,
+                         CMOE_NODES);
+    }
+    const char *const text = asked == 0 ? environment("CMOE_NODES") : NULL;
+    if (text && !parse_int(text, 1, CMOE_NODES, &ctx->options.nodes)) {
+        return CMOE_FAIL(CMOE_ERR_INVALID, "CMOE_NODES is \"%s\"; it must be 1 to %d.", text,
+                         CMOE_NODES);
+    }
+    return CMOE_OK;
+}
+
 static cmoe_status choose_cpu(cmoe_context *ctx)
 {
     const char *const source = ctx->options.cpu ? "The option cpu" : "CMOE_CPU";
@@ -212,6 +229,7 @@ static cmoe_status fill(cmoe_context *ctx)
 {
     choose_log(ctx);
     CMOE_TRY(choose_threads(ctx));
+    CMOE_TRY(choose_nodes(ctx));
     CMOE_TRY(choose_cpu(ctx));
     CMOE_TRY(load_tuned(ctx));
     const char *const device = environment("CMOE_DEVICE");

@@ -3,15 +3,14 @@
  * and of every group above it (version 2 and version 1). */
 #include "core/cpus.h"
 
+#include "core/numa.h"
 #include "core/threads.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-/* First line of a file, without its newline. */
-static bool read_line(const char *path, char *line, int size)
+bool cmoe__read_line(const char *path, char *line, int size)
 {
     FILE *const file = fopen(path, "re");
     if (!file) return false;
@@ -34,7 +33,7 @@ static int quota_v2(const char *folder)
     char path[1200], line[64];
     long long quota, period;
     snprintf(path, sizeof path, "%s/cpu.max", folder);
-    if (!read_line(path, line, sizeof line)) return 0;
+    if (!cmoe__read_line(path, line, sizeof line)) return 0;
     return sscanf(line, "%lld %lld", &quota, &period) == 2 ? cpus_of(quota, period) : 0;
 }
 
@@ -43,9 +42,9 @@ static int quota_v1(const char *folder)
     char path[1200], line[64];
     long long quota = 0, period = 0;
     snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", folder);
-    if (!read_line(path, line, sizeof line) || sscanf(line, "%lld", &quota) != 1) return 0;
+    if (!cmoe__read_line(path, line, sizeof line) || sscanf(line, "%lld", &quota) != 1) return 0;
     snprintf(path, sizeof path, "%s/cpu.cfs_period_us", folder);
-    if (!read_line(path, line, sizeof line) || sscanf(line, "%lld", &period) != 1) return 0;
+    if (!cmoe__read_line(path, line, sizeof line) || sscanf(line, "%lld", &period) != 1) return 0;
     return cpus_of(quota, period);
 }
 
@@ -107,9 +106,9 @@ int cmoe__cpu_quota(const char *root)
 
 static int affinity(void)
 {
-    /* Room for 8192 CPUs: the call fails when the kernel's mask is larger than ours. */
-    cpu_set_t set[8192 / CPU_SETSIZE];
-    if (sched_getaffinity(0, sizeof set, set) == 0) return CPU_COUNT_S(sizeof set, set);
+    const struct cmoe_cpus cpus = cmoe__cpus_allowed();
+    const int count = CPU_COUNT_S(sizeof cpus.set, cpus.set);
+    if (count > 0) return count;
     const long online = sysconf(_SC_NPROCESSORS_ONLN);
     return online > 0 && online < 1 << 20 ? (int)online : 1;
 }

@@ -8,6 +8,7 @@
 
 #include "core/context.h"
 #include "core/fail.h"
+#include "core/numa.h"
 #include "core/spin.h"
 #include "core/threads_openmp.h"
 #include "core/threads_pool.h"
@@ -26,20 +27,38 @@ struct cmoe_threads {
     cmoe_context *ctx;
     int count;
     bool crowded; /* more threads than CPUs: whoever waits must let others run */
+    int nodes;
     struct cmoe_openmp openmp;
     struct cmoe_pool *pool;
+    struct cmoe_numa numa; /* one node when they are made up */
 };
+
+/* The machine's nodes, or as many as the options say; without threads that run at the same time, one. */
+static void choose_nodes(struct cmoe_threads *threads)
+{
+    const cmoe_context_options *const options = &threads->ctx->options;
+    const struct cmoe_cpus allowed = cmoe__cpus_allowed();
+    cmoe__numa_read("", &allowed, &threads->numa);
+    const int own = threads->numa.nodes <= threads->count ? threads->numa.nodes : 1;
+    threads->nodes = options->nodes > 0 ? options->nodes : own;
+    if (options->run && !options->run_is_concurrent) threads->nodes = 1;
+    if (threads->nodes != threads->numa.nodes) threads->numa.nodes = 1;
+    if (threads->nodes > 1)
+        cmoe__log(threads->ctx, 2, "weights are divided among %d memory nodes", threads->nodes);
+}
 
 static cmoe_status start(cmoe_context *ctx, struct cmoe_threads *threads)
 {
     threads->ctx = ctx;
     threads->count = ctx->options.n_threads;
     threads->crowded = threads->count > cmoe__threads_default();
+    choose_nodes(threads);
     if (ctx->options.run) return CMOE_OK;
     if (cmoe__openmp_find(&threads->openmp)) {
         cmoe__log(ctx, 2, "using the threads of %s", threads->openmp.name);
     }
-    CMOE_TRY(cmoe__pool_create(ctx, threads->count, !threads->crowded, &threads->pool));
+    CMOE_TRY(
+        cmoe__pool_create(ctx, threads->count, !threads->crowded, &threads->numa, &threads->pool));
     return CMOE_OK;
 }
 
@@ -74,6 +93,11 @@ const char *cmoe__threads_name(const struct cmoe_threads *threads)
 {
     if (threads->ctx->options.run) return "caller";
     return threads->openmp.library ? threads->openmp.name : "own pool";
+}
+
+int cmoe__threads_nodes(const struct cmoe_threads *threads)
+{
+    return threads->nodes;
 }
 
 /* Run n bodies; `together`: they wait for each other. False when the executor cannot. */
@@ -133,6 +157,7 @@ struct team_state {
     void (*body)(void *arg, struct cmoe_team *team);
     void *arg;
     bool crowded;
+    bool pooled; /* by the own pool, but for calls from inside a parallel region of OpenMP */
     CMOE_ALIGNED(LINE) atomic_int arrived;
     CMOE_ALIGNED(LINE) atomic_uint phase; /* steps when everyone has arrived */
     atomic_uint resets;                   /* counters to restart at the next barrier, a bit each */
@@ -150,6 +175,7 @@ void cmoe__team_run(struct cmoe_threads *threads, int limit,
                     void (*body)(void *arg, struct cmoe_team *team), void *arg)
 {
     struct team_state state = {.body = body, .arg = arg, .crowded = threads->crowded};
+    state.pooled = !threads->ctx->options.run && !threads->openmp.library;
     const int n = threads_for(threads, limit);
     if (!run(threads, n, true, join_team, &state)) join_team(&state, 0, 1);
 }
@@ -198,4 +224,29 @@ void cmoe__team_reset(struct cmoe_team *team, int counter)
     struct team_state *const state = team->shared;
     assert(counter >= 0 && counter < COUNTERS);
     atomic_fetch_or_explicit(&state->resets, 1U << counter, memory_order_relaxed);
+}
+
+/* --- shares of nodes ------------------------------------------------------------------------ */
+
+static_assert((int)COUNTERS >= (int)CMOE_NODES, "a counter for every node");
+
+int cmoe__team_node(const struct cmoe_team *team, int nodes)
+{
+    const struct team_state *const state = team->shared;
+    if (team->size < nodes) return -1;
+    return state->pooled ? team->rank % nodes : (int)((int64_t)team->rank * nodes / team->size);
+}
+
+int cmoe__team_take(struct cmoe_team *team, int nodes, int n)
+{
+    const int node = nodes > 1 ? cmoe__team_node(team, nodes) : -1;
+    const int item = cmoe__team_next(team, node < 0 ? 0 : node);
+    if (node < 0) return item < nodes * n ? item : -1;
+    return item < n ? node * n + item : -1;
+}
+
+void cmoe__team_restart(struct cmoe_team *team, int nodes)
+{
+    for (int i = 0; i < nodes; i++)
+        cmoe__team_reset(team, i);
 }

@@ -16,6 +16,8 @@ cmoe_status cmoe__threads_create(cmoe_context *ctx, struct cmoe_threads **out);
 void cmoe__threads_destroy(cmoe_context *ctx, struct cmoe_threads *threads);
 int cmoe__threads_count(const struct cmoe_threads *threads);
 const char *cmoe__threads_name(const struct cmoe_threads *threads);
+/* Nodes that weights are divided among: those of the option `nodes`, or of the machine. */
+int cmoe__threads_nodes(const struct cmoe_threads *threads);
 
 /* body(arg, item, n_items) for every item in [0, n), spread over at most `limit` threads (0: all);
  * items are handed out dynamically. Returns when all are done. A call made while the own pool serves another
@@ -37,6 +39,15 @@ void cmoe__team_barrier(struct cmoe_team *team);
  * follows cmoe__team_reset by one member. Returns the next number. */
 int cmoe__team_next(struct cmoe_team *team, int counter);
 void cmoe__team_reset(struct cmoe_team *team, int counter);
+
+/* The node whose share of a divided job a member takes: where the own pool's threads stay (threads_pool.h), else
+ * neighbours are taken to be near each other. -1: every one's, when some node has no member. */
+int cmoe__team_node(const struct cmoe_team *team, int nodes);
+/* The next of nodes * n items for a member, -1 when none is left; item i belongs to node i / n. Takes the
+ * counters from 0 on, one a node. */
+int cmoe__team_take(struct cmoe_team *team, int nodes, int n);
+/* The same of all of them for the next job, as cmoe__team_reset. */
+void cmoe__team_restart(struct cmoe_team *team, int nodes);
 
 /* CPUs this process may use: affinity mask and cgroup quota. At least 1. */
 int cmoe__threads_default(void);

@@ -49,6 +49,7 @@ struct cmoe_pool {
     int most;    /* threads that can be had in this process */
     int started; /* workers running; belongs to whoever holds `busy` */
     bool spin;
+    const struct cmoe_numa *numa;
     atomic_int owner; /* process whose threads the workers are */
     atomic_int busy;
     pthread_mutex_t lock; /* for sleeping only */
@@ -108,10 +109,19 @@ static void leave(struct cmoe_pool *pool, int n)
     }
 }
 
+/* Stay near the node's memory. A system that does not allow it changes where, not what. */
+static void settle(const struct cmoe_numa *numa, int index)
+{
+    if (!numa || numa->nodes < 2) return;
+    const struct cmoe_cpus *const cpus = &numa->cpus[index % numa->nodes];
+    (void)sched_setaffinity(0, sizeof cpus->set, cpus->set);
+}
+
 static void *work(void *arg)
 {
     struct worker *const w = arg;
     struct cmoe_pool *const pool = w->pool;
+    settle(pool->numa, w->index);
     while (wait_for_offer(pool, w) != STOP) {
         int offered = OFFERED;
         if (!atomic_compare_exchange_strong(&w->offer, &offered, TAKEN)) continue;
@@ -229,7 +239,8 @@ bool cmoe__pool_run(struct cmoe_pool *pool, int n, bool together, cmoe_body body
     return n > 1;
 }
 
-cmoe_status cmoe__pool_create(cmoe_context *ctx, int size, bool spin, struct cmoe_pool **out)
+cmoe_status cmoe__pool_create(cmoe_context *ctx, int size, bool spin, const struct cmoe_numa *numa,
+                              struct cmoe_pool **out)
 {
     const size_t workers = (size_t)(size - 1);
     size_t bytes;
@@ -241,6 +252,7 @@ cmoe_status cmoe__pool_create(cmoe_context *ctx, int size, bool spin, struct cmo
     if (!pool) return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "No memory for a pool of %d threads.", size);
     pool->size = size;
     pool->spin = spin;
+    pool->numa = numa;
     atomic_store(&pool->owner, NO_PROCESS);
     *out = pool;
     return CMOE_OK;

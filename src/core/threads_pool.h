@@ -3,13 +3,17 @@
 #ifndef CMOE_CORE_THREADS_POOL_H
 #define CMOE_CORE_THREADS_POOL_H
 
+#include "core/numa.h"
 #include <cmoe/context.h>
 #include <stdbool.h>
 
 struct cmoe_pool;
 
-/* `size` counts the calling thread; `spin`: idle threads wait a while before they sleep. */
-cmoe_status cmoe__pool_create(cmoe_context *ctx, int size, bool spin, struct cmoe_pool **out);
+/* `size` counts the calling thread; `spin`: idle threads wait a while before they sleep. With more than one
+ * node, thread i stays on the CPUs of node i % nodes, except for the calling thread, which is the
+ * caller's; `numa` (NULL: none) outlives the pool. */
+cmoe_status cmoe__pool_create(cmoe_context *ctx, int size, bool spin, const struct cmoe_numa *numa,
+                              struct cmoe_pool **out);
 void cmoe__pool_destroy(cmoe_context *ctx, struct cmoe_pool *pool);
 
 /* Run body(arg, i, m) on m threads at once, the caller being number 0, with m as near to n as there

@@ -53,9 +53,12 @@ const float *cmoe__weights_smooth(const cmoe_weights *w, int matrix, int expert)
     return matrix == 1 ? w->gate[expert].smooth : w->down[expert].smooth;
 }
 
-const void *cmoe__weights_slab(const cmoe_weights *w, int matrix, int expert)
+void *cmoe__weights_panel(const cmoe_weights *w, int matrix, int expert, int64_t panel)
 {
-    return (const uint8_t *)w->packed[matrix - 1] + (size_t)expert * w->stride[matrix - 1];
+    const struct cmoe_packed *const p = &w->packed[matrix - 1];
+    const int node = p->nodes > 1 ? (int)(((panel + 1) * p->nodes - 1) / p->panels) : 0;
+    const size_t at = (size_t)(panel - cmoe__packed_first(p, node)) * p->panel_bytes;
+    return (uint8_t *)p->data + (size_t)node * p->region + (size_t)expert * p->stride + at;
 }
 
 const char *cmoe_weights_format(const cmoe_weights *w, int matrix)

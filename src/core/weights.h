@@ -12,10 +12,23 @@ struct cmoe_packing_format {
     const char *name; /* "p32" ... ; never "canonical" or "none" */
     /* Whether weights of problem p can take this form; else a clause in why[len]. */
     bool (*holds)(const cmoe_problem *p, int matrix, char *why, size_t len);
-    /* Bytes of one expert. */
-    size_t (*bytes)(const cmoe_problem *p, int matrix);
-    /* Write one expert. `w` has its canonical tables set. Called in parallel over experts. */
-    void (*pack)(const cmoe_weights *w, int matrix, int expert, void *dst);
+    /* An expert is a number of panels of equal size, each some of its outputs. */
+    int64_t (*panels)(const cmoe_problem *p, int matrix);
+    size_t (*panel_bytes)(const cmoe_problem *p, int matrix);
+    /* Write panels [first, end) of one expert. `w` has its canonical tables set. Called in parallel. */
+    void (*pack)(const cmoe_weights *w, int matrix, int expert, int64_t first, int64_t end,
+                 void *dst);
+};
+
+/* Packed experts of one matrix. Each node has a region of its own with its share of every expert's panels,
+ * so that pages are touched, and read, by its threads alone. */
+struct cmoe_packed {
+    void *data;
+    int nodes;      /* regions */
+    int64_t panels; /* of an expert; node i has [panels * i / nodes, panels * (i + 1) / nodes) */
+    size_t panel_bytes, /* of a panel */
+        stride,         /* from expert to expert in a region */
+        region;         /* from region to region */
 };
 
 struct cmoe_weights {
@@ -26,8 +39,7 @@ struct cmoe_weights {
     /* Canonical tables. GATE_SPLIT given fused: up[e] is NULL data and gate holds both halves. */
     cmoe_matrix *gate, *up, *down;
     const struct cmoe_packing_format *format[2]; /* NULL: canonical */
-    void *packed[2];                             /* experts x stride */
-    size_t stride[2];                            /* bytes of one expert's slab */
+    struct cmoe_packed packed[2];
     float *vectors[2]; /* biases and smooth vectors of packed matrices, copied */
     size_t owned;      /* bytes of packed and vectors */
     cmoe_device *dev;  /* whose memory the tables point to */
@@ -62,7 +74,14 @@ const float *cmoe__weights_smooth(const cmoe_weights *w, int matrix, int expert)
 void cmoe__row_decode_f64(cmoe_format f, const struct cmoe_row *row, int64_t n, double *out);
 void cmoe__row_decode_f32(cmoe_format f, const struct cmoe_row *row, int64_t n, float *out);
 
-/* Packed slab of an expert; only when format[matrix - 1] is set. */
-const void *cmoe__weights_slab(const cmoe_weights *w, int matrix, int expert);
+/* First panel of a node's share; of `nodes`: the end. */
+static inline int64_t cmoe__packed_first(const struct cmoe_packed *p, int node)
+{
+    return p->panels * node / p->nodes;
+}
+
+/* A panel of an expert, only when format[matrix - 1] is set; those after it follow as far as its node's share
+ * goes. */
+void *cmoe__weights_panel(const cmoe_weights *w, int matrix, int expert, int64_t panel);
 
 #endif

@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { SLAB_ALIGN = 64, HUGE_PAGE = 2 << 20 };
+enum { SLAB_ALIGN = 64, PAGE = 4096, HUGE_PAGE = 2 << 20 };
 
 /* One of the three tables and what its matrices must look like. */
 struct table {
@@ -114,15 +114,31 @@ struct job {
     const cmoe_weights *w;
     const struct cmoe_packing_format *format;
     int matrix;
-    uint8_t *packed;
-    size_t stride;
 };
+
+/* A node's share of an expert. */
+static void pack_share(const struct job *job, int node, int expert)
+{
+    const struct cmoe_packed *const p = &job->w->packed[job->matrix - 1];
+    const int64_t first = cmoe__packed_first(p, node), end = cmoe__packed_first(p, node + 1);
+    if (first == end) return;
+    job->format->pack(job->w, job->matrix, expert, first, end,
+                      cmoe__weights_panel(job->w, job->matrix, expert, first));
+}
 
 static void pack_expert(void *arg, int expert, int n)
 {
-    const struct job *const job = arg;
     (void)n;
-    job->format->pack(job->w, job->matrix, expert, job->packed + (size_t)expert * job->stride);
+    pack_share(arg, 0, expert);
+}
+
+/* Whoever writes a page first has it near: shares are packed by the threads that will read them. */
+static void pack_shares(void *arg, struct cmoe_team *team)
+{
+    const struct job *const job = arg;
+    const int experts = job->w->experts, nodes = job->w->packed[job->matrix - 1].nodes;
+    for (int item; (item = cmoe__team_take(team, nodes, experts)) >= 0;)
+        pack_share(job, item / experts, item % experts);
 }
 
 /* Small vectors of one expert's matrix; 0: it has none. */
@@ -162,22 +178,46 @@ static float *copy_vectors(cmoe_weights *w, int matrix, int32_t expert, float *t
     return to + n.bias + n.smooth;
 }
 
+static bool round_up(size_t bytes, size_t unit, size_t *out)
+{
+    if (!cmoe__add_size(bytes, unit - 1, out)) return false;
+    *out = *out / unit * unit;
+    return true;
+}
+
+/* Sizes of the packed experts; the bytes of all in *total. False: they do not fit. */
+static bool lay_out(const cmoe_weights *w, int matrix, const struct cmoe_packing_format *format,
+                    struct cmoe_packed *out, size_t *total)
+{
+    *out = (struct cmoe_packed){.nodes = cmoe__threads_nodes(w->ctx->threads),
+                                .panels = format->panels(&w->p, matrix),
+                                .panel_bytes = format->panel_bytes(&w->p, matrix)};
+    const size_t most = (size_t)cmoe__ceil_div(out->panels, out->nodes);
+    if (!cmoe__mul_size(most, out->panel_bytes, &out->stride) ||
+        !round_up(out->stride, SLAB_ALIGN, &out->stride) ||
+        !cmoe__mul_size(out->stride, (size_t)w->experts, &out->region))
+        return false;
+    const size_t page = out->region >= HUGE_PAGE ? HUGE_PAGE : PAGE;
+    if (out->nodes > 1 && !round_up(out->region, page, &out->region)) return false;
+    return cmoe__mul_size(out->region, (size_t)out->nodes, total);
+}
+
 static cmoe_status allocate_packed(cmoe_weights *w, int matrix,
                                    const struct cmoe_packing_format *format)
 {
     const int i = matrix - 1;
     const struct vectors n = vectors_of(&w->p, matrix);
-    const size_t bytes = format->bytes(&w->p, matrix);
-    size_t stride, total, vectors;
-    if (!cmoe__add_size(bytes, SLAB_ALIGN - 1, &stride) ||
-        !cmoe__mul_size(stride / SLAB_ALIGN * SLAB_ALIGN, (size_t)w->experts, &total) ||
+    struct cmoe_packed *const p = &w->packed[i];
+    size_t total, vectors;
+    if (!lay_out(w, matrix, format, p, &total) ||
         !cmoe__mul_size((n.bias + n.smooth) * sizeof(float), (size_t)w->experts, &vectors))
-        return CMOE_FAIL(CMOE_ERR_OVERFLOW, "%d experts of %zu bytes in format %s do not fit",
-                         w->experts, bytes, format->name);
-    w->stride[i] = stride / SLAB_ALIGN * SLAB_ALIGN;
-    w->packed[i] = cmoe__alloc(w->ctx, total, total >= HUGE_PAGE ? HUGE_PAGE : SLAB_ALIGN);
+        return CMOE_FAIL(CMOE_ERR_OVERFLOW,
+                         "%d experts of %lld panels of %zu bytes in format %s do not fit",
+                         w->experts, (long long)p->panels, p->panel_bytes, format->name);
+    const size_t align = total >= HUGE_PAGE ? HUGE_PAGE : p->nodes > 1 ? PAGE : SLAB_ALIGN;
+    p->data = cmoe__alloc(w->ctx, total, align);
     w->vectors[i] = cmoe__alloc(w->ctx, vectors, SLAB_ALIGN);
-    if (!w->packed[i] || !w->vectors[i])
+    if (!p->data || !w->vectors[i])
         return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no %zu bytes for matrix %d in format %s", total,
                          matrix, format->name);
     w->owned += total + vectors;
@@ -188,12 +228,11 @@ static cmoe_status pack(cmoe_weights *w, int matrix, const struct cmoe_packing_f
 {
     if (!format) return CMOE_OK;
     CMOE_TRY(allocate_packed(w, matrix, format));
-    struct job job = {.w = w,
-                      .format = format,
-                      .matrix = matrix,
-                      .packed = w->packed[matrix - 1],
-                      .stride = w->stride[matrix - 1]};
-    cmoe__parallel(w->ctx->threads, 0, w->experts, pack_expert, &job);
+    struct job job = {.w = w, .format = format, .matrix = matrix};
+    if (w->packed[matrix - 1].nodes > 1)
+        cmoe__team_run(w->ctx->threads, 0, pack_shares, &job);
+    else
+        cmoe__parallel(w->ctx->threads, 0, w->experts, pack_expert, &job);
     float *to = w->vectors[matrix - 1];
     for (int32_t e = 0; e < w->experts; e++)
         to = copy_vectors(w, matrix, e, to);
@@ -290,7 +329,7 @@ void cmoe_weights_destroy(cmoe_weights *w)
         w->dev->backend->leave(w->dev);
     }
     for (int i = 0; i < 2; i++) {
-        cmoe__free(ctx, w->packed[i]);
+        cmoe__free(ctx, w->packed[i].data);
         cmoe__free(ctx, w->vectors[i]);
     }
     cmoe_device_free(w->dev, w->memory);

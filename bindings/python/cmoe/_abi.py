@@ -17,7 +17,7 @@ class ContextOptions(C.Structure):
     _fields_ = [
         ("struct_size", SIZE), ("alloc", P), ("free", P), ("log", P), ("run", P),
         ("run_is_concurrent", C.c_int), ("user", P), ("n_threads", C.c_int), ("cpu", C.c_char_p),
-        ("tuned", C.c_char_p), ("recorder", P),
+        ("tuned", C.c_char_p), ("recorder", P), ("nodes", C.c_int),
     ]  # fmt: skip
 
 
@@ -126,7 +126,7 @@ class Recorder(C.Structure):
 
 
 MIRRORS = {
-    "cmoe_context_options": (ContextOptions, ("user", "recorder")),
+    "cmoe_context_options": (ContextOptions, ("user", "recorder", "nodes")),
     "cmoe_device_info": (DeviceInfo, ("threads", "host")),
     "cmoe_format": (Format, ("group",)),
     "cmoe_problem": (

@@ -2,7 +2,7 @@
 """The process's context and devices, plans, and the workspace of each thread.
 
 One context serves the whole process, made when it is first needed with the library's defaults
-(CMOE_THREADS, CMOE_CPU, CMOE_TUNED, CMOE_LOG; CMOE_RECORD: record.py). A forked child makes its own.
+(CMOE_THREADS, CMOE_NODES, CMOE_CPU, CMOE_TUNED, CMOE_LOG; CMOE_RECORD: record.py). A forked child makes its own.
 """
 
 import ctypes

@@ -8,6 +8,7 @@
 #include "backends/cpu/ops_quant.h"
 #include "backends/cpu/ops_tile.h"
 
+#include "core/numa.h"
 #include "core/numeric.h"
 #include "core/size.h"
 #include "core/weights.h"
@@ -196,8 +197,7 @@ static void multiply_p32(const struct cmoe_cpu_item *it)
     const struct cmoe_cpu_gemm *const g = it->g;
     const int64_t panel_bytes = (int64_t)cmoe__cpu_p32_panel(it->run->x.p, g->matrix);
     const int64_t k_bytes = CMOE_CPU_PANEL * (g->w_dtype == CMOE_F32 ? 4 : 2);
-    const char *const slab = cmoe__weights_slab(it->run->x.w, g->matrix, it->expert);
-    const char *const panels = slab + it->col / CMOE_CPU_PANEL * panel_bytes;
+    const char *const panels = cmoe__cpu_first_panel(it);
     for (int64_t first = 0; first < g->k; first += CMOE_CPU_K_BLOCK) {
         const int64_t k = cmoe__min64(CMOE_CPU_K_BLOCK, g->k - first);
         pack_block(it, it->run->ops->tile_rows, first, k);
@@ -274,17 +274,37 @@ static void widen_runs(const struct cmoe_exec *x, struct cmoe_cpu_gemm *g)
     g->runs = (int)cmoe__ceil_div(g->cols, g->run);
 }
 
+/* First column of a node's share of an expert; of `nodes`: the end. */
+static int64_t node_col(const struct cmoe_cpu_gemm *g, int node)
+{
+    if (g->nodes == 1) return node == 0 ? 0 : g->cols;
+    return cmoe__min64(g->cols, g->panels * node / g->nodes * CMOE_CPU_PANEL);
+}
+
+/* Runs end where a node's share of packed weights does; all nodes have as many. */
+static void share_runs(const struct cmoe_exec *x, struct cmoe_cpu_gemm *g)
+{
+    const struct cmoe_packed *const packed = &x->w->packed[g->matrix - 1];
+    g->nodes = g->p32 ? packed->nodes : 1;
+    if (g->nodes == 1) return;
+    g->panels = packed->panels;
+    const int64_t most = cmoe__ceil_div(g->panels, g->nodes) * CMOE_CPU_PANEL;
+    g->runs = (int)cmoe__ceil_div(most, g->run);
+}
+
 static int begin(struct cmoe_cpu_run *run, struct cmoe_cpu_gemm *g)
 {
     const int32_t local = run->x.shape->local;
     int64_t next = 0;
     widen_runs(&run->x, g);
+    share_runs(&run->x, g);
+    run->nodes = g->nodes;
     for (int32_t e = 0; e < local; e++) {
         g->item_of[e] = (int32_t)next;
         next += items_of(g, &run->x, e);
     }
     g->item_of[local] = (int32_t)next;
-    assert(next <= INT32_MAX); /* more would be results of terabytes */
+    assert(next <= INT32_MAX / CMOE_NODES); /* more would be results of terabytes */
     return (int)next;
 }
 
@@ -313,6 +333,8 @@ static int32_t expert_of(const struct cmoe_cpu_gemm *g, int32_t local, int item)
 static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int item, int worker)
 {
     const struct cmoe_exec *const x = &run->x;
+    const int node = run->nodes > 1 ? item / run->n_items : 0;
+    item -= node * run->n_items;
     const int32_t e = expert_of(g, x->shape->local, item);
     const int32_t first = x->offsets[e], rows = x->offsets[e + 1] - first;
     const int blocks = (int)cmoe__ceil_div(rows, g->row_block);
@@ -320,7 +342,8 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
     const int block = local % blocks;
     const int32_t from =
         (int32_t)((int64_t)rows * block / blocks); /* blocks of nearly equal size */
-    const int64_t col = local / blocks * g->run;
+    const int64_t col = node_col(g, node) + local / blocks * g->run, end = node_col(g, node + 1);
+    if (col >= end) return;
     float *const scratch = cmoe__cpu_worker(run, worker);
     const int64_t k = block_k(g);
     const struct cmoe_cpu_item it = {
@@ -330,7 +353,7 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
         .rows = x->rows + first + from,
         .m = (int)((int64_t)rows * (block + 1) / blocks) - from,
         .col = col,
-        .cols = cmoe__min64(g->run, g->cols - col),
+        .cols = cmoe__min64(g->run, end - col),
         .a = scratch,
         .c = scratch + g->row_block * k,
         .gathered = scratch + g->row_block * (k + c_cols(g)),
@@ -360,8 +383,8 @@ static int begin1(struct cmoe_cpu_run *run)
     struct cmoe_cpu_gemm *const g = &run->gemm[0];
     const cmoe_format mid = run->x.p->mid;
     const int items = begin(run, g);
-    run->requants =
-        g->h_cols > 0 && g->runs == 1 && (mid.scaling != CMOE_SCALE_TENSOR || mid.fixed);
+    run->requants = g->h_cols > 0 && g->runs == 1 && g->nodes == 1 &&
+                    (mid.scaling != CMOE_SCALE_TENSOR || mid.fixed);
     return items;
 }
 

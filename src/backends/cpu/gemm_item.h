@@ -86,7 +86,7 @@ struct cmoe_cpu_x_scale cmoe__cpu_x_scale(const struct cmoe_cpu_input *in, int64
                                           float groups[CMOE_CPU_GROUPS]);
 /* k's [first, first + k) of all rows as gemm_p32 wants them. */
 void cmoe__cpu_pack_values(const struct cmoe_cpu_item *it, int tile, int64_t first, int64_t k);
-/* The item's first panel of quantised weights. */
+/* The item's first panel; the others follow. */
 const char *cmoe__cpu_first_panel(const struct cmoe_cpu_item *it);
 
 /* How rows of format `a` meet weights of format w over k inputs; false: not as integers. */

@@ -80,8 +80,7 @@ void cmoe__cpu_pack_values(const struct cmoe_cpu_item *it, int tile, int64_t fir
 
 const char *cmoe__cpu_first_panel(const struct cmoe_cpu_item *it)
 {
-    const char *const slab = cmoe__weights_slab(it->run->x.w, it->g->matrix, it->expert);
-    return slab + it->col / CMOE_CPU_PANEL * it->g->panel.bytes;
+    return cmoe__weights_panel(it->run->x.w, it->g->matrix, it->expert, it->col / CMOE_CPU_PANEL);
 }
 
 /* k's [first, first + k) of one panel times all rows, to column j of c. */

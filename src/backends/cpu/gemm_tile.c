@@ -90,17 +90,17 @@ static void row_scales(const struct cmoe_cpu_item *it, float *scale)
 static const void *pairs_of(const struct cmoe_cpu_item *it, int64_t at, int64_t first, int64_t k)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
-    const char *const slab = cmoe__weights_slab(it->run->x.w, g->matrix, it->expert);
-    const int64_t panel = (it->col + at) / CMOE_CPU_PANEL;
+    const char *const panels = cmoe__cpu_first_panel(it);
+    const int64_t panel = at / CMOE_CPU_PANEL;
     if (g->how == CMOE_CPU_MULTIPLY_FLOATS) {
         const int64_t bytes = (int64_t)cmoe__cpu_p32_panel(it->run->x.p, g->matrix);
-        return slab + panel * bytes + first * 2 * CMOE_CPU_PANEL;
+        return panels + panel * bytes + first * 2 * CMOE_CPU_PANEL;
     }
     float *const decoded = it->gathered;
     uint16_t *const pairs = (uint16_t *)(void *)(decoded + CMOE_CPU_PIECE * CMOE_CPU_PANEL);
     for (int64_t i = 0; i < k; i += CMOE_CPU_PIECE) {
         const int64_t n = cmoe__min64(CMOE_CPU_PIECE, k - i);
-        g->quant->decode(&g->panel, slab + panel * g->panel.bytes, first + i, n, decoded);
+        g->quant->decode(&g->panel, panels + panel * g->panel.bytes, first + i, n, decoded);
         g->tile->pair(n, decoded, pairs + i * CMOE_CPU_PANEL);
     }
     return pairs;
@@ -147,12 +147,12 @@ static void multiply_pairs(const struct cmoe_cpu_item *it)
 static void multiply_quads(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
-    const char *const slab = cmoe__weights_slab(it->run->x.w, g->matrix, it->expert);
+    const char *const panels = cmoe__cpu_first_panel(it);
     float scale[CMOE_CPU_TILE_ROWS];
     row_scales(it, scale);
     pack_rows(it, 0, g->k);
     for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
-        const char *const panel = slab + (it->col + j) / CMOE_CPU_PANEL * g->panel.bytes;
+        const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
         for (int r = 0, m; r < it->m; r += m) {
             m = cmoe__cpu_next_rows(g, it->m - r);
             g->tile->dot_i8(&g->panel, panel, m, cmoe__cpu_packed_row(it, r), scale + r,

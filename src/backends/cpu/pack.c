@@ -58,13 +58,6 @@ int64_t cmoe__cpu_p32_row(const cmoe_problem *p, int matrix, int64_t panel, int 
     return n < (matrix == 1 ? p->inter : p->hidden) ? n : -1;
 }
 
-static size_t bytes(const cmoe_problem *p, int matrix)
-{
-    size_t out;
-    const size_t panels = (size_t)cmoe__cpu_p32_panels(p, matrix);
-    return cmoe__mul_size(panels, cmoe__cpu_p32_panel(p, matrix), &out) ? out : SIZE_MAX;
-}
-
 static void copy_f32(const struct cmoe_row *row, int64_t first, int64_t n, uint32_t *dst)
 {
     const int64_t step = row->col_stride ? row->col_stride : 4;
@@ -103,14 +96,15 @@ static void fill(cmoe_dtype dtype, const struct cmoe_row *row, int64_t k, char *
     }
 }
 
-static void pack(const cmoe_weights *w, int matrix, int expert, void *dst)
+static void pack(const cmoe_weights *w, int matrix, int expert, int64_t first, int64_t end,
+                 void *dst)
 {
     const cmoe_problem *const p = &w->p;
     const size_t panel_bytes = cmoe__cpu_p32_panel(p, matrix);
-    const int64_t panels = cmoe__cpu_p32_panels(p, matrix), k = used_k(p, matrix);
-    for (int64_t panel = 0; panel < panels; panel++) {
+    const int64_t k = used_k(p, matrix);
+    char *at = dst;
+    for (int64_t panel = first; panel < end; panel++, at += panel_bytes) {
         struct cmoe_row row[CMOE_CPU_PANEL];
-        char *const at = (char *)dst + (size_t)panel * panel_bytes;
         memset(row, 0, sizeof row);
         memset(at, 0, panel_bytes);
         for (int j = 0; j < CMOE_CPU_PANEL; j++) {
@@ -121,5 +115,8 @@ static void pack(const cmoe_weights *w, int matrix, int expert, void *dst)
     }
 }
 
-const struct cmoe_packing_format cmoe__cpu_p32 = {
-    .name = "p32", .holds = holds, .bytes = bytes, .pack = pack};
+const struct cmoe_packing_format cmoe__cpu_p32 = {.name = "p32",
+                                                  .holds = holds,
+                                                  .panels = cmoe__cpu_p32_panels,
+                                                  .panel_bytes = cmoe__cpu_p32_panel,
+                                                  .pack = pack};

@@ -174,29 +174,28 @@ static void put_column(const struct column *c, uint8_t *panel)
     if (l->global) memcpy(panel + 4 * c->at, &c->row.global, sizeof c->row.global);
 }
 
-static void pack(const cmoe_weights *w, int matrix, int expert, void *dst)
+static void pack(const cmoe_weights *w, int matrix, int expert, int64_t first, int64_t end,
+                 void *dst)
 {
     struct cmoe_cpu_panel l;
+    uint8_t *at = dst;
     cmoe__cpu_panel_layout(&w->p, matrix, &l);
-    const int64_t panels = cmoe__cpu_p32_panels(&w->p, matrix);
-    memset(dst, 0, (size_t)(panels * l.bytes));
-    for (int64_t panel = 0; panel < panels; panel++)
+    memset(dst, 0, (size_t)((end - first) * l.bytes));
+    for (int64_t panel = first; panel < end; panel++, at += l.bytes)
         for (int j = 0; j < CMOE_CPU_PANEL; j++) {
             struct column c = {.l = &l, .f = w->p.w, .at = j};
             const int64_t n = cmoe__cpu_p32_row(&w->p, matrix, panel, j);
             if (n < 0) continue;
             cmoe__weights_row(w, matrix, expert, n, &c.row);
-            put_column(&c, (uint8_t *)dst + panel * l.bytes);
+            put_column(&c, at);
         }
 }
 
-static size_t bytes(const cmoe_problem *p, int matrix)
+static size_t panel_bytes(const cmoe_problem *p, int matrix)
 {
     struct cmoe_cpu_panel l;
-    size_t out;
     cmoe__cpu_panel_layout(p, matrix, &l);
-    const size_t panels = (size_t)cmoe__cpu_p32_panels(p, matrix);
-    return cmoe__mul_size(panels, (size_t)l.bytes, &out) ? out : SIZE_MAX;
+    return (size_t)l.bytes;
 }
 
 static bool is_held(const cmoe_problem *p, const struct cmoe_packing_format *format,
@@ -232,11 +231,23 @@ static bool holds_mx4(const cmoe_problem *p, int matrix, char *why, size_t len)
     return is_held(p, &cmoe__cpu_p32_mx4, "e2m1", why, len);
 }
 
-const struct cmoe_packing_format cmoe__cpu_p32_i8 = {
-    .name = "p32_i8", .holds = holds_i8, .bytes = bytes, .pack = pack};
-const struct cmoe_packing_format cmoe__cpu_p32_f8 = {
-    .name = "p32_f8", .holds = holds_f8, .bytes = bytes, .pack = pack};
-const struct cmoe_packing_format cmoe__cpu_p32_u4 = {
-    .name = "p32_u4", .holds = holds_u4, .bytes = bytes, .pack = pack};
-const struct cmoe_packing_format cmoe__cpu_p32_mx4 = {
-    .name = "p32_mx4", .holds = holds_mx4, .bytes = bytes, .pack = pack};
+const struct cmoe_packing_format cmoe__cpu_p32_i8 = {.name = "p32_i8",
+                                                     .holds = holds_i8,
+                                                     .panels = cmoe__cpu_p32_panels,
+                                                     .panel_bytes = panel_bytes,
+                                                     .pack = pack};
+const struct cmoe_packing_format cmoe__cpu_p32_f8 = {.name = "p32_f8",
+                                                     .holds = holds_f8,
+                                                     .panels = cmoe__cpu_p32_panels,
+                                                     .panel_bytes = panel_bytes,
+                                                     .pack = pack};
+const struct cmoe_packing_format cmoe__cpu_p32_u4 = {.name = "p32_u4",
+                                                     .holds = holds_u4,
+                                                     .panels = cmoe__cpu_p32_panels,
+                                                     .panel_bytes = panel_bytes,
+                                                     .pack = pack};
+const struct cmoe_packing_format cmoe__cpu_p32_mx4 = {.name = "p32_mx4",
+                                                      .holds = holds_mx4,
+                                                      .panels = cmoe__cpu_p32_panels,
+                                                      .panel_bytes = panel_bytes,
+                                                      .pack = pack};

@@ -216,33 +216,51 @@ static void spread_worker(void *arg, int i, int n)
 {
     struct spread *const s = arg;
     (void)n;
-    for (int item; (item = atomic_fetch_add(&s->next, 1)) < s->run->n_items;)
+    for (int item; (item = atomic_fetch_add(&s->next, 1)) < s->run->n_items * s->run->nodes;)
         s->loop->item(s->run, item, i);
+}
+
+/* Count the loop's items. */
+static void begin(struct cmoe_cpu_run *run, const struct cmoe_cpu_loop *loop)
+{
+    run->nodes = 1;
+    run->n_items = loop->begin(run);
+}
+
+/* Items of every node for its members of a team. */
+static void take_shares(void *arg, struct cmoe_team *team)
+{
+    struct spread *const s = arg;
+    for (int item; (item = cmoe__team_take(team, s->run->nodes, s->run->n_items)) >= 0;)
+        s->loop->item(s->run, item, team->rank);
 }
 
 static void run_loop(struct cmoe_cpu_run *run, const struct cmoe_cpu_loop *loop)
 {
     struct spread s = {.run = run, .loop = loop};
-    run->n_items = loop->begin(run);
+    begin(run, loop);
     atomic_init(&s.next, 0);
-    const int workers = run->n_items < run->x.n_threads ? run->n_items : run->x.n_threads;
+    const int items = run->n_items * run->nodes;
+    const int workers = items < run->x.n_threads ? items : run->x.n_threads;
     if (workers == 1)
         spread_worker(&s, 0, 1);
+    else if (workers > 1 && run->nodes > 1)
+        cmoe__team_run(run->x.threads, workers, take_shares, &s);
     else if (workers > 1)
         cmoe__parallel(run->x.threads, run->x.n_threads, workers, spread_worker, &s);
 }
 
-/* Every member walks all loops; member 0 counts the items. */
+/* Every member walks all loops; member 0 counts the items. Those of a node go to its threads. */
 static void walk(void *arg, struct cmoe_team *team)
 {
     const struct chain *const c = arg;
     for (int i = 0; i < c->n_loops; i++) {
         if (team->rank == 0) {
-            c->run->n_items = c->loop[i]->begin(c->run);
-            cmoe__team_reset(team, 0);
+            begin(c->run, c->loop[i]);
+            cmoe__team_restart(team, c->run->nodes);
         }
         cmoe__team_barrier(team);
-        for (int item; (item = cmoe__team_next(team, 0)) < c->run->n_items;)
+        for (int item; (item = cmoe__team_take(team, c->run->nodes, c->run->n_items)) >= 0;)
             c->loop[i]->item(c->run, item, team->rank);
         cmoe__team_barrier(team);
     }

@@ -85,7 +85,9 @@ struct cmoe_cpu_gemm {
     int64_t n_stride; /* of the result's rows */
     int64_t cols;     /* outputs as they are cut: n, or 32 a panel */
     int64_t run;      /* columns of an item, a multiple of 32 */
-    int runs;         /* items of one row block */
+    int runs;         /* items of one row block, of a node */
+    int nodes;        /* that share every expert's columns */
+    int64_t panels;   /* of packed weights, more than one node */
     int row_block;    /* rows of an item */
     int32_t *item_of; /* [local + 1] first item of each expert */
 };
@@ -104,11 +106,13 @@ struct cmoe_cpu_run {
     int sort_chunks;
     char *worker_scratch; /* [workers][worker_bytes] */
     size_t worker_bytes;
-    int n_items; /* of the loop that is running */
+    int n_items; /* of the loop that is running, of each node */
+    int nodes;   /* that share it: their items follow each other */
 };
 
 struct cmoe_cpu_loop {
-    int (*begin)(struct cmoe_cpu_run *run); /* once, alone: the number of items */
+    int (*begin)(struct cmoe_cpu_run *run); /* once, alone: the number of items of a node; sets
+                                               `nodes` when that is not 1 */
     void (*item)(struct cmoe_cpu_run *run, int item, int worker);
 };
 
