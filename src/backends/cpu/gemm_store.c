@@ -69,11 +69,11 @@ static void store_columns(const struct cmoe_cpu_item *it, const float *c, int64_
         finish_row(it, &f, it->rows[r], c + r * ldc, n, out + it->rows[r] * it->g->n_stride);
 }
 
-/* Where column `at` of h of the item's row r goes. */
-static void *h_at(const struct cmoe_cpu_item *it, int r, int64_t at)
+/* Where column `at` of h of the item's row r goes; size: of a value. */
+static void *h_at(const struct cmoe_cpu_item *it, int64_t size, int r, int64_t at)
 {
     const struct cmoe_exec *const x = &it->run->x;
-    const int64_t inter = x->shape->I, size = cmoe__shape_h_dtype(x->p) == CMOE_F32 ? 4 : 2;
+    const int64_t inter = x->shape->I;
     if (it->h) return it->h + r * inter + at;
     return (char *)x->h + (it->rows[r] * inter + at) * size;
 }
@@ -85,6 +85,7 @@ static void store_activated(const struct cmoe_cpu_item *it, const float *gate, c
     const struct cmoe_exec *const x = &it->run->x;
     const struct cmoe_cpu_ops *const ops = it->run->ops;
     const cmoe_dtype dtype = cmoe__shape_h_dtype(x->p);
+    const int64_t size = dtype == CMOE_F32 ? 4 : 2;
     const int64_t used = cmoe__max64(0, cmoe__min64(n, x->shape->i_used - at));
     float h[CMOE_CPU_TILE_ROWS * CMOE_CPU_PANEL];
     ops->act(&it->run->act, it->m * width, gate, up, h);
@@ -94,7 +95,7 @@ static void store_activated(const struct cmoe_cpu_item *it, const float *gate, c
             ops->scale(n, cmoe__exec_weight(x, it->rows[r]), v);
         for (int64_t j = used; j < n; j++)
             v[j] = 0;
-        ops->store_row(dtype, h_at(it, r, at), n, v);
+        ops->store_row(dtype, h_at(it, size, r, at), n, v);
     }
 }
 
@@ -103,9 +104,10 @@ static void activate_plain(const struct cmoe_cpu_item *it, const float *c, int64
 {
     const struct cmoe_exec *const x = &it->run->x;
     const cmoe_dtype dtype = cmoe__shape_h_dtype(x->p);
+    const int64_t size = dtype == CMOE_F32 ? 4 : 2;
     void *h[CMOE_CPU_TILE_ROWS];
     for (int r = 0; r < it->m; r++)
-        h[r] = h_at(it, r, at);
+        h[r] = h_at(it, size, r, at);
     it->run->ops->act_panel(&it->run->act, dtype, it->m, c, ldc, h);
 }
 
