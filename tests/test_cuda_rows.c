@@ -103,7 +103,21 @@ static void faster_rows_are_planned(void **state)
         {"t=8192 model=deepseek-v3 scheme=fp8-block", "gemm2_rows_", true},
         {"t=8192 model=gpt-oss-120b scheme=bf16", "gemm1act_rows_", true},
         {"t=8192 model=qwen3-235b-a22b scheme=bf16", "_rows_128x256", false},
-        {"t=2048 model=llama4-scout scheme=fp8-block", "_rows_128x256", false},
+        {"t=2048 model=llama4-scout scheme=fp8-block", "gemm1requant_rows_", true},
+        {"t=2048 model=llama4-scout scheme=fp8-token", "gemm1requant_rows_", true},
+        {"t=2048 model=llama4-scout scheme=bf16", "gemm1act_rows_", true},
+        {"t=2048 model=qwen3-30b-a3b scheme=bf16", "gemm1act_rows_", true},
+        {"t=2048 model=qwen3-30b-a3b scheme=fp8-block", "gemm1requant_rows_", true},
+        {"t=2048 model=qwen3-30b-a3b scheme=fp8-token", "gemm1requant_rows_", true},
+        {"t=2048 model=qwen3-235b-a22b scheme=bf16", "gemm1act_rows_", true},
+        {"t=2048 model=qwen3-235b-a22b scheme=fp8-block", "gemm1requant_rows_", true},
+        {"t=2048 model=qwen3-235b-a22b scheme=fp8-token", "gemm1requant_rows_", true},
+        {"t=2048 model=gpt-oss-120b scheme=bf16", "gemm1act_rows_", true},
+        {"t=2048 model=gpt-oss-120b scheme=fp8-token", "gemm1requant_rows_", true},
+        {"t=8192 model=kimi-k2 scheme=fp8-block", "gemm1requant_rows_", true},
+        {"t=8192 model=kimi-k2 scheme=fp8-token", "gemm1act_wgmma_", true},
+        {"t=512 model=qwen3-30b-a3b scheme=fp8-block", "gemm1gemm2_", true},
+        {"t=2048 model=mixtral-8x7b scheme=bf16", "gemm1act_wgmma_", true},
     };
     const struct cmoe_backend *const cuda = find_cuda();
     if (!cuda) skip();

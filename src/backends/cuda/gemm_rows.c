@@ -11,9 +11,9 @@
 #include <math.h>
 
 /* As measured on an H100: the share of the tensor cores' rate inside a tile, spans' worth of time outside;
- * rows an expert from which on these may win. */
+ * rows an expert from which on these may win, with biases in the results of the others, and are many. */
 #define BUSY 0.75
-enum { OTHER_SPANS = 4, ENOUGH_ROWS = 200 };
+enum { OTHER_SPANS = 4, ENOUGH_ROWS = 120, BIASED_ROWS = 60, SOME_ROWS = 150, MANY_ROWS = 200 };
 
 static bool one_scale(const cmoe_problem *p)
 {
@@ -70,12 +70,14 @@ static double usual_tiles(double rows, double most)
     return sum / STEPS;
 }
 
-/* What measured layers differ by from the arithmetic below beside the other rows: GEMM2 over long rows in
- * e4m3 is better, 16-bit types without the biases of gpt-oss are worse (docs/perf-log.md, 20). */
-static double correction(const cmoe_problem *p, bool second, int64_t spans)
+/* What measured layers differ by from the arithmetic below beside the other rows, whose own is dear where it counts:
+ * GEMM2 over long rows in e4m3 is better, many rows in 16-bit types without the biases of gpt-oss are
+ * worse, fewer rows are better, under block scales those of a tile and a half, too (docs/perf-log.md, 20 and 21). */
+static double correction(const cmoe_problem *p, bool second, int64_t spans, double each)
 {
-    if (p->w.dtype != CMOE_E4M3) return p->flags & CMOE_BIAS1 ? 1 : 1.25;
-    return second && spans >= 16 ? 0.9 : 1;
+    const bool fewer = each < (p->w.scaling == CMOE_SCALE_BLOCK ? MANY_ROWS : SOME_ROWS);
+    if (p->w.dtype != CMOE_E4M3) return fewer ? 0.85 : (p->flags & CMOE_BIAS1 ? 1 : 1.25);
+    return (second && spans >= 16 ? 0.9 : 1) * (fewer ? 0.87 : 1);
 }
 
 /* Of an h in bf16. */
@@ -103,9 +105,10 @@ double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_qu
     const double arithmetic = flops / (q->props->gflops * 1e3 * BUSY * (wide ? 1 : 2));
     const double memory = 1.1 * cmoe__cuda_wgmma_bytes(k, q) / (0.92e3 * q->props->gbps);
     const double us = CMOE_WGMMA_START_US +
-                      fmax(arithmetic, memory) * correction(p, second, spans) +
+                      fmax(arithmetic, memory) * correction(p, second, spans, each) +
                       (in_two(k, p) ? requant_us(q) : 0);
-    return each < ENOUGH_ROWS ? us + cmoe__cuda_wgmma_cost_us(k, q) : us;
+    const int enough = p->flags & CMOE_BIAS1 ? BIASED_ROWS : ENOUGH_ROWS;
+    return each < enough ? us + cmoe__cuda_wgmma_cost_us(k, q) : us;
 }
 
 static enum cmoe_cuda_function function_of(const cmoe_problem *p, const struct cmoe_kernel *k)

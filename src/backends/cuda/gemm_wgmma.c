@@ -197,10 +197,13 @@ static bool encode_map(const struct cmoe_exec *x, const struct cmoe_cuda_half *h
     const CUtensorMapDataType kind = type == CMOE_BF16  ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                      : type == CMOE_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                         : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+    /* What is fetched beside a box belongs to rows that come much later unless rows are so aligned. */
+    const CUtensorMapL2promotion also = h->row_stride % 256 == 0
+                                            ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B
+                                            : CU_TENSOR_MAP_L2_PROMOTION_NONE;
     return h->strided && cuda->driver->cuTensorMapEncodeTiled(
                              map, kind, 3, (void *)(uintptr_t)h->data, sizes, strides, box, steps,
-                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, also,
                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
