@@ -87,8 +87,11 @@ static void faster_rows_are_planned(void **state)
         {"t=8 model=deepseek-v3-tp8 scheme=bf16", "gemm1gemm2_", true},
         {"t=8 model=deepseek-v3-tp8 scheme=fp8-block", "gemm1gemm2_", true},
         {"t=128 model=mixtral-8x7b scheme=fp8-block", "gemm1gemm2_", true},
-        /* rows of 14336 wait to be quantised */
-        {"t=128 model=mixtral-8x7b scheme=fp8-token", "gemm1gemm2_", false},
+        {"t=112 e=8 k=2 h=768 i=2176 scheme=fp8-token", "gemm1gemm2_", true},
+        {"t=8 model=mixtral-8x7b scheme=fp8-token", "gemm1gemm2_", true},
+        {"t=128 model=mixtral-8x7b scheme=fp8-token", "gemm1gemm2_", true},
+        {"t=8 model=llama4-scout scheme=fp8-token", "gemm1gemm2_", true},
+        {"t=512 model=llama4-scout scheme=fp8-token", "gemm1gemm2_", true},
         {"t=8 model=qwen3-30b-a3b scheme=int8-w8a8", "quantcombine_gemv", true},
         {"t=8 model=qwen3-30b-a3b scheme=mxfp8", "quantcombine_gemv", true},
         {"t=8 model=qwen3-30b-a3b scheme=int4-w4a8", "quantcombine_gemv", true},

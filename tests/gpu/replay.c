@@ -40,6 +40,7 @@ static const char *const problems[] = {
     "t=40 e=16 k=4 h=512 i=256 renorm reduced scheme=bf16",
     "t=60 e=24 k=4 h=1024 i=384 renorm reduced scheme=fp8-block",
     "t=90 e=24 k=4 h=512 i=768 renorm reduced scheme=fp8-token",
+    "t=112 e=8 k=2 h=768 i=2176 renorm reduced scheme=fp8-token",
     "t=1024 e=2 k=2 h=2048 i=2048 renorm reduced scheme=fp8-block",
     "t=1024 e=2 k=2 h=2048 i=2048 renorm reduced scheme=fp8-token",
     "t=4 e=16 k=4 h=512 i=384 renorm scheme=fp8-token",

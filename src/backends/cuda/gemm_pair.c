@@ -70,20 +70,33 @@ bool cmoe__cuda_pair_supports(const struct cmoe_kernel *k, const struct cmoe_que
     if (one_scale(p) && (p->mid.dtype != CMOE_E4M3 || p->mid.scaling != CMOE_SCALE_TOKEN ||
                          p->mid.fixed || (p->flags & CMOE_MID_ROUNDED)))
         return cmoe__refuse(why, "the intermediate has no scale of its own a row");
+    if (one_scale(p) && q->shape->I > CMOE_WGMMA_MOST_H)
+        return cmoe__refuse(why, "a row of %lld columns does not fit in registers",
+                            (long long)q->shape->I);
     if (room(p, q->shape, q->tokens, 1.5) > widest(p))
         return cmoe__refuse(why, "%d tokens are for wider tiles", q->tokens);
     return cmoe__cuda_wgmma_supports(&first, q, in, &between, why) &&
            cmoe__cuda_wgmma_supports(&second_row, q, between, out, why);
 }
 
-/* With one scale a row who stores an expert's last tile quantises its rows, one a warp in two
- * passes, while the expert's GEMM2 waits. Measured: mixtral-8x7b, 128 tokens, docs/perf-log.md, 17. */
+/* Warps that quantise a row of h together: a power of two. */
+static int row_warps(const struct cmoe_shape *s)
+{
+    enum { COLUMNS = CMOE_WGMMA_MOST_H / (CMOE_WGMMA_MATH / 32) };
+    int warps = 1;
+    while (warps * COLUMNS < s->I)
+        warps *= 2;
+    return warps;
+}
+
+/* With one scale a row GEMM2 waits for the rounds of quantising of the expert that is done last, which as
+ * many blocks share as it has tiles. */
 static double quantise_us(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
 {
-    enum { WARPS = CMOE_WGMMA_MATH / 32, COLUMNS = 512, PASS_US = 1 };
+    enum { WARPS = CMOE_WGMMA_MATH / 32, ROUND_US = 2 };
     if (!one_scale(p)) return 0;
-    const double rows = ceil(rows_each(p, s, tokens) / WARPS);
-    return rows * 2 * PASS_US * (double)cmoe__ceil_div(s->I, COLUMNS);
+    const double rounds = rows_each(p, s, tokens) * row_warps(s) / WARPS;
+    return ROUND_US * ceil(rounds / (double)cmoe__ceil_div(s->H, 2 * CMOE_WGMMA_HALF));
 }
 
 /* One start, and nearly no multiprocessor waits between the GEMMs: but with less than half a tile of GEMM1
@@ -102,9 +115,9 @@ double cmoe__cuda_pair_cost_us(const struct cmoe_kernel *k, const struct cmoe_qu
            quantise_us(q->p, q->shape, q->tokens);
 }
 
-/* h, or its codes, their scales from `scales` on, and what is quantised from `h` on. */
+/* h, or its codes, their scales from `scales` on, what is quantised from `h` on, and turns. */
 struct between {
-    size_t scales, h, bytes;
+    size_t scales, h, turns, bytes;
 };
 
 static struct between between_of(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
@@ -112,7 +125,8 @@ static struct between between_of(const cmoe_problem *p, const struct cmoe_shape 
     const size_t rows = (size_t)cmoe__shape_rows(p, s, tokens), line = 256;
     const size_t scales = (rows * cmoe__row_code_bytes(p->mid, s->I) + line - 1) / line * line;
     const size_t h = scales + (rows * cmoe__row_scale_bytes(p->mid, s->I) + line - 1) / line * line;
-    return (struct between){scales, h, one_scale(p) ? h + rows * (size_t)s->I * 4 : h};
+    const size_t turns = h + rows * (size_t)s->I * 4;
+    return (struct between){scales, h, turns, one_scale(p) ? turns + (size_t)s->local * 4 : h};
 }
 
 size_t cmoe__cuda_pair_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
@@ -147,6 +161,9 @@ static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma_pair *f, siz
     const struct cmoe_cuda_grid grid = {(unsigned)cmoe__min64(tiles, sms), 1, CMOE_WGMMA_THREADS,
                                         shared};
     f->progress = x->progress;
+    f->turns = (int32_t *)((char *)x->scratch + between_of(x->p, x->shape, x->tokens).turns);
+    f->row_warps = row_warps(x->shape);
+    f->lines = x->shape->I % 32 == 0 && (uintptr_t)x->scratch % 128 == 0;
     f->each = (int32_t)cmoe__max64(1, STAGES_AT_ONCE / cmoe__ceil_div(f->gemm[1].g.k, columns));
     f->early = early(x);
     void *args[] = {f};

@@ -16,6 +16,7 @@ enum {
     CMOE_WGMMA_MOST_N = 160,     /* rows of x in a tile */
     CMOE_WGMMA_SCALED_N = 96,    /* and where each span's sums are scaled by themselves */
     CMOE_WGMMA_PAIR_N = 80,      /* the same in a kernel of both GEMMs */
+    CMOE_WGMMA_MOST_H = 1 << 14, /* columns of h that such a kernel puts under one scale */
     CMOE_WGMMA_ROWS = 128,       /* rows of x in a tile whose M operand they are */
     CMOE_WGMMA_EXPERTS = 1024,   /* the table of tiles lies in shared memory */
     CMOE_WGMMA_TAIL = 21 * 1024, /* shared memory besides the stages */
@@ -55,6 +56,10 @@ typedef struct cmoe_gpu_wgmma_pair {
     int32_t *progress; /* params.h; SORT has cleared it */
     int32_t each;      /* tiles of GEMM2 that a block takes at a time */
     int32_t early;     /* stages of weights on their way to L2 before SORT ends */
+    /* With one scale a row of h: rounds of quantising taken, of each expert; warps that share a row, a
+     * power of two; whether rows of f32 are whole lines of 128 bytes. */
+    int32_t *turns;
+    int32_t row_warps, lines;
 } cmoe_gpu_wgmma_pair;
 
 #endif

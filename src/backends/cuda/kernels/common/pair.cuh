@@ -8,8 +8,7 @@
 #ifndef CMOE_KERNELS_PAIR_CUH
 #define CMOE_KERNELS_PAIR_CUH
 
-#include "backends/cuda/kernels/common/copy.cuh"
-#include "backends/cuda/kernels/common/gemm.cuh"
+#include "backends/cuda/kernels/common/requantise.cuh"
 
 /* Whether rows of x and h have one scale each. */
 template <int TYPE, bool BLOCK> constexpr bool one_scale = TYPE == CMOE_E4M3 && !BLOCK;
@@ -50,12 +49,6 @@ DEV work pair_work(const cmoe_gpu_wgmma_pair &f, const ring &r, const tile_list 
     return work_at(f.gemm[second], r, second ? at - list.first : at, near);
 }
 
-/* Halves of GEMM1's tiles that make an expert's h. */
-DEV int halves_of(const cmoe_gpu_wgmma_pair &f, const ring &r, int expert)
-{
-    return (r.tail->first_tile[expert + 1] - r.tail->first_tile[expert]) * f.gemm[0].m_tiles * 2;
-}
-
 /* GEMM1's tile is stored by both warpgroups; each says so by itself when its threads are done. */
 DEV void say_done(const cmoe_gpu_wgmma_pair &f, int expert)
 {
@@ -63,61 +56,6 @@ DEV void say_done(const cmoe_gpu_wgmma_pair &f, int expert)
         fence_gpu();
         add_relaxed(f.progress + CMOE_PROGRESS_EXPERTS + expert, 1);
         add_relaxed(f.progress + CMOE_PROGRESS_DONE, 1);
-    }
-}
-
-/* A row of h in f32 to codes under one scale, those of quant_e4m3.cuh, by a warp. Past L1, which may have
- * lines from before other blocks wrote them. */
-DEV void quantise_h(const cmoe_gpu_wgmma_pair &f, int row)
-{
-    const cmoe_gpu_gemm &to = f.gemm[1].g;
-    const int lane = (int)threadIdx.x % 32, columns = f.gemm[0].out_cols;
-    const float *from = f.gemm[0].g.out + row * f.gemm[0].g.out_stride;
-    uint32_t top = 0;
-#pragma unroll 4
-    for (int i = lane * 4; i < columns; i += 128) {
-        const uint4 v = __ldcg((const uint4 *)(from + i));
-        top = max(max(top, v.x & 0x7fffffff), max(max(v.y & 0x7fffffff, v.z & 0x7fffffff), v.w & 0x7fffffff));
-    }
-    top = __reduce_max_sync(0xffffffff, top);
-    const float scale = scale_f32(CMOE_E4M3, bits_f32(top)), inverse = __frcp_rn(scale);
-    if (lane == 0)
-        *(float *)(uintptr_t)(to.a_scale + row * to.a_scale_stride) = scale;
-#pragma unroll 4
-    for (int i = lane * 4; i < columns; i += 128) {
-        const float4 v = __ldcg((const float4 *)(from + i));
-        *(uint32_t *)(uintptr_t)(to.a + row * to.a_stride + i) =
-            e4m3_pair(v.x, v.y, scale, inverse) | e4m3_pair(v.z, v.w, scale, inverse) << 16;
-    }
-    __syncwarp();
-    for (int i = lane * 32; i < columns && columns % 32 == 0; i += 1024)
-        discard_line(from + i);
-}
-
-/* One scale for a row of h needs all of the expert's tiles: who stores the last of them quantises. All
- * threads that multiply. */
-DEV void quantise_when_done(const cmoe_gpu_wgmma_pair &f, const ring &r, int expert)
-{
-    const cmoe_gpu_call &call = f.gemm[0].g.call;
-    const int all = halves_of(f, r, expert), thread = (int)threadIdx.x - LOAD_THREADS;
-    int32_t *done = f.progress + CMOE_PROGRESS_EXPERTS + expert;
-    group_sync(MATH_BARRIER, CMOE_WGMMA_MATH);
-    if (thread == 0) {
-        fence_gpu();
-        r.tail->last = atomicAdd(done, 2) + 2 == all;
-        fence_gpu();
-    }
-    group_sync(MATH_BARRIER, CMOE_WGMMA_MATH);
-    if (!r.tail->last)
-        return;
-#pragma unroll 1
-    for (int i = call.offsets[expert] + thread / 32; i < call.offsets[expert + 1]; i += MATH_WARPS)
-        quantise_h(f, call.rows[i]);
-    group_sync(MATH_BARRIER, CMOE_WGMMA_MATH);
-    if (thread == 0) {
-        fence_gpu();
-        add_relaxed(done, 1);
-        add_relaxed(f.progress + CMOE_PROGRESS_DONE, all);
     }
 }
 
@@ -131,7 +69,7 @@ DEV bool wait_for_h(const cmoe_gpu_wgmma_pair &f, const ring &r, const work &w, 
     const cmoe_gpu_wgmma &p = f.gemm[1];
     if (threadIdx.x % LOAD_THREADS == 0) {
         const int32_t *done = f.progress + CMOE_PROGRESS_EXPERTS + w.expert;
-        const int all = halves_of(f, r, w.expert) + one_scale<TYPE, BLOCK>;
+        const int all = one_scale<TYPE, BLOCK> ? whole_h(f, r, w.expert) : halves_of(f, r, w.expert);
         const bool open = load_acquire(f.progress + CMOE_PROGRESS_DONE) == list.first * 2;
         if (!open && load_acquire(done) < all) {
             for (; loaded < r.count && loaded * STEP < p.g.k; loaded++) {
@@ -150,6 +88,9 @@ DEV bool wait_for_h(const cmoe_gpu_wgmma_pair &f, const ring &r, const work &w, 
 
 /* The ticket is taken a few stages before the end of a tile, and looked up when it should have come. */
 enum { TAKE_BEFORE = 6, LOOK_BEFORE = 3 };
+
+/* A tile of GEMM2, as facts say it: all of h is there, or it may have to wait. */
+enum { WAITS = 1, WHOLE = 2 };
 
 template <int TYPE, bool BLOCK, int MOST> DEV void produce_pair(const cmoe_gpu_wgmma_pair &f, const ring &r)
 {
@@ -175,7 +116,7 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce_pair(const cmoe_gpu_w
         barrier_wait(shared_address(&r.tail->unused[slot]), (turn >> 1 & 1) ^ 1);
         if (leads) {
             r.tail->facts[slot].w = w;
-            r.tail->second[slot] = second;
+            r.tail->second[slot] = second ? (open ? WHOLE : WAITS) : 0;
             barrier_arrive(shared_address(&r.tail->begun[slot]));
         }
         if (second && !open)
@@ -227,23 +168,29 @@ DEV void consume_pair(const cmoe_gpu_wgmma_pair &f, const ring &r)
     constexpr bool SCALED = one_scale<TYPE, BLOCK>;
     cursor c = {0, 0};
     float acc[2][MOST / 2] = {};
-    for (int turn = 0;; turn++) {
-        const int slot = turn & 1, parity = turn >> 1 & 1;
+    turn taken = {NO_EXPERT, 0, 0};
+    for (int at = 0;; at++) {
+        const int slot = at & 1, parity = at >> 1 & 1;
         const tile_facts &facts = r.tail->facts[slot];
         barrier_wait(shared_address(&r.tail->begun[slot]), parity);
         const int count = facts.w.count, second = r.tail->second[slot];
+        if (SCALED)
+            quantise_rows(f, r, taken, count != NO_TILE && second == WAITS ? facts.w.expert : NO_EXPERT);
         if (count == NO_TILE)
             break;
-        accumulate_from<TYPE, BLOCK, 8>(f.gemm[second], r, count, place_of(), c, acc);
+        taken.expert = NO_EXPERT;
+        accumulate_from<TYPE, BLOCK, 8>(f.gemm[second != 0], r, count, place_of(), c, acc);
         barrier_wait(shared_address(&r.tail->ready[slot]), parity);
         if (second) {
             epilogue<OUT2, false, SCALED>(f.gemm[1], r, facts, acc);
         } else {
             epilogue<OUT1, true, SCALED>(f.gemm[0], r, facts, acc);
-            if (SCALED)
-                quantise_when_done(f, r, facts.w.expert);
-            else
+            if (SCALED) {
+                say_stored(f, r, facts.w.expert);
+                taken = r.tail->next;
+            } else {
                 say_done(f, facts.w.expert);
+            }
         }
         __syncwarp();
         if (threadIdx.x % 32 == 0)

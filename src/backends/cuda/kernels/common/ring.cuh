@@ -37,6 +37,11 @@ struct tile_facts {
     float unit_scale[UNITS], bias[UNITS]; /* of a stage's weight rows: box 0's, then box 1's */
 };
 
+/* Rounds [round, end) of an expert's rows, for a block to quantise. */
+struct turn {
+    int expert, round, end;
+};
+
 /* After the stages: [box 0 | box 1 | rows of x], each row one swizzled span. Kernels without scales along
  * k do not have what begins at `scale`. */
 struct ring_tail {
@@ -46,8 +51,10 @@ struct ring_tail {
     tile_facts facts[2];          /* of this tile and the next */
     int first_tile[CMOE_WGMMA_EXPERTS + 1];
     /* Tiles taken by ticket: tickets as the producer hands them around, whether all of h is there, by facts
-     * whether the tile is GEMM2's, whether a tile was its expert's last. */
-    int ticket[2], open, second[2], last;
+     * whether the tile is GEMM2's; rows to quantise, and the largest magnitudes of their parts, by round and warp. */
+    int ticket[2], open, second[2];
+    turn next;
+    uint32_t top[2][MATH_WARPS];
     alignas(16) float scale[CMOE_WGMMA_STAGES][SCALED_N + 4]; /* of the stage's rows of x, then of [strip][box] */
     uint32_t amax[MATH_WARPS][SCALED_N];      /* of a row of h over a warp's units */
     float2 mid_scale[SCALED_N];               /* of a row of h over the tile's, and its reciprocal */
