@@ -14,6 +14,12 @@
 #include "core/weights.h"
 #include <assert.h>
 
+enum {
+    /* Of an item's rows as integers: what panels leave of the second cache. */
+    DIGIT_BYTES = 576 << 10,
+    DIGIT_LEAST = 32, /* rows that decoding a panel is worth, however long they are */
+};
+
 void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int matrix,
                          const struct cmoe_kernel *k, struct cmoe_cpu_gemm *out)
 {
@@ -35,8 +41,11 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
     };
     if (p32) g.row_block = CMOE_CPU_PANEL_ROWS;
     if (config->how != CMOE_CPU_MULTIPLY_FLOATS) cmoe__cpu_panel_layout(p, matrix, &g.panel);
-    if (config->how == CMOE_CPU_MULTIPLY_DIGITS)
+    if (config->how == CMOE_CPU_MULTIPLY_DIGITS) {
         (void)cmoe__cpu_digits_layout(first ? p->x : p->mid, p->w, g.k, &g.digits);
+        const int64_t fit = DIGIT_BYTES / cmoe__max64(1, cmoe__cpu_digits_row(&g));
+        g.row_block = (int)cmoe__max64(DIGIT_LEAST, cmoe__min64(g.row_block, fit / 8 * 8));
+    }
     if (config->how == CMOE_CPU_MULTIPLY_SPANS)
         (void)cmoe__cpu_spans_layout(first ? p->x : p->mid, p->w, g.k, &g.spans);
     if (config->tiles) {
