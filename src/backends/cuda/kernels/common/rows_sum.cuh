@@ -94,9 +94,10 @@ DEV void add_piece(float (&total)[PIECE_SUMS], const float (&sums)[PIECE_SUMS], 
         total[i] = BLOCK ? total[i] + sums[i] * s[i / 2 % 2] : total[i] + sums[i];
 }
 
-/* A stage that this warp has read. */
+/* A stage that this warp has read: all lanes' reads come before the arrival of one. */
 DEV void release_rows(uint32_t barrier)
 {
+    __syncwarp();
     asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
                  "@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(barrier)
                  : "memory");
