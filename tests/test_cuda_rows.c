@@ -121,6 +121,9 @@ static void faster_rows_are_planned(void **state)
         {"t=8192 model=kimi-k2 scheme=fp8-token", "gemm1act_wgmma_", true},
         {"t=512 model=qwen3-30b-a3b scheme=fp8-block", "gemm1gemm2_", true},
         {"t=2048 model=mixtral-8x7b scheme=bf16", "gemm1act_wgmma_", true},
+        {"t=512 model=mixtral-8x7b scheme=bf16", "gemm1gemm2_", true},
+        {"t=512 model=mixtral-8x22b scheme=bf16", "gemm1gemm2_", true},
+        {"t=512 model=mixtral-8x7b scheme=fp8-block", "gemm1requant_rows_", true},
     };
     const struct cmoe_backend *const cuda = find_cuda();
     if (!cuda) skip();

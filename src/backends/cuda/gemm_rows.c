@@ -11,9 +11,17 @@
 #include <math.h>
 
 /* As measured on an H100: the share of the tensor cores' rate inside a tile, spans' worth of time outside;
- * rows an expert from which on these may win, with biases in the results of the others, and are many. */
+ * rows an expert from which on these may win, with biases in the results of the others, and are many; too few
+ * experts for one's second tile to be made up for by another's missing one. */
 #define BUSY 0.75
-enum { OTHER_SPANS = 4, ENOUGH_ROWS = 120, BIASED_ROWS = 60, SOME_ROWS = 150, MANY_ROWS = 200 };
+enum {
+    OTHER_SPANS = 4,
+    ENOUGH_ROWS = 120,
+    BIASED_ROWS = 60,
+    SOME_ROWS = 150,
+    MANY_ROWS = 200,
+    FEW_EXPERTS = 12
+};
 
 static bool one_scale(const cmoe_problem *p)
 {
@@ -72,12 +80,14 @@ static double usual_tiles(double rows, double most)
 
 /* What measured layers differ by from the arithmetic below beside the other rows, whose own is dear where it counts:
  * GEMM2 over long rows in e4m3 is better, many rows in 16-bit types without the biases of gpt-oss are
- * worse, fewer rows are better, under block scales those of a tile and a half, too (docs/perf-log.md, 20 and 21). */
-static double correction(const cmoe_problem *p, bool second, int64_t spans, double each)
+ * worse, fewer rows are better, of 16 bits with more than a few experts, under block scales also those of a
+ * tile and a half (docs/perf-log.md, 20, 21 and 25). */
+static double correction(const cmoe_problem *p, bool second, int64_t spans, double each, double hit)
 {
     const bool fewer = each < (p->w.scaling == CMOE_SCALE_BLOCK ? MANY_ROWS : SOME_ROWS);
-    if (p->w.dtype != CMOE_E4M3) return fewer ? 0.85 : (p->flags & CMOE_BIAS1 ? 1 : 1.25);
-    return (second && spans >= 16 ? 0.9 : 1) * (fewer ? 0.87 : 1);
+    if (p->w.dtype == CMOE_E4M3) return (second && spans >= 16 ? 0.9 : 1) * (fewer ? 0.87 : 1);
+    if (fewer && hit > FEW_EXPERTS) return 0.85;
+    return p->flags & CMOE_BIAS1 ? 1 : 1.25;
 }
 
 /* Of an h in bf16. */
@@ -105,7 +115,7 @@ double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_qu
     const double arithmetic = flops / (q->props->gflops * 1e3 * BUSY * (wide ? 1 : 2));
     const double memory = 1.1 * cmoe__cuda_wgmma_bytes(k, q) / (0.92e3 * q->props->gbps);
     const double us = CMOE_WGMMA_START_US +
-                      fmax(arithmetic, memory) * correction(p, second, spans, each) +
+                      fmax(arithmetic, memory) * correction(p, second, spans, each, hit) +
                       (in_two(k, p) ? requant_us(q) : 0);
     const int enough = p->flags & CMOE_BIAS1 ? BIASED_ROWS : ENOUGH_ROWS;
     return each < enough ? us + cmoe__cuda_wgmma_cost_us(k, q) : us;

@@ -8,7 +8,7 @@
 #include "core/size.h"
 #include <math.h>
 
-enum { A_BYTES = 2 * CMOE_WGMMA_HALF * CMOE_WGMMA_SPAN };
+enum { A_BYTES = 2 * CMOE_WGMMA_HALF * CMOE_WGMMA_SPAN, FEW_ROWS = 16 /* an expert */ };
 
 /* How scales go with the sums. */
 enum scales { NO_SCALES, ROW_SCALES, BLOCK_SCALES };
@@ -197,8 +197,10 @@ static bool encode_map(const struct cmoe_exec *x, const struct cmoe_cuda_half *h
     const CUtensorMapDataType kind = type == CMOE_BF16  ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                      : type == CMOE_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                         : CU_TENSOR_MAP_DATA_TYPE_UINT8;
-    /* What is fetched beside a box belongs to rows that come much later unless rows are so aligned. */
-    const CUtensorMapL2promotion also = h->row_stride % 256 == 0
+    /* What is fetched beside a box belongs to rows that come much later unless rows are so aligned; with few
+     * rows of x longer reads are worth that (docs/perf-log.md, 25). */
+    const bool few = (int64_t)x->tokens * x->shape->slots < (int64_t)FEW_ROWS * x->p->experts;
+    const CUtensorMapL2promotion also = few || h->row_stride % 256 == 0
                                             ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B
                                             : CU_TENSOR_MAP_L2_PROMOTION_NONE;
     return h->strided && cuda->driver->cuTensorMapEncodeTiled(
