@@ -8,7 +8,8 @@
 #include "backends/cpu/cpuid.h"
 #include "core/device.h"
 #include "core/numeric.h"
-#include <pthread.h>
+#include "harness_threads.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -123,45 +124,10 @@ static void check_against_reference(struct layer *l, cmoe_context *ctx)
 
 /* --- executors ------------------------------------------------------------------------------ */
 
-struct one {
-    cmoe_body body;
-    void *arg;
-    int i, n;
-};
-
-static void *run_one(void *arg)
-{
-    const struct one *const o = arg;
-    o->body(o->arg, o->i, o->n);
-    return NULL;
-}
-
-/* n threads at once. */
-static void run_concurrent(void *user, int n, cmoe_body body, void *arg)
-{
-    pthread_t thread[16];
-    struct one one[16];
-    (void)user;
-    for (int i = 0; i < n; i++) {
-        one[i] = (struct one){body, arg, i, n};
-        assert_int_equal(pthread_create(&thread[i], NULL, run_one, &one[i]), 0);
-    }
-    for (int i = 0; i < n; i++)
-        pthread_join(thread[i], NULL);
-}
-
-/* One after the other, last first. */
-static void run_serial(void *user, int n, cmoe_body body, void *arg)
-{
-    (void)user;
-    for (int i = n; i-- > 0;)
-        body(arg, i, n);
-}
-
 static cmoe_context *executor_context(int threads, bool concurrent)
 {
     const cmoe_context_options options = {.struct_size = sizeof options,
-                                          .run = concurrent ? run_concurrent : run_serial,
+                                          .run = concurrent ? test_run_together : test_run_in_turn,
                                           .run_is_concurrent = concurrent,
                                           .n_threads = threads};
     cmoe_context *ctx;

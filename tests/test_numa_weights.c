@@ -6,9 +6,9 @@
 #include "core/numa.h"
 #include "core/weights.h"
 #include "harness_call.h"
+#include "harness_threads.h"
 
 #include <dlfcn.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -22,7 +22,7 @@
 #    define UNDER_TSAN 0
 #endif
 
-enum { MOST_THREADS = 16, PAGE = 4096 };
+enum { PAGE = 4096 };
 
 static const int thread_counts[] = {1, 2, 3, 7};
 enum { COUNTS = sizeof thread_counts / sizeof *thread_counts };
@@ -32,39 +32,23 @@ enum { COUNTS = sizeof thread_counts / sizeof *thread_counts };
 /* Number of the thread in its job, of a job on the test's own threads. */
 static _Thread_local int own_rank, own_size;
 
-struct call {
+struct ranked {
     cmoe_body body;
     void *arg;
-    int i, n;
 };
 
-static void *run_call(void *arg)
+static void keep_rank(void *arg, int i, int n)
 {
-    const struct call *const call = arg;
-    own_rank = call->i;
-    own_size = call->n;
-    call->body(call->arg, call->i, call->n);
-    return NULL;
+    const struct ranked *const job = arg;
+    own_rank = i;
+    own_size = n;
+    job->body(job->arg, i, n);
 }
 
-static void run_together(void *user, int n, cmoe_body body, void *arg)
+static void run_ranked(void *user, int n, cmoe_body body, void *arg)
 {
-    pthread_t threads[MOST_THREADS];
-    struct call calls[MOST_THREADS];
-    (void)user;
-    for (int i = 0; i < n; i++) {
-        calls[i] = (struct call){.body = body, .arg = arg, .i = i, .n = n};
-        assert_int_equal(pthread_create(&threads[i], NULL, run_call, &calls[i]), 0);
-    }
-    for (int i = 0; i < n; i++)
-        pthread_join(threads[i], NULL);
-}
-
-static void run_in_turn(void *user, int n, cmoe_body body, void *arg)
-{
-    (void)user;
-    for (int i = 0; i < n; i++)
-        body(arg, i, n);
+    struct ranked job = {.body = body, .arg = arg};
+    test_run_together(user, n, keep_rank, &job);
 }
 
 enum executor { OWN_POOL, TOGETHER, IN_TURN };
@@ -74,7 +58,7 @@ static cmoe_context *make(int threads, int nodes, enum executor executor)
     const cmoe_context_options options = {
         .n_threads = threads,
         .nodes = nodes,
-        .run = executor == TOGETHER ? run_together : (executor == IN_TURN ? run_in_turn : NULL),
+        .run = executor == TOGETHER ? run_ranked : (executor == IN_TURN ? test_run_in_turn : NULL),
         .run_is_concurrent = executor == TOGETHER,
     };
     cmoe_context *ctx;
@@ -325,7 +309,7 @@ static void run_watched(const char *text, const char *format)
     const struct gen_options inputs = {.kind = GEN_REAL, .seed = test_seed(), .plain = true};
     const cmoe_context_options options = {.alloc = alloc_block,
                                           .free = free_block,
-                                          .run = run_together,
+                                          .run = run_ranked,
                                           .run_is_concurrent = 1,
                                           .n_threads = 4,
                                           .nodes = 2};

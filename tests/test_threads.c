@@ -4,6 +4,7 @@
 #include "core/context.h"
 #include "core/cpus.h"
 #include "harness.h"
+#include "harness_threads.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -34,43 +35,6 @@
 #endif
 
 enum { ITEMS = 1000, MOST = 16 };
-
-/* --- executors a caller may bring ---------------------------------------------------------------*/
-
-struct call {
-    cmoe_body body;
-    void *arg;
-    int i, n;
-};
-
-static void *run_call(void *arg)
-{
-    const struct call *const call = arg;
-    call->body(call->arg, call->i, call->n);
-    return NULL;
-}
-
-/* All bodies at once, each on its own new thread. */
-static void run_together(void *user, int n, cmoe_body body, void *arg)
-{
-    atomic_fetch_add((atomic_int *)user, 1);
-    pthread_t threads[MOST];
-    struct call calls[MOST];
-    for (int i = 0; i < n; i++) {
-        calls[i] = (struct call){.body = body, .arg = arg, .i = i, .n = n};
-        assert_int_equal(pthread_create(&threads[i], NULL, run_call, &calls[i]), 0);
-    }
-    for (int i = 0; i < n; i++)
-        pthread_join(threads[i], NULL);
-}
-
-/* One body after the other, last first. */
-static void run_in_turn(void *user, int n, cmoe_body body, void *arg)
-{
-    atomic_fetch_add((atomic_int *)user, 1);
-    for (int i = n - 1; i >= 0; i--)
-        body(arg, i, n);
-}
 
 static cmoe_context *make(int threads, void (*run)(void *, int, cmoe_body, void *), int concurrent,
                           atomic_int *calls)
@@ -136,7 +100,7 @@ static void loops_use_the_callers_executor(void **state)
         for (int n = 1; n <= MOST; n += 3) {
             atomic_int calls = 0;
             cmoe_context *const ctx =
-                make(n, concurrent ? run_together : run_in_turn, concurrent, &calls);
+                make(n, concurrent ? test_run_together : test_run_in_turn, concurrent, &calls);
             assert_string_equal(cmoe_context_executor(ctx), "caller");
             check_loops(ctx->threads);
             assert_int_equal(calls > 0, n > 1);
@@ -208,12 +172,12 @@ static void teams_on_the_callers_executor(void **state)
 {
     (void)state;
     atomic_int calls = 0;
-    cmoe_context *ctx = make(5, run_together, 1, &calls);
+    cmoe_context *ctx = make(5, test_run_together, 1, &calls);
     assert_int_equal(check_team(ctx->threads, 0), 5);
     assert_int_equal(calls, 1);
     cmoe_context_destroy(ctx);
     /* Bodies that run in turn would wait for ever at a barrier. */
-    ctx = make(5, run_in_turn, 0, &calls);
+    ctx = make(5, test_run_in_turn, 0, &calls);
     assert_int_equal(check_team(ctx->threads, 0), 1);
     assert_int_equal(calls, 1);
     cmoe_context_destroy(ctx);

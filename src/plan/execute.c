@@ -141,9 +141,9 @@ static cmoe_status run_step(const struct cmoe_path *path, int i, struct cmoe_exe
 {
     const struct cmoe_step *step = &path->step[i];
     x->scratch = cmoe__arena_grant(&path->arena, CMOE_REGION_SCRATCH + i, workspace);
-    x->spent = cmoe__arena_spent(&path->arena, i, workspace, &x->spent_bytes);
-#ifdef CMOE_DEBUG
     const bool host = x->dev->props.host;
+    if (!host) x->spent = cmoe__arena_spent(&path->arena, i, workspace, &x->spent_bytes);
+#ifdef CMOE_DEBUG
     if (host) cmoe__arena_paint(&path->arena, workspace, i);
     if (host && i == 0) narrow_ids(x);
 #endif

@@ -62,7 +62,7 @@ struct cmoe_exec {
     float *hg;
     float *z;
     void *scratch;
-    void *spent; /* the largest part of the workspace that the step before was the last to read */
+    void *spent; /* device: the largest part of the workspace that the step before read last */
     size_t spent_bytes;
 };
 

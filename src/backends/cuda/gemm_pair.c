@@ -8,18 +8,12 @@
 #include "core/size.h"
 #include <math.h>
 
-/* h has one scale a row, which needs all of GEMM1's tiles of an expert: it is stored as f32 first. */
-static bool one_scale(const cmoe_problem *p)
-{
-    return p->w.dtype == CMOE_E4M3 && p->w.scaling != CMOE_SCALE_BLOCK;
-}
-
 static int last_of_first(const cmoe_problem *p)
 {
     return p->w.scaling == CMOE_SCALE_BLOCK ? CMOE_STAGE_REQUANT : CMOE_STAGE_ACT;
 }
 
-/* The rows that do the same in two kernels (one_scale: three). */
+/* The rows that do the same in two kernels (with one scale a row of h: three). */
 static struct cmoe_kernel first_row(const cmoe_problem *p)
 {
     return (struct cmoe_kernel){.first = CMOE_STAGE_GEMM1, .last = (uint8_t)last_of_first(p)};
@@ -67,10 +61,11 @@ bool cmoe__cuda_pair_supports(const struct cmoe_kernel *k, const struct cmoe_que
         return cmoe__refuse(why, "leaves z to a combine of 16-bit numbers only");
     if (p->w.dtype == CMOE_E4M3 && !q->shape->requant)
         return cmoe__refuse(why, "the intermediate is not quantised");
-    if (one_scale(p) && (p->mid.dtype != CMOE_E4M3 || p->mid.scaling != CMOE_SCALE_TOKEN ||
-                         p->mid.fixed || (p->flags & CMOE_MID_ROUNDED)))
+    if (cmoe__cuda_wgmma_one_scale(p) &&
+        (p->mid.dtype != CMOE_E4M3 || p->mid.scaling != CMOE_SCALE_TOKEN || p->mid.fixed ||
+         (p->flags & CMOE_MID_ROUNDED)))
         return cmoe__refuse(why, "the intermediate has no scale of its own a row");
-    if (one_scale(p) && q->shape->I > CMOE_WGMMA_MOST_H)
+    if (cmoe__cuda_wgmma_one_scale(p) && q->shape->I > CMOE_WGMMA_MOST_H)
         return cmoe__refuse(why, "a row of %lld columns does not fit in registers",
                             (long long)q->shape->I);
     if (room(p, q->shape, q->tokens, 1.5) > widest(p))
@@ -94,7 +89,7 @@ static int row_warps(const struct cmoe_shape *s)
 static double quantise_us(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
 {
     enum { WARPS = CMOE_WGMMA_MATH / 32, ROUND_US = 2 };
-    if (!one_scale(p)) return 0;
+    if (!cmoe__cuda_wgmma_one_scale(p)) return 0;
     const double rounds = rows_each(p, s, tokens) * row_warps(s) / WARPS;
     return ROUND_US * ceil(rounds / (double)cmoe__ceil_div(s->H, 2 * CMOE_WGMMA_HALF));
 }
@@ -126,7 +121,8 @@ static struct between between_of(const cmoe_problem *p, const struct cmoe_shape 
     const size_t scales = (rows * cmoe__row_code_bytes(p->mid, s->I) + line - 1) / line * line;
     const size_t h = scales + (rows * cmoe__row_scale_bytes(p->mid, s->I) + line - 1) / line * line;
     const size_t turns = h + rows * (size_t)s->I * 4;
-    return (struct between){scales, h, turns, one_scale(p) ? turns + (size_t)s->local * 4 : h};
+    return (struct between){scales, h, turns,
+                            cmoe__cuda_wgmma_one_scale(p) ? turns + (size_t)s->local * 4 : h};
 }
 
 size_t cmoe__cuda_pair_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
@@ -138,7 +134,8 @@ size_t cmoe__cuda_pair_scratch(const struct cmoe_kernel *k, const struct cmoe_qu
 static enum cmoe_cuda_function function_of(const cmoe_problem *p)
 {
     if (p->w.dtype == CMOE_E4M3)
-        return one_scale(p) ? CMOE_CUDA_cmoe_wgmma_e4m3_pair : CMOE_CUDA_cmoe_wgmma_e4m3_block_pair;
+        return cmoe__cuda_wgmma_one_scale(p) ? CMOE_CUDA_cmoe_wgmma_e4m3_pair
+                                             : CMOE_CUDA_cmoe_wgmma_e4m3_block_pair;
     return p->w.dtype == CMOE_F16 ? CMOE_CUDA_cmoe_wgmma_f16_pair : CMOE_CUDA_cmoe_wgmma_bf16_pair;
 }
 
@@ -177,7 +174,7 @@ static cmoe_status one_by_one(const struct cmoe_step *step, const struct cmoe_ex
     struct cmoe_step one = *step;
     one.kernel = &first;
     CMOE_TRY(cmoe__cuda_wgmma_gemm1(&one, x));
-    if (one_scale(x->p)) CMOE_TRY(cmoe__cuda_requant_e4m3(step, x));
+    if (cmoe__cuda_wgmma_one_scale(x->p)) CMOE_TRY(cmoe__cuda_requant_e4m3(step, x));
     return cmoe__cuda_wgmma_gemm2(step, x);
 }
 

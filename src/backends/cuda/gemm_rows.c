@@ -23,15 +23,10 @@ enum {
     FEW_EXPERTS = 12
 };
 
-static bool one_scale(const cmoe_problem *p)
-{
-    return p->w.dtype == CMOE_E4M3 && p->w.scaling != CMOE_SCALE_BLOCK;
-}
-
 /* GEMM1 .. REQUANT in two kernels: of an h in bf16 that a scale of the row, or a given one, follows. */
 static bool in_two(const struct cmoe_kernel *k, const cmoe_problem *p)
 {
-    return k->last == CMOE_STAGE_REQUANT && one_scale(p);
+    return k->last == CMOE_STAGE_REQUANT && cmoe__cuda_wgmma_one_scale(p);
 }
 
 static const struct cmoe_kernel first_of_two = {.first = CMOE_STAGE_GEMM1, .last = CMOE_STAGE_ACT};
@@ -129,10 +124,10 @@ static enum cmoe_cuda_function function_of(const cmoe_problem *p, const struct c
         {CMOE_CUDA_cmoe_rows_e4m3_act, CMOE_CUDA_cmoe_rows_e4m3_z},
         {CMOE_CUDA_cmoe_rows_e4m3_block_codes, CMOE_CUDA_cmoe_rows_e4m3_block_z},
     };
-    const int type = p->w.dtype == CMOE_BF16  ? 0
-                     : p->w.dtype == CMOE_F16 ? 1
-                     : one_scale(p)           ? 2
-                                              : 3;
+    const int type = p->w.dtype == CMOE_BF16         ? 0
+                     : p->w.dtype == CMOE_F16        ? 1
+                     : cmoe__cuda_wgmma_one_scale(p) ? 2
+                                                     : 3;
     if (in_two(k, p)) return CMOE_CUDA_cmoe_rows_e4m3_short;
     return (enum cmoe_cuda_function)functions[type][k->first == CMOE_STAGE_GEMM2];
 }

@@ -45,6 +45,11 @@ static enum cmoe_cuda_function function_of(cmoe_dtype type, enum scales scales, 
     return (enum cmoe_cuda_function)functions[row][result];
 }
 
+bool cmoe__cuda_wgmma_one_scale(const cmoe_problem *p)
+{
+    return p->w.dtype == CMOE_E4M3 && p->w.scaling != CMOE_SCALE_BLOCK;
+}
+
 /* Whether GEMM2 leaves z to a combine of 16-bit numbers. */
 bool cmoe__cuda_wgmma_short_z(const cmoe_problem *p, const struct cmoe_shape *s)
 {

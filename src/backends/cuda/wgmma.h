@@ -31,6 +31,9 @@ size_t cmoe__cuda_wgmma_settle(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, int
 cmoe_status cmoe__cuda_wgmma_launch(const struct cmoe_exec *x, const cmoe_gpu_wgmma *w,
                                     enum cmoe_cuda_function f, size_t shared, void *params);
 bool cmoe__cuda_wgmma_short_z(const cmoe_problem *p, const struct cmoe_shape *s);
+/* Whether sums of e4m3 have one scale a row: of h it needs all of GEMM1's tiles of an expert, which wait for it in
+ * a wider type. */
+bool cmoe__cuda_wgmma_one_scale(const cmoe_problem *p);
 
 /* GEMM1 .. ACT or REQUANT, and GEMM2, with rows of x as the M operand. Under one scale a row h waits for its
  * scale in bf16. */
