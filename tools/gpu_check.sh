@@ -10,7 +10,8 @@
 #           gpu_batch: a token's bits alone and in batches (cmake --build build/release --target gpu_replay gpu_batch)
 # demo      cmoe-lm-demo and cmoe-lm-schemes on the GPU: the CPU's greedy text, logits within the tests' limits;
 #           cmoe run and replay of a layer under every scheme
-# sanitize  memcheck, initcheck, racecheck and synccheck of compute-sanitizer on small problems that use every row
+# sanitize  memcheck, initcheck, racecheck and synccheck of compute-sanitizer on small problems that use every row,
+#           each tool's divided among $JOBS processes (4); $LOGS is a folder that keeps what they print
 set -eu
 what=${1:-check}
 build=$(cd "${2:-build/release}" && pwd)
@@ -41,8 +42,11 @@ small+=';t=20 e=3 k=2 h=256 i=128 reduced scheme=fp8-block;t=20 e=3 k=2 h=256 i=
 small+=';t=60 e=2 k=1 h=64 i=2304 reduced scheme=fp8-token'
 small+=';t=200 e=1 k=1 h=656 i=128 reduced scheme=fp8-token' # more stages than the rings have
 
-sanitize() { # tool
-    compute-sanitizer --tool "$1" --error-exitcode 1 "$cmoe" check --device cuda:0 --problem "${PROBLEM:-$small}"
+sanitize() { # tool, which of so many shares of the problems: every n-th of them
+    local problems share=
+    IFS=';' read -ra problems <<<"${PROBLEM:-$small}"
+    for ((p = $2; p < ${#problems[@]}; p += $3)); do share+=";${problems[p]}"; done
+    [ -z "$share" ] || compute-sanitizer --tool "$1" --error-exitcode 1 "$cmoe" check --device cuda:0 --problem "${share#;}"
 }
 
 demo() { "$build/cmoe-lm-demo" --model "$model" --temp 0 --tokens 200 "$@"; }
@@ -86,21 +90,25 @@ demo)
     done <"$work/schemes"
     ;;
 sanitize)
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-    failed=0
+    work=${LOGS:-$(mktemp -d)} jobs=${JOBS:-4} failed=0
+    [ -n "${LOGS:-}" ] || trap 'rm -rf "$work"' EXIT
+    mkdir -p "$work" && rm -f "$work"/*.ok
     for tool in memcheck initcheck racecheck synccheck; do
-        (sanitize $tool >"$work/$tool" 2>&1 && echo passed >"$work/$tool.ok") &
+        for ((job = 0; job < jobs; job++)); do
+            (sanitize $tool $job "$jobs" >"$work/$tool.$job" 2>&1 && echo passed >"$work/$tool.$job.ok") &
+        done
     done
     wait
     for tool in memcheck initcheck racecheck synccheck; do
-        echo "== $tool"
-        grep -v '^=========     ' "$work/$tool" | tail -n "${LINES_OF_EACH:-60}"
-        [ -e "$work/$tool.ok" ] || failed=1
+        for ((job = 0; job < jobs; job++)); do
+            echo "== $tool $job"
+            grep -v '^=========     ' "$work/$tool.$job" | tail -n "${LINES_OF_EACH:-60}"
+            [ -e "$work/$tool.$job.ok" ] || failed=1
+        done
     done
     # Rows of the GPU that no problem used
     "$cmoe" list | awk '$2 == "cuda" { print $1 }' | while read -r row; do
-        grep -q "^$row " "$work/memcheck" || echo "not used: $row"
+        cat "$work"/memcheck.[0-9]* | grep -q "^$row " || echo "not used: $row"
     done
     exit $failed
     ;;
