@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# gpu_check.sh [check|sanitize|determinism|demo|bench] [build folder]: the CUDA rows on a machine with an
+# gpu_check.sh [check|ptx|sanitize|determinism|demo|bench] [build folder]: the CUDA rows on a machine with an
 # NVIDIA GPU, which CI does not have. Only the built programs are needed there: cmoe, libcmoe.so.0,
 # libcmoe-io.so.0, and those named below.
 #
 # check     every row against the reference on the built-in and on random problems
+# ptx       the portable rows from the PTX that later GPUs would use: CUDA_FORCE_PTX_JIT=1 keeps the driver from
+#           machine code, so a Hopper GPU is treated as sm_80; the driver compiles first, for a minute or so
 # bench     times of twelve models' layers in bf16 and fp8 into $RESULT (default: h100.json), as the peers were
 #           measured: no shared experts, no weights on inputs, all slots local under expert parallelism
 # determinism  gpu_replay: 100 replays of captured plans, alone, beside another stream and with other inputs;
@@ -57,6 +59,11 @@ case $what in
 check)
     "$cmoe" check --device cuda:0
     "$cmoe" check --device cuda:0 --count "${COUNT:-1000}" --seed "${SEED:-1}"
+    ;;
+ptx)
+    set -o pipefail
+    CUDA_FORCE_PTX_JIT=1 "$cmoe" check --device cuda:0 --count "${COUNT:-40}" --seed "${SEED:-3}" |
+        awk '{ print } / cases, / { done = 1 } /__sm90a / { print "without PTX: " $1; bad = 1 } END { exit bad || !done }'
     ;;
 determinism)
     "$build/gpu_replay"
@@ -119,7 +126,7 @@ deepseek-v3-ep8:e=32,local=32 llama4-scout kimi-k2 mixtral-8x22b deepseek-v2} SC
         "$(dirname "$0")/bench_grid.sh" cuda:0 "${RESULT:-h100.json}" "$build"
     ;;
 *)
-    echo "usage: gpu_check.sh [check|sanitize|determinism|demo|bench] [build folder]" >&2
+    echo "usage: gpu_check.sh [check|ptx|sanitize|determinism|demo|bench] [build folder]" >&2
     exit 64
     ;;
 esac

@@ -79,7 +79,7 @@ static const struct cli_option options[] = {
     {"scheme", "NAME", "its formats, such as fp8-block or int4-w4a16:g64,zp"},
     {"problem", "STRING", "a problem, or changes to the model's: 'e=64 k=8 h=2048 i=1024'"},
     {"tokens", "N", "tokens of the call (default: the problem's t)"},
-    {"device", "NAME", "ref or cpu"},
+    {"device", "NAME", "ref, cpu or cuda:N"},
     {"pin", "GLOBS", "kernels to use where they can be used, comma separated"},
     {"json", NULL, "print one JSON object"},
     {NULL, NULL, NULL},

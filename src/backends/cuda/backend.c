@@ -80,6 +80,16 @@ static void leave(cmoe_device *dev)
     cuda->driver->cuCtxPopCurrent(&popped);
 }
 
+/* A GPU whose rows are an older one's says so: see cmoe__cuda_load. */
+static void describe_portable(const struct cmoe_cuda *cuda, struct cmoe_props *props)
+{
+    if (cuda->arch == props->arch) return;
+    const size_t used = strlen(props->features);
+    snprintf(props->features + used, sizeof props->features - used,
+             ", treated as sm_%d: the driver takes PTX alone", cuda->arch);
+    props->arch = cuda->arch;
+}
+
 static cmoe_status start(struct cmoe_device *dev)
 {
     struct cmoe_cuda *cuda = dev->state;
@@ -93,6 +103,7 @@ static cmoe_status start(struct cmoe_device *dev)
     CMOE_TRY(enter(dev));
     const cmoe_status status = cmoe__cuda_load(cuda);
     leave(dev);
+    describe_portable(cuda, &dev->props);
     return status;
 }
 

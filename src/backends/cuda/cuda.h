@@ -29,8 +29,8 @@ struct cmoe_cuda {
     CUlibrary library[CMOE_CUDA_FILES];
     CUfunction function[CMOE_CUDA_FUNCTIONS];
     int multiprocessors, shared_limit; /* bytes a block may opt in to */
-    int arch;                          /* 90: compute capability 9.0 */
-    int sort_cluster;                  /* blocks of the largest cluster that sorts: 8 or 16 */
+    int arch;         /* 90: compute capability 9.0; cmoe__cuda_load may lower it */
+    int sort_cluster; /* blocks of the largest cluster that sorts: 8 or 16 */
 };
 
 /* Where one half of every expert lies, when that is what a tensor map can say: rows at a stride, experts
@@ -53,7 +53,8 @@ struct cmoe_cuda_weights {
     bool contiguous;               /* columns are contiguous */
 };
 
-/* Load every embedded fatbin and find its kernels; the context is current. */
+/* Load every embedded fatbin that the GPU can run and find its kernels; the context is current. On a Hopper
+ * GPU whose driver takes no machine code (CUDA_FORCE_PTX_JIT=1) `arch` becomes 80. */
 cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda);
 void cmoe__cuda_unload(struct cmoe_cuda *cuda);
 

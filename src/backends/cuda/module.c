@@ -62,9 +62,31 @@ static int largest_cluster(const struct cmoe_cuda *cuda, enum cmoe_cuda_function
     return n > 0 ? LARGE : USUAL;
 }
 
+/* Under CUDA_FORCE_PTX_JIT=1 the driver takes PTX alone, which *_sm90a lack: a Hopper GPU then runs the
+ * portable rows, as one of the architecture that their PTX is made for. Other failures show when the
+ * files are loaded. */
+static int usable_arch(const struct cmoe_cuda *cuda)
+{
+    enum { PTX_ARCH = 80 };
+    const struct cmoe_driver *d = cuda->driver;
+    const enum cmoe_cuda_function probe = CMOE_CUDA_cmoe_probe_bf16;
+    CUlibrary library = NULL;
+    CUkernel kernel;
+    CUfunction function;
+    if (cuda->arch != 90) return cuda->arch;
+    CUresult result = d->cuLibraryLoadData(&library, files[functions[probe].file].image, NULL, NULL,
+                                           0, NULL, NULL, 0);
+    if (result == CUDA_SUCCESS)
+        result = d->cuLibraryGetKernel(&kernel, library, functions[probe].name);
+    if (result == CUDA_SUCCESS) result = d->cuKernelGetFunction(&function, kernel);
+    if (library) d->cuLibraryUnload(library);
+    return result == CUDA_ERROR_NO_BINARY_FOR_GPU ? PTX_ARCH : cuda->arch;
+}
+
 cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda)
 {
     const struct cmoe_driver *d = cuda->driver;
+    cuda->arch = usable_arch(cuda);
     for (int f = 0; f < CMOE_CUDA_FILES; f++)
         if (loads(cuda, f))
             CMOE_CUDA_TRY("loading kernels", d, cuLibraryLoadData, &cuda->library[f],
