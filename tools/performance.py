@@ -120,6 +120,18 @@ def cpu_tables(data):
     return lines + [""]
 
 
+def cpu_peers(data, peers):
+    """Ours beside the fastest way that a peer has on the same machine."""
+    if peers is None:
+        return []
+    ours = {(c["model"], c["scheme"], c["tokens"]): c["us_median"] for c in data["cells"]}
+    lines = [peers["about"] + ":", "", "| model | scheme | tokens | us | peer us | who | ours / peer |", "|---|---|---|---|---|---|---|"]
+    for p in peers["peers"]:
+        mine = ours[p["model"], p["scheme"], p["tokens"]]
+        lines.append(f"| {p['model']} | {p['scheme']} | {p['tokens']} | {us(mine)} | {us(p['us'])} | {p['peer']} | {mine / p['us']:.2f} |")
+    return lines + [""]
+
+
 def main():
     lines = ["# Performance", "",
              "Written by tools/performance.py from the files of bench/results; bench/README.md says how times are taken.", ""]
@@ -136,6 +148,7 @@ def main():
     for path in sorted(RESULTS.glob("cpu-*.json"), key=lambda p: p.stem):
         data = load(path.name)
         lines += [f"## {path.stem}", ""] + about(data, path.name) + ceilings(data["cells"]) + cpu_reached(data["cells"]) + cpu_tables(data)
+        lines += cpu_peers(data, load(path.name.replace("cpu-", "peers-")))
     (ROOT / "docs" / "performance.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

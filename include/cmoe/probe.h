@@ -11,7 +11,8 @@ typedef enum cmoe_probe {
     CMOE_PROBE_READ, /* bytes a second: every byte of `memory` once, from all threads */
     CMOE_PROBE_DOT,  /* operations a second (two a multiply-add) of the dot-product instruction that
                         kernels for activations of type `dtype` would use at best: on CPUs int8, bf16
-                        (f32 if that is faster) or else f32; on Hopper wgmma of 8-bit or 16-bit types */
+                        (e4m3 and e2m1 too; f32 if that is faster) or else f32; on Hopper wgmma of
+                        8-bit or 16-bit types */
 } cmoe_probe;
 
 /** Measure once, for some 10 ms. `memory` holds `bytes` (1 MiB or more) that are initialised; for READ

@@ -57,13 +57,19 @@ static void run_dots(void *arg, int i, int n)
     job->probe->dot[job->dot](ROUNDS, job->memory, &job->sink[i % MOST_THREADS]);
 }
 
+/* Values that bf16 holds exactly, so that rows of them are multiplied as bf16 where there is one. */
+static bool fits_bf16(cmoe_dtype dtype)
+{
+    return dtype == CMOE_BF16 || dtype == CMOE_E4M3 || dtype == CMOE_E2M1;
+}
+
 /* The instruction for activations of a type, and its table; what this CPU lacks is f32's work. */
 static enum cmoe_cpu_dot choose(const struct cmoe_props *props, cmoe_dtype dtype,
                                 const struct cmoe_cpu_probe **table)
 {
     const struct cmoe_cpu_probe *const probe = *table;
 #if defined __x86_64__
-    if (props->isa == CMOE_ISA_LEVEL_AMX && (dtype == CMOE_I8 || dtype == CMOE_BF16)) {
+    if (props->isa == CMOE_ISA_LEVEL_AMX && (dtype == CMOE_I8 || fits_bf16(dtype))) {
         *table = &cmoe__cpu_probe_amx;
         return dtype == CMOE_I8 ? CMOE_CPU_DOT_I8 : CMOE_CPU_DOT_BF16;
     }
@@ -71,7 +77,7 @@ static enum cmoe_cpu_dot choose(const struct cmoe_props *props, cmoe_dtype dtype
     const bool vnni = strstr(props->features, "avx512vnni") != NULL;
     const bool bf16 = strstr(props->features, "avx512bf16") != NULL;
     if (dtype == CMOE_I8 && vnni && probe->dot[CMOE_CPU_DOT_I8]) return CMOE_CPU_DOT_I8;
-    if (dtype == CMOE_BF16 && bf16 && probe->dot[CMOE_CPU_DOT_BF16]) return CMOE_CPU_DOT_BF16;
+    if (fits_bf16(dtype) && bf16 && probe->dot[CMOE_CPU_DOT_BF16]) return CMOE_CPU_DOT_BF16;
     return CMOE_CPU_DOT_F32;
 }
 
