@@ -351,6 +351,43 @@ static void backends_are_described(void **state)
     assert_int_equal(cmoe_backend_describe(-1, &name, text, sizeof text), 0);
 }
 
+static void host_devices_have_memory_but_no_streams(void **state)
+{
+    (void)state;
+    cmoe_context *const ctx = create(NULL);
+    cmoe_device *dev;
+    void *memory, *handle = ctx;
+    char back[4] = "";
+    double us;
+    expect_ok(cmoe_device_open(ctx, "cpu", &dev));
+    expect_ok(cmoe_device_alloc(dev, 0, &memory));
+    assert_non_null(memory);
+    cmoe_device_free(dev, memory);
+    expect_ok(cmoe_device_alloc(dev, 4, &memory));
+    expect_ok(cmoe_device_fill(dev, memory, 0x1ff, 4, NULL));
+    expect_ok(cmoe_device_copy(dev, back, memory, 3, CMOE_COPY_FROM_DEVICE, NULL));
+    expect_ok(cmoe_device_sync(dev, NULL));
+    assert_memory_equal(back, "\xff\xff\xff", 4);
+    cmoe_device_free(dev, memory);
+    expect_error(cmoe_device_copy(dev, NULL, back, 1, CMOE_COPY_TO_DEVICE, NULL), CMOE_ERR_INVALID,
+                 "dst");
+    expect_error(cmoe_stream_create(dev, &handle), CMOE_ERR_UNSUPPORTED, "no streams");
+    assert_null(handle);
+    handle = ctx;
+    expect_error(cmoe_event_create(dev, &handle), CMOE_ERR_UNSUPPORTED, "no streams");
+    assert_null(handle);
+    handle = ctx;
+    expect_error(cmoe_graph_end(dev, ctx, &handle), CMOE_ERR_UNSUPPORTED, "no streams");
+    assert_null(handle);
+    expect_error(cmoe_graph_begin(dev, NULL), CMOE_ERR_INVALID, "stream");
+    expect_error(cmoe_event_elapsed(dev, ctx, NULL, &us), CMOE_ERR_INVALID, "last");
+    cmoe_stream_destroy(dev, NULL);
+    cmoe_event_destroy(dev, NULL);
+    cmoe_graph_destroy(dev, NULL);
+    cmoe_device_close(dev);
+    cmoe_context_destroy(ctx);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -366,6 +403,7 @@ int main(void)
         cmocka_unit_test(devices_that_are_not_there_say_why),
         cmocka_unit_test(devices_describe_themselves),
         cmocka_unit_test(backends_are_described),
+        cmocka_unit_test(host_devices_have_memory_but_no_streams),
     };
     return cmocka_run_group_tests(tests, clear_environment, NULL);
 }

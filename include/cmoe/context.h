@@ -65,12 +65,14 @@ CMOE_API const char *cmoe_context_executor(const cmoe_context *ctx);
  *  @return CMOE_OK, CMOE_ERR_INVALID (unknown name), CMOE_ERR_NO_DEVICE with the reason. */
 CMOE_API cmoe_status cmoe_device_open(cmoe_context *ctx, const char *spec, cmoe_device **out)
     CMOE_MUST_CHECK;
+/** Close; NULL is fine. Weights, plans, memory and streams of it must be gone. */
 CMOE_API void cmoe_device_close(cmoe_device *dev);
 
 /** Memory of a device: for callers without a GPU runtime of their own (host devices: plain memory).
- *  Alignment 256. @return CMOE_OK, CMOE_ERR_INVALID, CMOE_ERR_NO_MEMORY, CMOE_ERR_DEVICE. */
+ *  Alignment 256, contents undefined; 0 bytes give a pointer, too. Ends with cmoe_device_free.
+ *  @return CMOE_OK, CMOE_ERR_INVALID, CMOE_ERR_NO_MEMORY, CMOE_ERR_DEVICE. */
 CMOE_API cmoe_status cmoe_device_alloc(cmoe_device *dev, size_t bytes, void **out) CMOE_MUST_CHECK;
-/** NULL is fine. */
+/** Free memory of cmoe_device_alloc; NULL is fine. Calls that use it must be done (cmoe_device_sync). */
 CMOE_API void cmoe_device_free(cmoe_device *dev, void *ptr);
 
 typedef enum cmoe_copy_kind {
@@ -79,13 +81,17 @@ typedef enum cmoe_copy_kind {
     CMOE_COPY_ON_DEVICE,
 } cmoe_copy_kind;
 
-/** Copy on a stream (CUstream; NULL: the default one). Host devices copy at once. */
+/** Copy on a stream (CUstream; NULL: the default one): dst and src are on the sides that `kind` says, and
+ *  must stay until the stream has passed. Host devices copy at once; there the two may overlap.
+ *  @return CMOE_OK, also for 0 bytes; CMOE_ERR_INVALID; CMOE_ERR_DEVICE. */
 CMOE_API cmoe_status cmoe_device_copy(cmoe_device *dev, void *dst, const void *src, size_t bytes,
                                       cmoe_copy_kind kind, void *stream) CMOE_MUST_CHECK;
-/** Set bytes on a stream. */
+/** Set `bytes` bytes of device memory to the low 8 bits of `byte`, on a stream.
+ *  @return as cmoe_device_copy. */
 CMOE_API cmoe_status cmoe_device_fill(cmoe_device *dev, void *dst, int byte, size_t bytes,
                                       void *stream) CMOE_MUST_CHECK;
-/** Wait until everything on the stream is done; reports faults of kernels run before. */
+/** Wait until everything on the stream is done. Host devices have nothing to wait for.
+ *  @return CMOE_OK; CMOE_ERR_INVALID; CMOE_ERR_DEVICE, which may be the fault of a kernel run before. */
 CMOE_API cmoe_status cmoe_device_sync(cmoe_device *dev, void *stream) CMOE_MUST_CHECK;
 
 typedef struct cmoe_device_info {
@@ -99,10 +105,11 @@ typedef struct cmoe_device_info {
     int host;            /* 1: takes host pointers */
 } cmoe_device_info;
 
+/** What the device is. Of `info` only struct_size is read; fields past it are left alone. */
 CMOE_API void cmoe_device_describe(const cmoe_device *dev, cmoe_device_info *info);
 
-/** The i-th backend compiled in or left out: its name, and whether it can run here or why not.
- *  @return 0 past the end. */
+/** The i-th backend compiled in or left out: its name, and whether it can run here or why not,
+ *  cut to len bytes in `state`. @return 1, or 0 past the end. */
 CMOE_API int cmoe_backend_describe(int i, const char **name, char *state, size_t len);
 
 CMOE_END_DECLS

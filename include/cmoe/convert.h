@@ -38,16 +38,23 @@ CMOE_API cmoe_status cmoe_quantize_weight(cmoe_format f, const float *src, int64
                                           int64_t cols, void *codes, void *scale, uint8_t *zero,
                                           float *global) CMOE_MUST_CHECK;
 
-/** Decode matrix m [rows, cols] in format f to f32 (value = scaled code rounded once). */
+/** Decode matrix m [rows, cols] in format f to f32 dst [rows, cols] (value = scaled code rounded once).
+ *  m's strides hold; bias and smooth are not read.
+ *  @return CMOE_OK; CMOE_ERR_INVALID (no weight format; what of m is NULL or does not fit);
+ *          CMOE_ERR_OVERFLOW. */
 CMOE_API cmoe_status cmoe_dequantize_weight(cmoe_format f, const cmoe_matrix *m, int64_t rows,
                                             int64_t cols, float *dst) CMOE_MUST_CHECK;
 
 /** Quantise activation rows src [rows, cols] of f32 into codes and scales as QUANT and REQUANT do.
- *  fixed: the static scale (TENSOR, NV) or NULL; global: NV dynamic, f32 [rows], else NULL. */
+ *  fixed: the static scale (TENSOR, NV) or NULL; global: NV dynamic, f32 [rows], else NULL. Buffers are
+ *  the caller's, sized by cmoe_format_bytes; scale is laid out as cmoe_tensors.x_scale.
+ *  @return CMOE_OK; CMOE_ERR_INVALID (no activation format, a NULL that the format needs);
+ *          CMOE_ERR_OVERFLOW. */
 CMOE_API cmoe_status cmoe_quantize_rows(cmoe_format f, const float *src, int64_t rows, int64_t cols,
                                         const float *fixed, void *codes, void *scale, float *global)
     CMOE_MUST_CHECK;
-/** The inverse: codes and scales to f32. */
+/** The inverse: codes and scales to f32 dst [rows, cols]. A static scale is given in `scale`.
+ *  @return as cmoe_quantize_rows. */
 CMOE_API cmoe_status cmoe_dequantize_rows(cmoe_format f, const void *codes, const void *scale,
                                           const float *global, int64_t rows, int64_t cols,
                                           float *dst) CMOE_MUST_CHECK;
@@ -67,6 +74,7 @@ typedef enum cmoe_packing {
  *  @return CMOE_OK or CMOE_ERR_INVALID naming the size that does not divide. */
 CMOE_API cmoe_status cmoe_pack4(cmoe_packing packing, const uint8_t *src, int64_t rows,
                                 int64_t cols, void *dst) CMOE_MUST_CHECK;
+/** The inverse, one nibble a byte. @return as cmoe_pack4. */
 CMOE_API cmoe_status cmoe_unpack4(cmoe_packing packing, const void *src, int64_t rows, int64_t cols,
                                   uint8_t *dst) CMOE_MUST_CHECK;
 

@@ -18,17 +18,22 @@ typedef struct cmoe_array {
     int ndim;
     int64_t shape[8];
     size_t bytes;
-    void *data;
+    void *data; /* [shape], tight */
 } cmoe_array;
 
-/** Read a .npy file (versions 1-3, little endian, C order). Free with cmoe_array_free. */
+/** Read a .npy file (versions 1-3, little endian, C order). Free with cmoe_array_free.
+ *  @return CMOE_OK; CMOE_ERR_IO (it cannot be opened or read); CMOE_ERR_CORRUPT (with the byte where it
+ *          stops being one); CMOE_ERR_UNSUPPORTED (another type or order, more than 8 dimensions);
+ *          CMOE_ERR_NO_MEMORY; CMOE_ERR_INVALID. */
 CMOE_API cmoe_status cmoe_npy_read(const char *path, cmoe_array *out) CMOE_MUST_CHECK;
 /** Parse a .npy image in memory; *out then points into `image`, aligned as the image has it. For
- *  fuzzing and mapped files. */
+ *  fuzzing and mapped files; not to be freed. @return as cmoe_npy_read. */
 CMOE_API cmoe_status cmoe_npy_parse(const void *image, size_t size, cmoe_array *out)
     CMOE_MUST_CHECK;
-/** Write atomically: to PATH.partial, fsync, rename. Nothing is left behind on failure. */
+/** Write atomically: to PATH.partial, fsync, rename. Nothing is left behind on failure.
+ *  @return CMOE_OK; CMOE_ERR_INVALID (shape and bytes differ, a type without a name in npy); CMOE_ERR_IO. */
 CMOE_API cmoe_status cmoe_npy_write(const char *path, const cmoe_array *array) CMOE_MUST_CHECK;
+/** Free what cmoe_npy_read gave and zero the struct; NULL is fine. */
 CMOE_API void cmoe_array_free(cmoe_array *array);
 
 /* ---- safetensors ---- */
@@ -50,11 +55,13 @@ typedef struct cmoe_tensor_info {
  *  by truncating. @return CMOE_OK; CMOE_ERR_IO (a missing shard is named); CMOE_ERR_CORRUPT;
  *  CMOE_ERR_UNSUPPORTED (more than 8 dimensions); CMOE_ERR_NO_MEMORY. */
 CMOE_API cmoe_status cmoe_checkpoint_open(const char *path, cmoe_checkpoint **out) CMOE_MUST_CHECK;
+/** Close; NULL is fine. Layers opened from it must be freed before: they point into its files. */
 CMOE_API void cmoe_checkpoint_close(cmoe_checkpoint *c);
+/** Tensors of all shards together. */
 CMOE_API int64_t cmoe_checkpoint_count(const cmoe_checkpoint *c);
-/** The i-th tensor in name order. Valid until close. */
+/** The i-th tensor in name order, or NULL past the end. Valid until close. */
 CMOE_API const cmoe_tensor_info *cmoe_checkpoint_at(const cmoe_checkpoint *c, int64_t i);
-/** By name, or NULL. */
+/** By name, or NULL. Valid until close. */
 CMOE_API const cmoe_tensor_info *cmoe_checkpoint_find(const cmoe_checkpoint *c, const char *name);
 /** Check a safetensors header image: 8-byte length, JSON; `file_size` is the whole file's. Time and
  *  memory (at most 32 times the header) follow `size`. @return CMOE_OK; CMOE_ERR_CORRUPT;
@@ -79,9 +86,12 @@ typedef struct cmoe_model_config {
 } cmoe_model_config;
 
 /** Read DIR/config.json, the file itself, or the metadata of a GGUF file. Families and schemes:
- *  docs/checkpoints.md. An unknown model_type is CMOE_ERR_UNSUPPORTED and is named. */
+ *  docs/checkpoints.md.
+ *  @return CMOE_OK; CMOE_ERR_IO (no such file); CMOE_ERR_CORRUPT (no JSON; the key that is missing or has
+ *          no meaning); CMOE_ERR_UNSUPPORTED (an unknown model_type or quantisation: it is named);
+ *          CMOE_ERR_NO_MEMORY. */
 CMOE_API cmoe_status cmoe_config_read(const char *path, cmoe_model_config *out) CMOE_MUST_CHECK;
-/** The same from text; for fuzzing. */
+/** The same from text of `size` bytes; for fuzzing. @return as cmoe_config_read. */
 CMOE_API cmoe_status cmoe_config_parse(const char *json, size_t size, cmoe_model_config *out)
     CMOE_MUST_CHECK;
 
@@ -109,9 +119,10 @@ typedef struct cmoe_layer {
  *          shape: it is named), CMOE_ERR_UNSUPPORTED. */
 CMOE_API cmoe_status cmoe_layer_open(const cmoe_checkpoint *c, const cmoe_model_config *config,
                                      int layer, cmoe_layer *out) CMOE_MUST_CHECK;
+/** Free and zero the struct; NULL is fine. Weights made in place from its matrices must be gone. */
 CMOE_API void cmoe_layer_free(cmoe_layer *layer);
 /** Decode matrix 0 (gate), 1 (up) or 2 (down) of an expert to f32 [rows, columns], rows in the
- *  matrix's own order. @return CMOE_OK; CMOE_ERR_INVALID; CMOE_ERR_NO_MEMORY. */
+ *  matrix's own order: dst holds [I, H], [I, H] or [H, I]. @return CMOE_OK; CMOE_ERR_INVALID; CMOE_ERR_NO_MEMORY. */
 CMOE_API cmoe_status cmoe_layer_decode(const cmoe_layer *layer, int expert, int matrix, float *dst)
     CMOE_MUST_CHECK;
 
@@ -119,13 +130,18 @@ CMOE_API cmoe_status cmoe_layer_decode(const cmoe_layer *layer, int expert, int 
 
 typedef struct cmoe_quantized cmoe_quantized;
 
-/** Quantise every expert of `layer` (bf16, f16 or f32 weights) to p->w on the host; the tables can
- *  be handed to cmoe_weights_create. smooth1/smooth2 of SMOOTH problems are all ones. */
+/** Quantise p's local experts of `layer` to p->w on the host, by way of f32 where the layer is quantised
+ *  itself; the tables can be handed to cmoe_weights_create. The smooth vectors of SMOOTH problems are all
+ *  ones. @return CMOE_OK; CMOE_ERR_MISMATCH (p is not of the layer's geometry, or has shared experts or
+ *          other biases); CMOE_ERR_UNSUPPORTED (EXPERT_MAP); CMOE_ERR_OVERFLOW; CMOE_ERR_NO_MEMORY; what
+ *          cmoe_problem_check returns. */
 CMOE_API cmoe_status cmoe_layer_quantize(const cmoe_layer *layer, const cmoe_problem *p,
                                          cmoe_quantized **out) CMOE_MUST_CHECK;
+/** Its matrices; valid as long as q, also after the layer has been freed. */
 CMOE_API const cmoe_weights_desc *cmoe_quantized_desc(const cmoe_quantized *q);
 /** Bytes of codes, scales and zero points per weight, on average. */
 CMOE_API double cmoe_quantized_bytes_per_weight(const cmoe_quantized *q);
+/** NULL is fine. Weights made in place from its matrices must be gone. */
 CMOE_API void cmoe_quantized_free(cmoe_quantized *q);
 
 /* ---- quantised checkpoints ---- */
@@ -182,7 +198,11 @@ typedef struct cmoe_replay {
     cmoe_tensors tensors;
     void *storage; /* private */
 } cmoe_replay;
+/** Read what cmoe_record_write wrote. Everything in *out lives until cmoe_replay_free.
+ *  @return CMOE_OK; CMOE_ERR_IO; CMOE_ERR_CORRUPT (with the file and line, or the array whose type or shape
+ *          is wrong); CMOE_ERR_UNSUPPORTED; CMOE_ERR_NO_MEMORY; CMOE_ERR_INVALID. */
 CMOE_API cmoe_status cmoe_record_read(const char *dir, cmoe_replay *out) CMOE_MUST_CHECK;
+/** Free and zero the struct; NULL is fine. Weights made from it must be gone. */
 CMOE_API void cmoe_replay_free(cmoe_replay *replay);
 
 CMOE_END_DECLS

@@ -39,11 +39,12 @@ typedef struct cmoe_plan_options {
 CMOE_API cmoe_status cmoe_plan_create(cmoe_device *dev, const cmoe_problem *p,
                                       const cmoe_weights *w, const cmoe_plan_options *opt,
                                       cmoe_plan **out) CMOE_MUST_CHECK;
+/** Destroy; NULL is fine. Calls must be done: on a GPU, their stream must have passed them. */
 CMOE_API void cmoe_plan_destroy(cmoe_plan *plan);
 
 /** Bytes of workspace that covers every token count up to max_tokens; alignment 256. */
 CMOE_API size_t cmoe_plan_workspace_size(const cmoe_plan *plan);
-/** Weight format that the paths read for matrix 1 or 2; "none" if no step reads it. */
+/** Weight format that the paths read for matrix 1 (gate|up) or 2 (down); "none" if no step reads it. */
 CMOE_API const char *cmoe_plan_weight_format(const cmoe_plan *plan, int matrix);
 /** The problem as planned. Valid as long as the plan. */
 CMOE_API const cmoe_problem *cmoe_plan_problem(const cmoe_plan *plan);
@@ -130,10 +131,11 @@ typedef struct cmoe_tensors {
 CMOE_API cmoe_status cmoe_execute(const cmoe_plan *plan, const cmoe_tensors *t, void *workspace,
                                   size_t workspace_size, void *stream) CMOE_MUST_CHECK;
 
-/** Entries of sorted_ids for PACKED and FLAT: the worst case over all routings of T tokens. */
+/** Entries (int32) of sorted_ids for PACKED and FLAT: the worst case over all routings of `tokens` tokens;
+ *  block_experts has one for each block_m of them. */
 CMOE_API int64_t cmoe_sort_capacity(const cmoe_problem *p, int64_t tokens);
 
-/** Enumerate kernel rows: the i-th of all compiled backends; 0 past the end. */
+/** A kernel row; its texts belong to the library. */
 typedef struct cmoe_kernel_info {
     const char *name;
     const char *backend;
@@ -142,9 +144,10 @@ typedef struct cmoe_kernel_info {
     cmoe_stage first, last;
     int conversion; /* 1: converts a sort format and covers no stage */
 } cmoe_kernel_info;
+/** Enumerate kernel rows: the i-th of all compiled backends. @return 1, or 0 past the end. */
 CMOE_API int cmoe_kernel_describe(int i, cmoe_kernel_info *info);
 
-/** Whether the i-th row can run its stages of p on dev; if not, why (a clause). */
+/** Whether the i-th row can run its stages of p on dev: 1 or 0, and then why, a clause cut to len bytes. */
 CMOE_API int cmoe_kernel_supports(int i, cmoe_device *dev, const cmoe_problem *p, char *why,
                                   size_t len);
 

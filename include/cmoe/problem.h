@@ -101,14 +101,16 @@ CMOE_API uint64_t cmoe_problem_hash(const cmoe_problem *p);
 /** Apply a scheme such as "fp8-block" or "int4-w4a16:g64,zp": sets x, w, mid, in, y and nothing
  *  else. Options after the colon: gN, channel, tensor, b128, zp, static, f32, f16, bf16 (type of in
  *  and y), e5m2, fnuz, fp8 (activation of w4a8), up, down, even, ceil. docs/schemes.md.
- *  @return CMOE_OK or CMOE_ERR_INVALID naming the word. */
+ *  On error *p is unchanged. @return CMOE_OK or CMOE_ERR_INVALID naming the word. */
 CMOE_API cmoe_status cmoe_problem_scheme(cmoe_problem *p, const char *scheme) CMOE_MUST_CHECK;
 
-/** Apply a model preset (geometry, router, activation, scheme): "qwen3-30b-a3b", "deepseek-v3" ... */
+/** Apply a model preset (geometry, router, activation, scheme): "qwen3-30b-a3b", "deepseek-v3" ...
+ *  On error *p is unchanged. @return CMOE_OK or CMOE_ERR_INVALID naming the name. */
 CMOE_API cmoe_status cmoe_problem_model(cmoe_problem *p, const char *name) CMOE_MUST_CHECK;
 
 /** Apply a router preset: "mixtral", "qwen3", "deepseek-v2", "deepseek-v3", "deepseek-v4",
- *  "llama4", "gpt-oss", "minimax-m2", "glm4", "kimi-k2", "olmoe" ... */
+ *  "llama4", "gpt-oss", "minimax-m2", "glm4", "kimi-k2", "olmoe" ...
+ *  On error *p is unchanged. @return CMOE_OK or CMOE_ERR_INVALID naming the name. */
 CMOE_API cmoe_status cmoe_problem_router(cmoe_problem *p, const char *name) CMOE_MUST_CHECK;
 
 /** Enumerate names: the i-th scheme / model / router, NULL past the end. */

@@ -24,8 +24,8 @@ CMOE_API const char *cmoe_status_sentence(cmoe_status status);
  *  until the same thread's next failing call. */
 CMOE_API const char *cmoe_last_error(void);
 
-/** Set this thread's last failure, printf style, and return `status`: for libraries and bindings
- *  built on cmoe. Text past 511 bytes is cut. */
+/** Set this thread's last failure, printf style: for libraries and bindings
+ *  built on cmoe. Text past 511 bytes is cut. @return `status`. */
 CMOE_API cmoe_status cmoe_set_error(cmoe_status status, const char *format, ...) CMOE_FORMAT(2, 3);
 
 CMOE_END_DECLS

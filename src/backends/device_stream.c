@@ -30,6 +30,7 @@ static void destroy(cmoe_device *dev, void *handle, void (*of)(cmoe_device *, vo
 
 cmoe_status cmoe_stream_create(cmoe_device *dev, void **stream)
 {
+    if (stream) *stream = NULL;
     CMOE_TRY(enter(dev, stream, "stream"));
     return leave(dev, dev->backend->streams->create(dev, stream));
 }
@@ -41,6 +42,7 @@ void cmoe_stream_destroy(cmoe_device *dev, void *stream)
 
 cmoe_status cmoe_event_create(cmoe_device *dev, void **event)
 {
+    if (event) *event = NULL;
     CMOE_TRY(enter(dev, event, "event"));
     return leave(dev, dev->backend->streams->event_create(dev, event));
 }
@@ -70,6 +72,7 @@ cmoe_status cmoe_graph_begin(cmoe_device *dev, void *stream)
 
 cmoe_status cmoe_graph_end(cmoe_device *dev, void *stream, void **graph)
 {
+    if (graph) *graph = NULL;
     CMOE_TRY(enter(dev, stream ? graph : NULL, stream ? "graph" : "stream"));
     return leave(dev, dev->backend->streams->graph_end(dev, stream, graph));
 }
