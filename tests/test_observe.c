@@ -59,11 +59,26 @@ static void scales_bring_the_largest_value_to_the_top(void **state)
     assert_true(cmoe_static_scale(e4m3, 0.0F) == 1.0F);
 }
 
+static void missing_arguments_are_named(void **state)
+{
+    (void)state;
+    cmoe_context *const ctx = test_context(1, NULL);
+    cmoe_device *const dev = test_device(ctx, "ref");
+    const cmoe_problem p = test_problem("t=3 e=1 k=1 h=4 i=2");
+    cmoe_observation seen = {.struct_size = sizeof seen};
+    expect_error(cmoe_observe(NULL, &p, NULL, NULL, &seen), CMOE_ERR_INVALID, "dev is NULL");
+    expect_error(cmoe_observe(dev, NULL, NULL, NULL, &seen), CMOE_ERR_INVALID, "p is NULL");
+    expect_error(cmoe_observe(dev, &p, NULL, NULL, &seen), CMOE_ERR_INVALID, "w is NULL");
+    cmoe_device_close(dev);
+    cmoe_context_destroy(ctx);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(magnitudes_are_those_of_the_layer),
         cmocka_unit_test(scales_bring_the_largest_value_to_the_top),
+        cmocka_unit_test(missing_arguments_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -306,8 +306,12 @@ static int run(const struct cli_args *args)
         return cli_fail(CLI_USAGE, "check: --problem and --count exclude each other");
     check.seed = (uint64_t)seed;
     cmoe_kernel_info row;
-    while (cmoe_kernel_describe(check.n_rows, &row))
-        check.n_rows++;
+    bool any = false;
+    for (; cmoe_kernel_describe(check.n_rows, &row); check.n_rows++)
+        any |= matches(check.globs, row.name);
+    if (!any)
+        return cli_fail(CLI_UNAVAILABLE, "check: no kernel matches --kernels '%s'; see cmoe list",
+                        check.globs);
     check.tallies = calloc((size_t)check.n_rows + 1, sizeof check.tallies[0]);
     if (check.tallies == NULL) return cli_fail(CLI_NO_MEMORY, "out of memory");
     code = open_devices(&check);

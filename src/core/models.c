@@ -92,7 +92,8 @@ static cmoe_status apply(cmoe_problem *p, const char *kind, const struct preset 
         return CMOE_OK;
     }
     return CMOE_FAIL(CMOE_ERR_INVALID,
-                     "There is no %s preset \"%.60s\"; docs/problem.md lists them.", kind, name);
+                     "There is no %s preset \"%.60s\"; \"cmoe list --%ss\" prints them.", kind,
+                     name, kind);
 }
 
 cmoe_status cmoe_problem_router(cmoe_problem *p, const char *name)

@@ -182,7 +182,8 @@ cmoe_status cmoe_problem_scheme(cmoe_problem *p, const char *scheme)
     const struct scheme *const row = find_scheme(scheme, length);
     if (!row) {
         return CMOE_FAIL(CMOE_ERR_INVALID,
-                         "There is no scheme \"%.*s\"; docs/schemes.md lists them.",
+                         "There is no scheme \"%.*s\"; \"cmoe list --schemes\" prints them, "
+                         "docs/schemes.md their options.",
                          (int)(length < 60 ? length : 60), scheme);
     }
     struct formats f = {.x = format_of(row->x), .w = format_of(row->w), .mid = format_of(row->mid)};

@@ -149,7 +149,8 @@ bool cmoe__path_exists(const char *path)
 
 char *cmoe__path_join(const char *dir, const char *name)
 {
-    const size_t head = strlen(dir), tail = strlen(name);
+    const size_t length = strlen(dir), tail = strlen(name);
+    const size_t head = length > 0 && dir[length - 1] == '/' ? length - 1 : length;
     char *const out = cmoe__io_alloc(head + tail + 2);
     if (!out) return NULL;
     memcpy(out, dir, head);

@@ -218,8 +218,9 @@ static cmoe_status read_length(const uint8_t *image, size_t size, uint64_t file_
         length = length << 8 | image[i];
     if (length > CMOE_SAFETENSORS_LIMIT) {
         return CMOE_FAIL(CMOE_ERR_CORRUPT,
-                         "%s: a header of %" PRIu64 " bytes at byte 0, the limit is %d", what,
-                         length, (int)CMOE_SAFETENSORS_LIMIT);
+                         "%s: no safetensors file: its first 8 bytes say a header of %" PRIu64
+                         " bytes, the limit is %d",
+                         what, length, (int)CMOE_SAFETENSORS_LIMIT);
     }
     if (length > file_size - 8) {
         return CMOE_FAIL(CMOE_ERR_CORRUPT,

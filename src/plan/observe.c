@@ -29,8 +29,8 @@ static void fold_x(const cmoe_problem *p, const struct cmoe_exec *x, cmoe_observ
 cmoe_status cmoe_observe(cmoe_device *dev, const cmoe_problem *p, const cmoe_weights *w,
                          const cmoe_tensors *t, cmoe_observation *obs)
 {
-    if (!dev || !p || !w || !t || !obs)
-        return CMOE_FAIL(CMOE_ERR_INVALID, "cmoe_observe: an argument is NULL");
+    const char *const null = !dev ? "dev" : !p ? "p" : !w ? "w" : !t ? "t" : !obs ? "obs" : NULL;
+    if (null) return CMOE_FAIL(CMOE_ERR_INVALID, "cmoe_observe: %s is NULL", null);
     if (p->capacity > 0 || p->first > CMOE_STAGE_SORT || p->last < CMOE_STAGE_ACT)
         return CMOE_FAIL(
             CMOE_ERR_UNSUPPORTED,

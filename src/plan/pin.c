@@ -71,7 +71,8 @@ cmoe_status cmoe__pin_check(const struct cmoe_plan *plan)
         refused = k->name;
     }
     if (!refused)
-        return CMOE_FAIL(CMOE_ERR_INVALID, "pin \"%s\" matches no kernel of %s", plan->pin,
+        return CMOE_FAIL(CMOE_ERR_INVALID,
+                         "pin \"%s\" matches no kernel of %s; \"cmoe list\" prints them", plan->pin,
                          plan->dev->backend->name);
     return CMOE_FAIL(CMOE_ERR_INVALID, "pin \"%s\" matches %s, which cannot be used here: %s",
                      plan->pin, refused,

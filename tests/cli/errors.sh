@@ -57,7 +57,12 @@ bad 64 'fp8-nope' run --model in $layer --scheme fp8-nope
 bad 64 'fp8-nope' bench --model olmoe --scheme fp8-nope
 bad 64 'abacus' explain --model olmoe --device abacus
 bad 69 'cuda' explain --model olmoe --device cuda:0
-bad 69 'no kernel matches' check --kernels 'no_such_*' --problem 'e=2 k=1 h=8 i=8'
+bad 69 "no kernel matches --kernels 'no_such_\*'; see cmoe list" check --kernels 'no_such_*'
+bad 69 'no kernel matches and can run' check --kernels 'sort_m_indices*' --problem 'e=2 k=1 h=8 i=8'
+bad 64 'no scheme "fp9"; "cmoe list --schemes"' explain --model olmoe --scheme fp9
+bad 64 'no model preset "nope"; "cmoe list --models"' explain --model nope
+bad 64 'matches no kernel of cpu; "cmoe list"' explain --model olmoe --pin 'no_such_*'
+bad 65 'no safetensors file' inspect "$root/README.md"
 bad 71 'GiB' bench --problem 'e=4096 k=8 h=16384 i=16384'
 
 # files
