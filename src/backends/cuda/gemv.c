@@ -11,10 +11,10 @@
 
 enum {
     MOST_TOKENS = 8,
+    MOST_DECODED = 32, /* of 4-bit weights, which the rows for many tokens are slow for */
     SHARED_BYTES = 200 * 1024,
-    BOTH_BYTES = 223 * 1024,  /* of a block of either kernel, beside what blocks take anyway */
+    BOTH_BYTES = 221 * 1024,  /* of a block of either kernel, beside what blocks take anyway */
     ALONE_BYTES = 115 * 1024, /* two blocks with so much do not fit */
-    FIRST_DEPTH = 5,          /* steps of a warp of GEMM1 in flight */
     LEAST_DEPTH = 4,
     RELEASE_STEPS = 5,     /* GEMM2 starts when GEMM1's warps have as many steps to ask for */
     WIDE_BYTES = 16 << 20, /* experts whose rows L2 fetches 256 bytes at a time */
@@ -129,8 +129,8 @@ static struct cut cut_at_depth(const cmoe_problem *p, const struct cmoe_shape *s
 static struct cut cut_work(const cmoe_problem *p, const struct cmoe_shape *s, int tokens,
                            bool first)
 {
-    static const int depths[] = {8, 6, FIRST_DEPTH, LEAST_DEPTH};
-    const struct cut one = cut_at_depth(p, s, tokens, true, FIRST_DEPTH);
+    static const int depths[] = {8, 6, CMOE_GEMV_DEPTH, LEAST_DEPTH};
+    const struct cut one = cut_at_depth(p, s, tokens, true, CMOE_GEMV_DEPTH);
     if (first) return one;
     struct cut c;
     for (size_t i = 0; i < sizeof depths / sizeof *depths; i++) {
@@ -138,7 +138,7 @@ static struct cut cut_work(const cmoe_problem *p, const struct cmoe_shape *s, in
         if (c.bytes < ALONE_BYTES) c.bytes = ALONE_BYTES;
         if (one.bytes + c.bytes <= BOTH_BYTES) return c;
     }
-    return cut_at_depth(p, s, tokens, false, FIRST_DEPTH);
+    return cut_at_depth(p, s, tokens, false, CMOE_GEMV_DEPTH);
 }
 
 static bool is_plain(cmoe_format f)
@@ -209,7 +209,10 @@ bool cmoe__cuda_gemv_supports(const struct cmoe_kernel *k, const struct cmoe_que
         return cmoe__refuse(why, "only from token rows to token rows");
     if (p->flags & CMOE_BATCH_INVARIANT)
         return cmoe__refuse(why, "sums in another order than the rows for many tokens");
-    if (q->tokens > MOST_TOKENS || (int64_t)q->tokens * s->slots > CMOE_GEMV_ROWS)
+    const bool decodes =
+        cmoe_dtype_bits((cmoe_dtype)p->w.dtype) == 4 && k->first != CMOE_STAGE_ROUTE;
+    const int most = decodes ? MOST_DECODED : MOST_TOKENS;
+    if (q->tokens > most || (int64_t)q->tokens * s->slots > CMOE_GEMV_ROWS)
         return cmoe__refuse(why, "%d tokens share too many weights", q->tokens);
     if (cut_work(p, s, q->tokens, true).bytes > SHARED_BYTES ||
         cut_work(p, s, q->tokens, false).bytes > SHARED_BYTES)

@@ -8,7 +8,8 @@
 
 enum {
     CMOE_GEMV_THREADS = 384,
-    CMOE_GEMV_ROWS = 64, /* slots of all tokens */
+    CMOE_GEMV_ROWS = 128, /* slots of all tokens */
+    CMOE_GEMV_DEPTH = 5,  /* steps of a warp of GEMM1 in flight */
     CMOE_GEMV_CODES = 1024,
     CMOE_GEMV_SCALES = 256, /* bytes of a step: 8 rows of 128, and of 8 words */
 };

@@ -25,31 +25,7 @@ template <int OP> constexpr int operand_bytes = OP == CMOE_I8 ? 1 : 2;
 /* Codes 0 and 255 are no powers of two that f32 has as its normal numbers. */
 DEV float scale_of_e8m0(uint32_t code)
 {
-    const uint32_t bits = code == 0 ? 0x00400000 : code << 23;
-    return bits_f32(code == 255 ? 0x7fc00000 : bits);
-}
-
-/* The ids' local experts: of row r in lane r % 32, so that the first weights wait for nothing else. */
-struct experts_of {
-    int low, high;
-
-    MEMBER int of(int row) const
-    {
-        return __shfl_sync(0xffffffff, row < 32 ? low : high, row % 32);
-    }
-};
-
-DEV experts_of find_experts(const cmoe_gpu_call &c)
-{
-    const int lane = threadIdx.x % 32, rows = c.tokens * c.slots;
-    return {lane < rows ? local_expert(c, c.ids[lane]) : -1, lane + 32 < rows ? local_expert(c, c.ids[lane + 32]) : -1};
-}
-
-/* Of ids that the block has chosen itself. */
-DEV experts_of find_experts(const cmoe_gpu_call &c, const int32_t *ids)
-{
-    const int lane = threadIdx.x % 32, rows = token_count(c) * c.slots;
-    return {lane < rows ? local_expert(c, ids[lane]) : -1, lane + 32 < rows ? local_expert(c, ids[lane + 32]) : -1};
+    return bits_f32(code == 255 ? 0x7fc00000 : max(code << 23, 0x00400000u));
 }
 
 /* What a block knows of all slots before it multiplies, in shared memory: no load waits in between. */
@@ -58,11 +34,6 @@ struct slots_of {
     float weights[CMOE_GEMV_ROWS];
     float global[2][CMOE_GEMV_ROWS]; /* NV: of the halves that the kernel multiplies by */
     float fixed;                     /* x's given scale */
-
-    MEMBER int of(int row) const
-    {
-        return experts[row];
-    }
 };
 
 /* What a block has to do: tiles, their steps, and rows of x of the tokens that they have. */

@@ -267,15 +267,15 @@ template <int W> DEV void keep_sums(const cmoe_gpu_gemv &s, const work &k, int t
 /* ---- a block ---- */
 
 template <int W, bool FIRST, bool PLAIN>
-DEV void fill(const cmoe_gpu_gemv &s, const work &k, const experts_of &experts, supply &from)
+DEV void fill(const cmoe_gpu_gemv &s, const work &k, const slots_of &known, supply &from)
 {
     from.at = first_step<FIRST>(s, k);
     if (from.at.left > 0)
-        find_row<FIRST, PLAIN>(s, experts, from);
+        find_row<FIRST, PLAIN>(s, known, from);
 #pragma unroll 1
     for (int slot = 0; slot < s.depth; slot++) {
         if (from.at.left > 0)
-            bring<W, FIRST, PLAIN>(s, experts, from, ring_of<W>::codes(s, k, slot));
+            bring<W, FIRST, PLAIN>(s, known, from, ring_of<W>::codes(s, k, slot));
         commit_copies();
     }
 }
@@ -294,7 +294,10 @@ DEV void empty(const cmoe_gpu_gemv &s, const work &k, const slots_of &known, sup
     float sum = 0;
 #pragma unroll 1
     while (true) {
-        wait_step(s.depth);
+        if (FIRST)
+            wait_copies<CMOE_GEMV_DEPTH - 1>();
+        else
+            wait_step(s.depth);
         __syncwarp(); /* a row's scales were brought by one of its lanes */
         sum += step_sum<W, OP, FIRST, PLAIN>(s, known.experts, to, slot);
         __syncwarp();
@@ -345,24 +348,30 @@ DEV void gemv(const cmoe_gpu_gemv &s, uint8_t *memory, const int32_t *ids, slots
 {
     if (FIRST && !ROUTES) /* nothing says that the ids are there before; GEMM2's are, since GEMM1 waited */
         depend_wait();
-    const experts_of experts = ROUTES ? find_experts(s.g.call, ids) : find_experts(s.g.call);
-    const work k = cut_work<FIRST>(s, memory);
+    const cmoe_gpu_call &c = s.g.call;
     const int slot = threadIdx.x;
+    int expert = -1;
+    if (slot < (ROUTES ? token_count(c) : c.tokens) * c.slots)
+        expert = local_expert(c, ROUTES ? ids[slot] : c.ids[slot]);
+    if (slot < CMOE_GEMV_ROWS)
+        known.experts[slot] = expert;
+    const work k = cut_work<FIRST>(s, memory);
     float weight = 1;
     if (!ROUTES && slot < k.tokens * s.g.call.slots)
         weight = row_weight(s.g.call, slot);
     float global[2] = {0, 0};
     if (W == CMOE_GEMV_NV && slot < k.tokens * s.g.call.slots)
-        find_globals<FIRST>(s, slot < 32 ? experts.low : experts.high, global);
+        find_globals<FIRST>(s, expert, global);
     batch_of<W, OP> rows;
     constexpr bool EARLY = FIRST && (piece_of<W>::BITS > 4 || OP == CMOE_BF16); /* else registers are short */
     if (EARLY) /* before weights are asked for, which what is asked for later would wait for */
         rows = load_batch<W, OP, FIRST>(s, k, known, threadIdx.x / 32);
+    __syncthreads(); /* the experts */
     supply from;
     if (s.plain)
-        fill<W, FIRST, true>(s, k, experts, from);
+        fill<W, FIRST, true>(s, k, known, from);
     else
-        fill<W, FIRST, false>(s, k, experts, from);
+        fill<W, FIRST, false>(s, k, known, from);
     if (FIRST && from.at.left <= s.release)
         depend_release();
     for (int i = threadIdx.x; i < k.row_count; i += THREADS)
@@ -370,10 +379,6 @@ DEV void gemv(const cmoe_gpu_gemv &s, uint8_t *memory, const int32_t *ids, slots
 #pragma unroll 1
     for (int i = threadIdx.x; i < k.tiles * ROWS * parts(k); i += THREADS)
         k.part(s)[i] = 0;
-    if (threadIdx.x < 32) {
-        known.experts[threadIdx.x] = experts.low;
-        known.experts[threadIdx.x + 32] = experts.high;
-    }
     if (!ROUTES && slot < CMOE_GEMV_ROWS)
         known.weights[slot] = weight;
     if (!ROUTES && slot == 0 && s.fixed)

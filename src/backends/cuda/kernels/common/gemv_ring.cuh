@@ -28,9 +28,10 @@ DEV void copy_piece(uint32_t to, const uint8_t *from, bool counts, bool wide)
                      "r"(bytes), "l"(EVICT_FIRST));
 }
 
-DEV void copy_word(uint32_t to, const uint8_t *from)
+/* A word, or 0. */
+DEV void copy_word(uint32_t to, const uint8_t *from, bool counts)
 {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(counts ? 4 : 0));
 }
 
 template <int N> DEV void wait_copies()
@@ -130,11 +131,10 @@ struct supply {
     int64_t col_stride;
 };
 
-/* experts: an experts_of or slots_of. */
-template <bool FIRST, bool PLAIN, class E>
-DEV void find_row(const cmoe_gpu_gemv &s, const E &experts, supply &from)
+template <bool FIRST, bool PLAIN>
+DEV void find_row(const cmoe_gpu_gemv &s, const slots_of &known, supply &from)
 {
-    const int e = experts.of(from.at.token * s.g.call.slots + from.at.slot), n = lane_row<FIRST>(s, from.at.strip);
+    const int e = known.experts[from.at.token * s.g.call.slots + from.at.slot], n = lane_row<FIRST>(s, from.at.strip);
     from.codes = NULL;
     if (e < 0 || n >= s.used)
         return;
@@ -178,13 +178,13 @@ template <int W, bool PLAIN> DEV void bring_scales(const cmoe_gpu_gemv &s, const
         const int i = quad + 4 * j, at = first + i;
         if (i >= s.step_scales)
             continue;
-        float scale = 0;
-        if (!PLAIN && from.codes && at < s.scales)
-            scale = scale_value(s.scale_type, raw_scale(s.scale_type, from.scales, at));
-        if (PLAIN && from.codes && at < s.scales)
-            copy_word(to + i * 4, from.scales + at * 4);
-        else
-            store_shared(to + i * 4, __float_as_uint(scale));
+        const bool counts = from.codes && at < s.scales;
+        if (PLAIN) {
+            copy_word(to + i * 4, from.scales + at * 4, counts);
+            continue;
+        }
+        const float scale = counts ? scale_value(s.scale_type, raw_scale(s.scale_type, from.scales, at)) : 0.0f;
+        store_shared(to + i * 4, __float_as_uint(scale));
     }
 }
 
@@ -193,30 +193,28 @@ template <int W> DEV void bring_e8m0(const cmoe_gpu_gemv &s, const supply &from,
 {
     constexpr int COUNT = piece_of<W>::STEP / 32;
     const int quad = threadIdx.x % 4;
-    const uintptr_t first = (uintptr_t)from.scales + from.at.step * COUNT, word = (first & ~(uintptr_t)3) + quad * 4;
-    if (from.codes && word < first + COUNT && word < (uintptr_t)from.scales + s.scales)
-        copy_word(to + quad * 4, (const uint8_t *)word);
-    else
-        store_shared(to + quad * 4, 0);
+    const int over = (int)((uintptr_t)from.scales & 3), at = from.at.step * COUNT + quad * 4;
+    const bool counts = from.codes && quad * 4 < COUNT + over && at < s.scales + over;
+    copy_word(to + quad * 4, from.scales - over + at, counts);
 }
 
 /* The four scales of each lane's two neighbouring pieces of NV, as they are. */
 template <bool PLAIN> DEV void bring_nv(const cmoe_gpu_gemv &s, const supply &from, uint32_t to)
 {
     const int quad = threadIdx.x % 4, first = from.at.step * 16 + quad * 4;
-    if (PLAIN && from.codes && first < s.scales) {
-        copy_word(to + quad * 4, from.scales + first);
+    if (PLAIN) {
+        copy_word(to + quad * 4, from.scales + first, from.codes && first < s.scales);
         return;
     }
     uint32_t word = 0;
 #pragma unroll 1
-    for (int i = 0; !PLAIN && from.codes && i < 4 && first + i < s.scales; i++)
+    for (int i = 0; from.codes && i < 4 && first + i < s.scales; i++)
         word |= (uint32_t)from.scales[first + i] << (8 * i);
     store_shared(to + quad * 4, word);
 }
 
-template <int W, bool FIRST, bool PLAIN, class E>
-DEV void bring(const cmoe_gpu_gemv &s, const E &experts, supply &from, uint32_t to)
+template <int W, bool FIRST, bool PLAIN>
+DEV void bring(const cmoe_gpu_gemv &s, const slots_of &known, supply &from, uint32_t to)
 {
     const int quad = threadIdx.x % 4, piece = from.at.step * 8 + quad;
     if (PLAIN) {
@@ -236,7 +234,7 @@ DEV void bring(const cmoe_gpu_gemv &s, const E &experts, supply &from, uint32_t 
     from.at.left--;
     if (++from.at.step == s.steps && from.at.left > 0) {
         next_row<FIRST>(s, from.at);
-        find_row<FIRST, PLAIN>(s, experts, from);
+        find_row<FIRST, PLAIN>(s, known, from);
     }
 }
 

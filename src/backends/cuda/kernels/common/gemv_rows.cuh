@@ -227,7 +227,8 @@ DEV row_span span_of(const cmoe_gpu_gemv &s, const work &k, const slots_of &know
 
 /* Spans of a warp that are on their way at once, as they lie: f32 becomes e4m3 only, whose operands are of f16. */
 template <int W, int OP> struct batch_of {
-    static constexpr int WORDS = OP == CMOE_BF16 ? 2 : 4, SPANS = piece_of<W>::BITS == 4 && WORDS == 4 ? 2 : 4;
+    static constexpr int WORDS = OP == CMOE_BF16 ? 2 : 4;
+    static constexpr int SPANS = (piece_of<W>::BITS == 4 && WORDS == 4) || W == CMOE_GEMV_MX8 ? 2 : 4;
     uint32_t v[SPANS][WORDS];
 
     MEMBER void keep(int j, uint4 w)
