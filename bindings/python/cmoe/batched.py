@@ -21,7 +21,7 @@ def batched(layer, x, counts, *, out=None, x_scale=None, x_global=None, mid_scal
         ``x_scale`` [E, capacity, ...].
     :param counts: int32 [E]: rows past an expert's count are not read, and not written in ``out``.
     """
-    v, n = tensors.contiguous(tensors.view(x, "x")), tensors.view(counts, "counts")
+    v, n = tensors.contiguous(tensors.view(x, "x")), tensors.integers(counts, "counts")
     base = layer.problem
     codes = v.dtype not in tensors.FLOATS and v.dtype != "u16"
     local = base.local_experts
@@ -30,9 +30,7 @@ def batched(layer, x, counts, *, out=None, x_scale=None, x_global=None, mid_scal
         raise InvalidError(f"x has shape {list(v.shape)}; expected [{local}, capacity, {columns}]")
     capacity = v.shape[1]
     dtype = problems.DTYPES[base.c.in_] if codes else tensors.float_name(v, "x")
-    n = tensors.cast(n, "i32")
-    if tuple(n.shape) != (local,):
-        raise InvalidError(f"counts has shape {list(n.shape)}; expected [{local}]")
+    tensors.expect(n, "counts", local)
     layer._same_device(v, n)
     shape = (local, capacity, base.c.hidden)
     if out is None:

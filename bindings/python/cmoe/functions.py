@@ -12,7 +12,7 @@ from collections import OrderedDict, namedtuple
 from . import problem as problems, tensors
 from ._lib import lib
 from .errors import InvalidError, SlowPathWarning, UnsupportedError
-from .layer import Layer
+from .layer import Layer, routing_extras
 from .problem import Problem
 from .runtime import Plan, device as open_device, new_tensors
 from .weights import is_float, quantize_experts, scale_dtype
@@ -145,16 +145,9 @@ def route(logits, topk, router="softmax", *, bias=None, ids=None, weights=None, 
         t = new_tensors(n)
         t.logits, t.logits_stride = v.ptr, v.strides[0] if n > 1 else 0
         t.topk_ids, t.topk_weights = out[0].ptr, out[1].ptr
-        keep = []
-        for name, obj, dtype in (("route_bias", bias, "f32"), ("token_ids", token_ids, "i64"),
-                                 ("hash_table", hash_table, "i32")):  # fmt: skip
-            if obj is not None:
-                o = tensors.cast(tensors.view(obj, name), dtype)
-                keep.append(o)
-                setattr(t, name, o.ptr)
-                if name == "hash_table":
-                    t.vocab = o.shape[0]
+        keep = routing_extras(t, v.shape[1] - extra, topk, bias, token_ids, hash_table)
         plan.run(t, v)
+        keep.clear()
     return weights, ids
 
 
@@ -180,7 +173,7 @@ def sort(topk_ids, experts, format="packed", *, block_m=32, topk_weights=None, e
     if len(v.shape) != 2:
         raise InvalidError(f"topk_ids have shape {list(v.shape)}; expected [tokens, topk]")
     if v.dtype not in ("i32", "i64"):
-        v = tensors.cast(v, "i32")
+        v = tensors.integers(topk_ids, "topk_ids")
     n, k = v.shape
     bucket = max(1, n)
     local = experts
@@ -191,7 +184,7 @@ def sort(topk_ids, experts, format="packed", *, block_m=32, topk_weights=None, e
     if expert_map is None and k > experts:  # a problem has no fewer experts than slots
         text += f" local={experts}"
     if expert_map is not None:
-        mapping = tensors.cast(tensors.view(expert_map, "expert_map"), "i32")
+        mapping = tensors.integers(expert_map, "expert_map")
         if mapping.shape[0] < max(experts, k):
             raise InvalidError(
                 f"expert_map has {mapping.shape[0]} entries; expected {max(experts, k)}"

@@ -55,6 +55,24 @@ def again(found, x, logits, ids, weights):
     return y
 
 
+def routing_extras(t, experts, topk, route_bias, token_ids, hash_table):
+    """Set what some routers read besides logits; returns what must stay alive."""
+    keep = []
+    if route_bias is not None:
+        v = tensors.cast(tensors.view(route_bias, "route_bias"), "f32")
+        keep.append(tensors.expect(v, "route_bias", experts))
+        t.route_bias = v.ptr
+    if token_ids is not None:
+        v = tensors.integers(token_ids, "token_ids", "i64")
+        keep.append(tensors.expect(v, "token_ids", t.n_tokens))
+        t.token_ids = v.ptr
+    if hash_table is not None:
+        v = tensors.integers(hash_table, "hash_table")
+        keep.append(tensors.expect(v, "hash_table", None, topk))
+        t.hash_table, t.vocab = v.ptr, v.shape[0]
+    return keep
+
+
 class Layer:
     """A layer's experts, and its router if logits are given to it.
 
@@ -112,7 +130,7 @@ class Layer:
         self.topk = topk
         self.expert_map = None
         if expert_map is not None:
-            self.expert_map = tensors.cast(tensors.view(expert_map, "expert_map"), "i32")
+            self.expert_map = tensors.integers(expert_map, "expert_map")
             if self.expert_map.device != self._sides[0].data.device:
                 raise InvalidError(
                     f"expert_map is on {self.expert_map.device}, but w1 on {self._sides[0].data.device}"
@@ -252,6 +270,8 @@ class Layer:
         :param expert_load: int64 [local experts], counts are added.
         :param return_routing: also return (topk_ids, topk_weights).
         """
+        if router_logits is not None and topk_ids is not None:
+            raise InvalidError("give either router_logits or topk_ids, not both")
         if type(x) is tensors.torch_type and out is None and not return_routing:
             if route_bias is x_scale is mid_scale is token_ids is expert_load is workspace is None:
                 found = self._found(x, router_logits, topk_ids)
@@ -277,7 +297,7 @@ class Layer:
         else:
             ids = tensors.contiguous(tensors.view(topk_ids, "topk_ids"))
             if ids.dtype not in ("i32", "i64"):
-                ids = tensors.cast(ids, "i32")
+                ids = tensors.integers(topk_ids, "topk_ids")
             weights = tensors.cast(tensors.view(topk_weights, "topk_weights"), "f32")
             if len(ids.shape) != 2 or ids.shape[0] != n or weights.shape != ids.shape:
                 raise InvalidError(
@@ -418,22 +438,22 @@ class Layer:
 
     def _extras(self, t, route_bias, x_scale, mid_scale, token_ids, hash_table, expert_load):
         """Set the rarely used fields; returns what must stay alive."""
-        keep = []
-        for name, obj, dtype in (("route_bias", route_bias, "f32"), ("x_scale", x_scale, "f32"),
-                                 ("mid_scale", mid_scale, "f32"), ("token_ids", token_ids, "i64"),
-                                 ("hash_table", hash_table, "i32")):  # fmt: skip
+        keep = routing_extras(t, self._base.c.experts, self.topk, route_bias, token_ids, hash_table)
+        for name, obj in (("x_scale", x_scale), ("mid_scale", mid_scale)):
             if obj is not None:
-                v = tensors.cast(tensors.view(obj, name), dtype)
-                self._same_device(v)
+                v = tensors.cast(tensors.view(obj, name), "f32")
+                if size_of(v) == 0:
+                    raise InvalidError(f"{name} has shape {list(v.shape)}; expected [1]")
                 setattr(t, name, v.ptr)
                 keep.append(v)
-                if name == "hash_table":
-                    t.vocab = v.shape[0]
         if expert_load is not None:
             v = tensors.view(expert_load, "expert_load")
-            if v.dtype != "i64" or not v.contiguous:
-                raise InvalidError("expert_load must be contiguous int64 [local experts]")
+            local = self._base.local_experts
+            if v.dtype != "i64" or not v.contiguous or v.shape != (local,):
+                raise InvalidError(f"expert_load must be contiguous int64 [{local}], not {v!r}")
             t.expert_load = v.ptr
+            keep.append(v)
+        self._same_device(*keep)
         return keep
 
     def _plan(self, n, k, key, codes=False):

@@ -231,6 +231,22 @@ def cast(v, dtype):
     return view(numpy.ascontiguousarray(source.astype(numpy_dtype(dtype))))
 
 
+def integers(obj, name, dtype="i32"):
+    """A contiguous View of an array of integers, as ``dtype``; floats are no ids or counts."""
+    v = view(obj, name)
+    if v.dtype not in ("i8", "u8", "i16", "u16", "i32", "u32", "i64"):
+        raise InvalidError(f"{name} has type {v.dtype}; expected integers")
+    return cast(v, dtype)
+
+
+def expect(v, name, *shape):
+    """Check a View's shape; None stands for any size."""
+    if len(v.shape) != len(shape) or any(w not in (None, s) for s, w in zip(v.shape, shape)):
+        wanted = ", ".join("any" if w is None else str(w) for w in shape)
+        raise InvalidError(f"{name} has shape {list(v.shape)}; expected [{wanted}]")
+    return v
+
+
 def float_name(v, name):
     """The float type of x, logits or an output: uint16 counts as bf16."""
     dtype = "bf16" if v.dtype == "u16" else v.dtype

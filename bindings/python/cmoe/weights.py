@@ -139,6 +139,13 @@ def _per_expert(v, name, count, dtypes, experts):
     return v, count * v.item
 
 
+def _argument(part, matrix):
+    """What Layer calls a part of matrix 1 or 2."""
+    if part in ("bias", "smooth"):
+        return f"{part[0] if part == 'bias' else part}{matrix}"
+    return f"w{matrix}_{part.rstrip('_')}"
+
+
 def table(problem, matrix, side, transposed):
     """The cmoe_matrix table of one side and the Views that it points into."""
     fmt, data, name = problem.c.w, side.data, ROWS[matrix]
@@ -180,8 +187,10 @@ def table(problem, matrix, side, transposed):
         parts["smooth"] = (side.smooth, cols, ("f32",))
     for part, (v, count, dtypes) in parts.items():
         if v.device != data.device:
-            raise InvalidError(f"{name} is on {data.device}, but its {part.rstrip('_')} on {v.device}")
-        v, bytes_each = _per_expert(v, f"{name}_{part.rstrip('_')}", count, dtypes, experts)
+            raise InvalidError(
+                f"{name} is on {data.device}, but {_argument(part, matrix)} on {v.device}"
+            )
+        v, bytes_each = _per_expert(v, _argument(part, matrix), count, dtypes, experts)
         keep.append(v)
         step[part] = (v.ptr, bytes_each)
     entries = (_abi.Matrix * experts)()

@@ -252,12 +252,34 @@ def test_strided_inputs():
     (dict(act="tanh"), "tanh"),
     (dict(scheme="fp9"), "fp9"),
     (dict(w1=np.zeros((8, 64, 64), np.uint8), scheme="fp8-w8a16"), "w1_scale is missing"),
+    (dict(topk_ids=np.zeros((5, 2), np.float32)), "topk_ids has type f32; expected integers"),
+    (dict(expert_map=np.zeros(8, np.float32)), "expert_map has type f32; expected integers"),
+    (dict(router_logits=np.zeros((5, 8), np.float32), topk=2), "not both"),
+    (dict(b1=np.zeros((8, 3), np.float32)), r"b1 has shape \[8, 3\]"),
+    (dict(expert_load=np.zeros(7, np.int64)), r"expert_load must be contiguous int64 \[8\]"),
 ])  # fmt: skip
 def test_wrong_arguments_are_named(change, message):
     x, w1, w2, _, weights, ids = make()
     call = dict(x=x, w1=w1, w2=w2, topk_ids=ids, topk_weights=weights) | change
     with pytest.raises(cmoe.InvalidError, match=message):
         cmoe.moe(call.pop("x"), call.pop("w1"), call.pop("w2"), **call)
+
+
+def test_what_routers_read_has_the_size_they_read():
+    x, w1, w2, z, _, ids = make()
+    layer = cmoe.Layer(w1, w2, topk=2, router="deepseek-v3 groups=0")
+    with pytest.raises(cmoe.InvalidError, match=r"route_bias has shape \[3\]; expected \[8\]"):
+        layer(x, z, route_bias=np.zeros(3, np.float32))
+    with pytest.raises(cmoe.InvalidError, match=r"route_bias has shape \[9\]; expected \[8\]"):
+        cmoe.route(z, 2, "sigmoid rbias", bias=np.zeros(9, np.float32))
+    hashed = dict(token_ids=np.zeros(len(x), np.int64), hash_table=ids)
+    assert cmoe.route(z, 2, "softmax hash", **hashed)[1].shape == (len(x), 2)
+    with pytest.raises(cmoe.InvalidError, match=r"token_ids has shape \[1\]"):
+        cmoe.route(z, 2, "softmax hash", **(hashed | dict(token_ids=np.zeros(1, np.int64))))
+    with pytest.raises(cmoe.InvalidError, match=r"hash_table has shape \[5, 1\]; expected \[any, 2\]"):
+        cmoe.route(z, 2, "softmax hash", **(hashed | dict(hash_table=ids[:, :1])))
+    with pytest.raises(cmoe.InvalidError, match="counts has type f32; expected integers"):
+        cmoe.batched(layer, np.zeros((8, 3, 64), np.float32), np.zeros(8, np.float32))
 
 
 def test_functions_see_new_weights_at_old_addresses():

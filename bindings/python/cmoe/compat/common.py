@@ -47,6 +47,8 @@ def weight_words(w, scale, *, fp8=False, int8=False, int8_w8a16=False, int4_w4a1
     """Words "x=... w=... mid=..." for vLLM's and AITER's flags; None: unquantised."""
     group = block_shape[1] if block_shape else 0
     fixed = ":static" if static else ""
+    if (fp8 or int8 or int8_w8a16 or int4_w4a16 or mx) and scale is None:
+        raise InvalidError("the weights' scales are missing: the flags say that they are quantised")
     if fp8 or int8:
         kind = tensors.torch_dtype_name(w.dtype) if fp8 else "i8"
         if kind not in ("e4m3", "e4m3fnuz", "e5m2", "i8"):
