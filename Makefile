@@ -1,12 +1,13 @@
 # The front door. Each target first makes sure that the packages it needs are installed.
-# Options go through ARGS: make test ARGS='-R sort' (ctest), make bench ARGS='--help'.
+# Options go through ARGS: make test ARGS='-R sort' (ctest), make bench ARGS='--help'; those of CMake through
+# OPTIONS: make demo OPTIONS=-DCMOE_CUDA=OFF.
 
 PREFIX ?= /usr/local
 SETUP = @tools/setup.sh
 JOBS ?= $(shell nproc)
 define build
 	$(SETUP) $(2)
-	@cmake --preset $(1) $(3) >/dev/null
+	@cmake --preset $(1) $(3) $(OPTIONS) >/dev/null
 	@cmake --build build/$(1) -j $(JOBS)
 endef
 

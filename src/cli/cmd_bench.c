@@ -401,9 +401,9 @@ const struct cli_command cli_bench = {
         "call to call; on a GPU a sample is one replay of a graph of them. `tflops` counts two\n"
         "operations a multiply-add of the slots computed, `gbps` the weights of the experts hit\n"
         "once, x and y. The floor is the time that these take at the ceilings, which are measured\n"
-        "beside each point: reading memory, and the device's dot products of x's type. `error` is "
-        "the relative L2 error of at most 16 tokens against the\n"
-        "reference, `bound` its largest part of what is allowed; exit code 1: outside.\n",
+        "beside each point: reading memory, and the device's dot products of x's type. `error` is\n"
+        "the relative L2 error of at most 16 tokens against the reference, `bound` its largest\n"
+        "part of what is allowed; exit code 1: outside.\n",
     .options = options,
     .run = run,
 };
