@@ -187,10 +187,11 @@ static void multiply_panel(const struct cmoe_cpu_item *it, const char *panel, co
     for (int64_t at = 0; at < k; at += piece) {
         const int64_t n = cmoe__min64(piece, k - at);
         const char *const b = panel + at * k_bytes;
-        const char *ahead = at + n < k ? b + n * k_bytes : next;
-        if (it->m < CMOE_CPU_STREAM_ROWS) ahead = b + CMOE_CPU_STREAM_AHEAD;
+        const char *const ahead = at + n < k ? b + n * k_bytes : next;
         struct cmoe_cpu_share share =
-            cmoe__cpu_share_ahead(it->m, ops->tile_rows, n, ahead, n * k_bytes);
+            it->m <= ops->tile_rows
+                ? cmoe__cpu_share_soon()
+                : cmoe__cpu_share_ahead(it->m, ops->tile_rows, n, ahead, n * k_bytes);
         if (converts) ops->widen(g->w_dtype, n, b, it->gathered);
         for (int r = 0, m; r < it->m; r += m) {
             m = cmoe__cpu_next_tile(it->m - r, ops->tile_rows);
@@ -201,14 +202,23 @@ static void multiply_panel(const struct cmoe_cpu_item *it, const char *panel, co
     }
 }
 
+/* k's of a pass over panels: as many as fit where CMOE_CPU_K_BLOCK of a whole block of rows do, so that few
+ * rows read each panel from end to end. */
+static int64_t pass_k(const struct cmoe_cpu_item *it)
+{
+    const int64_t fit = it->g->row_block * block_k(it->g) / it->m;
+    return fit / CMOE_CPU_CHUNK * CMOE_CPU_CHUNK;
+}
+
 static void multiply_p32(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const int64_t panel_bytes = (int64_t)cmoe__cpu_p32_panel(it->run->x.p, g->matrix);
     const int64_t k_bytes = CMOE_CPU_PANEL * (g->w_dtype == CMOE_F32 ? 4 : 2);
     const char *const panels = cmoe__cpu_first_panel(it);
-    for (int64_t first = 0; first < g->k; first += CMOE_CPU_K_BLOCK) {
-        const int64_t k = cmoe__min64(CMOE_CPU_K_BLOCK, g->k - first);
+    const int64_t block = pass_k(it);
+    for (int64_t first = 0; first < g->k; first += block) {
+        const int64_t k = cmoe__min64(block, g->k - first);
         pack_block(it, it->run->ops->tile_rows, first, k);
         for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
             const char *const b = panels + j / CMOE_CPU_PANEL * panel_bytes + first * k_bytes;

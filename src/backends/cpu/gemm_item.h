@@ -57,6 +57,12 @@ static inline struct cmoe_cpu_share cmoe__cpu_share_ahead(int m, int tile, int64
                                    .step = (int64_t)(lines * chunks) * 64};
 }
 
+/* What the only tile over a panel fetches. */
+static inline struct cmoe_cpu_share cmoe__cpu_share_soon(void)
+{
+    return (struct cmoe_cpu_share){.ahead = {.soon = true}};
+}
+
 /* The share of the tile now; moves on to the next one's. */
 static inline struct cmoe_cpu_ahead cmoe__cpu_next_share(struct cmoe_cpu_share *s)
 {

@@ -171,7 +171,6 @@ void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
     const struct cmoe_cpu_quant_ops *const ops = g->quant;
     const bool grouped = g->panel.code == CMOE_CPU_CODE_U4;
     const int tile = grouped ? ops->dot4_rows : ops->dot_rows;
-    const bool streams = it->m < CMOE_CPU_STREAM_ROWS;
     /* Without the few lines before them, for which every share would be a line longer. */
     const int64_t codes_bytes = g->panel.bytes - g->panel.head - g->panel.scales;
     const char *const panels = cmoe__cpu_first_panel(it);
@@ -181,10 +180,12 @@ void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
                        .words = (char *)it->a,
                        .offsets = (int32_t *)(void *)it->gathered};
     pack_dots(it, grouped, &a);
-    struct cmoe_cpu_share share = cmoe__cpu_share_ahead(it->m, tile, g->k, NULL, codes_bytes);
+    struct cmoe_cpu_share share = it->m <= tile
+                                      ? cmoe__cpu_share_soon()
+                                      : cmoe__cpu_share_ahead(it->m, tile, g->k, NULL, codes_bytes);
     for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
         const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
-        share.ahead.at = panel + (streams ? CMOE_CPU_STREAM_AHEAD : g->panel.bytes);
+        share.ahead.at = panel + g->panel.bytes;
         for (int r = 0, i = 0, m; r < it->m; r += m, i++) {
             float *const c = it->c + r * CMOE_CPU_PANEL;
             const char *const words = a.words + r * a.row_bytes;

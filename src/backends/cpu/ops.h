@@ -28,10 +28,12 @@ struct cmoe_cpu_act {
     float alpha, beta, lbeta;
 };
 
-/* What to ask the caches for beside a tile: `lines` of 64 bytes from `at` on for every chunk of k. */
+/* What to ask the caches for beside a tile: `lines` of 64 bytes from `at` on for every chunk of k, or the
+ * tile's own weights. */
 struct cmoe_cpu_ahead {
     const void *at;
     int lines;
+    bool soon; /* its own, CMOE_CPU_STREAM_AHEAD bytes before they are read */
 };
 
 struct cmoe_cpu_ops {

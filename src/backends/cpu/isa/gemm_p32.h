@@ -35,8 +35,8 @@ CMOE_INLINE void p32_step(int m, const float *a, const vf b[TILE_VECS],
     }
 }
 
-/* Two k's: `a` at the first, `b` at the panel's row of it. The step-th of a chunk. */
-CMOE_INLINE void p32_two(cmoe_dtype w, int m, const float *a, const char *b,
+/* Two k's: `a` at the first, `b` at the panel's row of it. The step-th of a chunk. soon: a constant. */
+CMOE_INLINE void p32_two(cmoe_dtype w, int m, const float *a, const char *b, bool soon,
                          struct cmoe_cpu_ahead ahead, int step, vf acc[TILE_ROWS][TILE_VECS])
 {
     const int size = w == CMOE_F32 ? 4 : 2;
@@ -50,13 +50,16 @@ CMOE_INLINE void p32_two(cmoe_dtype w, int m, const float *a, const char *b,
             b1[v] = v_load_as(w, b + size * (CMOE_CPU_PANEL + v * VEC));
         }
     }
-    fetch(ahead, step, CMOE_CPU_CHUNK / 2);
+    if (soon)
+        fetch_soon(b, 2 * CMOE_CPU_PANEL * size);
+    else
+        fetch(ahead, step, CMOE_CPU_CHUNK / 2);
     p32_step(m, a, b0, acc);
     p32_step(m, a + 1, b1, acc);
 }
 
 /* A whole chunk, in two halves that are straight code. */
-CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, const float *a, const char *b,
+CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, const float *a, const char *b, bool soon,
                            struct cmoe_cpu_ahead ahead, vf acc[TILE_ROWS][TILE_VECS])
 {
     enum { HALF = CMOE_CPU_CHUNK / 4 };
@@ -64,7 +67,7 @@ CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, const float *a, const char *b,
     for (int half = 0; half < 2; half++, a += 2 * HALF, b += HALF * bytes) {
         CMOE_UNROLL
         for (int i = 0; i < HALF; i++)
-            p32_two(w, m, a + 2 * i, b + i * bytes, ahead, half * HALF + i, acc);
+            p32_two(w, m, a + 2 * i, b + i * bytes, soon, ahead, half * HALF + i, acc);
     }
 }
 
@@ -75,7 +78,7 @@ CMOE_INLINE void p32_rest(cmoe_dtype w, int m, int k, const float *a, const char
     vf b0[TILE_VECS];
     if (w == CMOE_BF16) {
         for (int i = 0; i < k; i += 2, b += 4 * CMOE_CPU_PANEL)
-            p32_two(w, m, a + i, b, (struct cmoe_cpu_ahead){0}, 0, acc);
+            p32_two(w, m, a + i, b, false, (struct cmoe_cpu_ahead){0}, 0, acc);
         return;
     }
     const int size = w == CMOE_F16 ? 2 : 4;
@@ -87,9 +90,9 @@ CMOE_INLINE void p32_rest(cmoe_dtype w, int m, int k, const float *a, const char
     }
 }
 
-/* TILE_COLS columns of the panel, from column `col` on. m and w are constants after inlining. */
+/* TILE_COLS columns of the panel, from column `col` on. m, w and soon are constants after inlining. */
 CMOE_INLINE void p32_tile(cmoe_dtype w, int m, int64_t k, const float *a, const char *b, float *c,
-                          int64_t ldc, bool more, struct cmoe_cpu_ahead ahead)
+                          int64_t ldc, bool more, bool soon, struct cmoe_cpu_ahead ahead)
 {
     const int64_t chunk_bytes = CMOE_CPU_CHUNK * CMOE_CPU_PANEL * (w == CMOE_F32 ? 4 : 2);
     vf acc[TILE_ROWS][TILE_VECS];
@@ -100,7 +103,7 @@ CMOE_INLINE void p32_tile(cmoe_dtype w, int m, int64_t k, const float *a, const 
             acc[r][v] = more ? v_load(c + r * ldc + v * VEC) : v_set(0);
     }
     for (; k >= CMOE_CPU_CHUNK; k -= CMOE_CPU_CHUNK) {
-        p32_chunk(w, m, a, b, ahead, acc);
+        p32_chunk(w, m, a, b, soon, ahead, acc);
         ahead.at = (const void *)((uintptr_t)ahead.at + 64U * (unsigned)ahead.lines);
         a += m * CMOE_CPU_CHUNK;
         b += chunk_bytes;
@@ -119,9 +122,14 @@ CMOE_INLINE void p32_rows(cmoe_dtype w, int m, int64_t k, const float *a, const 
 {
     /* Columns are pairs of bf16, single f16 or f32. */
     const int64_t col_bytes = w == CMOE_F16 ? 2 : 4;
-    for (int col = 0; col < CMOE_CPU_PANEL; col += TILE_COLS)
-        p32_tile(w, m, k, a, (const char *)panel + col * col_bytes, c + col, ldc, more,
-                 col == 0 ? ahead : (struct cmoe_cpu_ahead){0});
+    for (int col = 0; col < CMOE_CPU_PANEL; col += TILE_COLS) {
+        const char *const b = (const char *)panel + col * col_bytes;
+        if (col == 0 && ahead.soon)
+            p32_tile(w, m, k, a, b, c, ldc, more, true, ahead);
+        else
+            p32_tile(w, m, k, a, b, c + col, ldc, more, false,
+                     col == 0 ? ahead : (struct cmoe_cpu_ahead){0});
+    }
 }
 
 /* One body for each number of rows, so that accumulators are registers. */

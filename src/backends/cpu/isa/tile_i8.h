@@ -169,10 +169,10 @@ CMOE_INLINE void dot_step(int m, const char *a, const char *b, vi acc[DOT8_ROWS]
     }
 }
 
-/* DOT8_VECS vectors of columns from `col` on. m is a constant after inlining. */
+/* DOT8_VECS vectors of columns from `col` on. m and soon are constants after inlining. */
 CMOE_INLINE void dot_i8_tile(const struct cmoe_cpu_panel *l, const char *panel, int col, int m,
                              const char *a, const float *row_scale, float *c, int64_t ldc,
-                             struct cmoe_cpu_ahead ahead)
+                             bool soon, struct cmoe_cpu_ahead ahead)
 {
     enum { UNIT = 4 * CMOE_CPU_PANEL, QUADS = CMOE_CPU_CHUNK / 4 };
     const char *b = panel + l->head + l->scales + 4 * col;
@@ -192,7 +192,10 @@ CMOE_INLINE void dot_i8_tile(const struct cmoe_cpu_panel *l, const char *panel, 
     for (; quads >= QUADS; quads -= QUADS) {
         CMOE_UNROLL
         for (int q = 0; q < QUADS; q++) {
-            fetch(ahead, q, QUADS);
+            if (soon)
+                fetch_soon(b + q * UNIT, UNIT);
+            else
+                fetch(ahead, q, QUADS);
             dot_step(m, a + q * m * QUAD_BYTES, b + q * UNIT, acc);
         }
         ahead.at = (const void *)((uintptr_t)ahead.at + 64U * (unsigned)ahead.lines);
@@ -214,9 +217,13 @@ CMOE_INLINE void dot_i8_rows(const struct cmoe_cpu_panel *l, const char *panel, 
                              const char *a, const float *row_scale, float *c, int64_t ldc,
                              struct cmoe_cpu_ahead ahead)
 {
-    for (int col = 0; col < CMOE_CPU_PANEL; col += DOT8_VECS * VEC)
-        dot_i8_tile(l, panel, col, m, a, row_scale, c, ldc,
-                    col == 0 ? ahead : (struct cmoe_cpu_ahead){0});
+    for (int col = 0; col < CMOE_CPU_PANEL; col += DOT8_VECS * VEC) {
+        if (col == 0 && ahead.soon)
+            dot_i8_tile(l, panel, 0, m, a, row_scale, c, ldc, true, ahead);
+        else
+            dot_i8_tile(l, panel, col, m, a, row_scale, c, ldc, false,
+                        col == 0 ? ahead : (struct cmoe_cpu_ahead){0});
+    }
 }
 
 /* One body for each number of rows, so that accumulators are registers. */
