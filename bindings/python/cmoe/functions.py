@@ -12,8 +12,9 @@ from collections import OrderedDict, namedtuple
 from . import problem as problems, tensors
 from ._lib import lib
 from .errors import InvalidError, SlowPathWarning, UnsupportedError
-from .layer import Layer, routing_extras
+from .layer import Layer
 from .problem import Problem
+from .router import routing_extras
 from .runtime import Plan, device as open_device, new_tensors
 from .weights import is_float, quantize_experts, scale_dtype
 
