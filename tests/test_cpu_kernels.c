@@ -290,19 +290,21 @@ static void check_tails(const struct cmoe_cpu_ops *ops, cmoe_dtype dtype, struct
         const void *const row = random_row(&g, rng, dtype, n);
         float *const v = guard_alloc(&g, bytes, 4, GUARD_OUTPUT);
         float *const sum = guard_alloc(&g, bytes, 4, GUARD_OUTPUT);
+        float *const other = guard_alloc(&g, bytes, 4, GUARD_OUTPUT);
+        const float *const rows[] = {v, other};
         void *const back = guard_alloc(&g, (size_t)(n * size_of(dtype)), 2, GUARD_OUTPUT);
         ops->load_row(dtype, row, n, v);
         ops->store_row(dtype, back, n, v);
         assert_same_bytes(back, row, (size_t)(n * size_of(dtype)));
         for (int64_t i = 0; i < n; i++)
-            sum[i] = (float)i;
-        ops->axpy(n, 0.75f, v, sum);
+            sum[i] = (float)i, other[i] = (float)(n - i);
+        ops->axpy(n, 2, (const float[]){0.75f, 0.5f}, rows, sum);
         ops->scale(n, 3.0f, v);
         for (int64_t i = 0; i < n; i++) {
             const double value = (double)cmoe__load(dtype, row, i);
             assert_true((double)v[i] == (double)(float)(3 * value));
-            const double want = (double)i + 0.75 * value;
-            assert_true(fabs((double)sum[i] - want) <= 0x1p-22 * (fabs(value) + (double)i));
+            const double own = (double)i + 0.5 * (double)(n - i), want = own + 0.75 * value;
+            assert_true(fabs((double)sum[i] - want) <= 0x1p-22 * (fabs(value) + own));
         }
         assert_true(guard_check(&g));
         guard_reset(&g);
@@ -326,28 +328,34 @@ static void rows_convert(void **state)
     }
 }
 
-/* Panels of results, past the caches or not, to rows that begin at lines and to others; nothing beside them. */
+/* Panels of results, past the caches or not, with and without bias, to rows that begin at lines and to others;
+ * nothing beside them. */
 static void panels_are_stored(void **state)
 {
     enum { M = 3, STRIDE = 2 * CMOE_CPU_PANEL, ALL = M * STRIDE + 16 };
-    float c[M * CMOE_CPU_PANEL];
+    float c[M * CMOE_CPU_PANEL], bias[CMOE_CPU_PANEL];
     CMOE_ALIGNED(64) float out[ALL];
     (void)state;
     for (int i = 0; i < M * CMOE_CPU_PANEL; i++)
         c[i] = (float)(i + 1);
-    for (int at = 0; at < 4 * CMOE_ISA_LEVELS; at++) {
-        const struct cmoe_cpu_ops *const ops = table(at / 4);
+    for (int j = 0; j < CMOE_CPU_PANEL; j++)
+        bias[j] = (float)(1000 * j);
+    for (int at = 0; at < 8 * CMOE_ISA_LEVELS; at++) {
+        const struct cmoe_cpu_ops *const ops = table(at / 8);
         const int shift = at % 2 ? 5 : 0;
+        const bool biased = at % 8 >= 4;
         float *to[M];
         if (!ops) continue;
         memset(out, 0, sizeof out);
         for (int r = 0; r < M; r++)
             to[r] = out + shift + r * STRIDE;
-        ops->store_panel(M, c, CMOE_CPU_PANEL, at % 4 >= 2, to);
+        ops->store_panel(M, c, CMOE_CPU_PANEL, biased ? bias : NULL, at % 4 >= 2, to);
+        ops->finish_far();
         for (int i = 0; i < ALL; i++) {
             const int r = (i - shift) / STRIDE, j = (i - shift) % STRIDE;
             const bool inside = i >= shift && r < M && j < CMOE_CPU_PANEL;
-            assert_true(out[i] == (inside ? c[r * CMOE_CPU_PANEL + j] : 0));
+            const float more = inside && biased ? bias[j] : 0;
+            assert_true(out[i] == (inside ? c[r * CMOE_CPU_PANEL + j] + more : 0));
         }
     }
 }

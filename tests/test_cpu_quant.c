@@ -105,12 +105,13 @@ static void few_rows_stream(void **state)
 
 /* --- integer dots --------------------------------------------------------------------------- */
 
-/* extreme: every code and every x is -128 or 127. */
-static void check_dots(struct packed *m, struct rng *rng, enum cmoe_isa isa, int rows, bool extreme)
+/* block: k's of a call; extreme: every code and every x is -128 or 127. */
+static void check_dots(struct packed *m, struct rng *rng, enum cmoe_isa isa, int rows,
+                       int64_t block, bool extreme)
 {
     const struct cmoe_cpu_quant_ops *const ops = cmoe__cpu_quant_ops(isa);
     const int64_t k = m->l.k, quads = cmoe__ceil_div(k, 4);
-    const void *from[16];
+    const void *from[16], *part[16];
     const float scale[16] = {1, 0.5f, 2, 0.25f, 1, 4, 8, 1, 1, 0.5f, 1, 2};
     for (int r = 0; r < rows; r++) {
         int8_t *const x = guard_alloc(&m->guard, (size_t)k, 1, GUARD_INPUT);
@@ -122,8 +123,14 @@ static void check_dots(struct packed *m, struct rng *rng, enum cmoe_isa isa, int
         guard_alloc(&m->guard, (size_t)(quads * rows * ops->quad_bytes), 4, GUARD_OUTPUT);
     float *const c =
         guard_alloc(&m->guard, (size_t)rows * CMOE_CPU_PANEL * sizeof *c, 4, GUARD_OUTPUT);
-    ops->pack_i8(from, rows, k, a);
-    ops->dot_i8(&m->l, m->panels, rows, a, scale, c, CMOE_CPU_PANEL, (struct cmoe_cpu_ahead){0});
+    for (int64_t at = 0, n; at < k; at += n) {
+        n = cmoe__min64(block, k - at);
+        for (int r = 0; r < rows; r++)
+            part[r] = (const char *)from[r] + at;
+        ops->pack_i8(part, rows, n, a);
+        ops->dot_i8(&m->l, m->panels, at, n, rows, a, scale, c, CMOE_CPU_PANEL,
+                    (struct cmoe_cpu_ahead){0});
+    }
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < CMOE_CPU_PANEL; j++) {
             const int8_t *const w = (const int8_t *)m->down.data + j * k, *const x = from[r];
@@ -153,13 +160,14 @@ static void dots_are_exact(void **state)
         for (int rows = 1; rows <= most; rows++)
             for (int d = 0; d < 8; d++) {
                 make_packed(m, &rng, formats[0], deep[d]);
-                check_dots(m, &rng, (enum cmoe_isa)level, rows, false);
+                check_dots(m, &rng, (enum cmoe_isa)level, rows, deep[d], false);
+                check_dots(m, &rng, (enum cmoe_isa)level, rows, 4 * (d + 1), false);
             }
         make_packed(m, &rng, formats[0], CMOE_CPU_DOT_K);
         memset((void *)(uintptr_t)m->down.data, 0x80, ROWS * (size_t)CMOE_CPU_DOT_K);
         cmoe__cpu_p32_i8.pack(&m->w, 2, 0, 0, PANELS, m->panels);
         guard_freeze(&m->guard);
-        check_dots(m, &rng, (enum cmoe_isa)level, 2, true);
+        check_dots(m, &rng, (enum cmoe_isa)level, 2, CMOE_CPU_DOT_K, true);
     }
     guard_end(&m->guard);
     free(m);

@@ -9,6 +9,8 @@
 /* Columns of an item: 4 KiB of sums. Tokens of an item once there are many. */
 enum { PIECE = 1024, MANY_TOKENS = 64, ITEM_TOKENS = 8 };
 
+enum { TOGETHER = 8 /* most slots that are read side by side */ };
+
 /* Rows of y that are made: tokens, or slots when nothing is summed. */
 static int64_t y_rows(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
 {
@@ -45,15 +47,25 @@ static char *y_row(const struct cmoe_exec *x, int64_t row)
     return y + row / x->shape->slots * x->y_stride + row % x->shape->slots * slot_bytes;
 }
 
-/* sum[n] += weight * z of one slot row, when a local expert computed it. */
-static void add_slot(const struct cmoe_cpu_run *run, int64_t row, int64_t col, int64_t n,
-                     float *sum)
+/* sum[n] += weight * z of slot rows [row, row + slots) that local experts computed, a few at a time: memory
+ * answers for all of them at once. */
+static void add_slots(const struct cmoe_cpu_run *run, int64_t row, int slots, int64_t col,
+                      int64_t n, float *sum)
 {
     const struct cmoe_exec *const x = &run->x;
     const bool weighted = x->p->weight_on == CMOE_WEIGHT_ON_OUTPUT;
-    if (!x->shape->batched && cmoe__exec_local(x, x->ids[row]) < 0) return;
-    run->ops->axpy(n, weighted ? cmoe__exec_weight(x, row) : 1.0f, x->z + row * x->shape->H + col,
-                   sum);
+    float weight[TOGETHER];
+    const float *z[TOGETHER];
+    for (int64_t i = row, m = 0; i < row + slots; i++) {
+        const bool last = i + 1 == row + slots;
+        if (x->shape->batched || cmoe__exec_local(x, x->ids[i]) >= 0) {
+            weight[m] = weighted ? cmoe__exec_weight(x, i) : 1.0f;
+            z[m++] = x->z + i * x->shape->H + col;
+        }
+        if (m < TOGETHER && !last) continue;
+        run->ops->axpy(n, (int)m, weight, z, sum);
+        m = 0;
+    }
 }
 
 /* Columns [col, col + n) of one row of y. */
@@ -68,16 +80,12 @@ static void one_row(const struct cmoe_cpu_run *run, int64_t row, int64_t col, in
     const bool one_slot = s->batched || (x->p->flags & CMOE_NO_REDUCE);
     const int64_t used = cmoe__max64(0, cmoe__min64(n, s->h_used - col));
     float sum[PIECE] = {0};
-    if (one_slot) {
-        add_slot(run, row, col, used, sum);
-    } else {
-        for (int32_t i = 0; i < s->slots; i++)
-            add_slot(run, row * s->slots + i, col, used, sum);
-        if (x->p->accumulate != 0) {
-            float old[PIECE];
-            run->ops->load_row(dtype, at, n, old);
-            run->ops->axpy(n, x->p->accumulate, old, sum);
-        }
+    add_slots(run, one_slot ? row : row * s->slots, one_slot ? 1 : s->slots, col, used, sum);
+    if (!one_slot && x->p->accumulate != 0) {
+        float old[PIECE];
+        const float *const rows[] = {old};
+        run->ops->load_row(dtype, at, n, old);
+        run->ops->axpy(n, 1, &x->p->accumulate, rows, sum);
     }
     run->ops->store_row(dtype, at, n, sum);
 }

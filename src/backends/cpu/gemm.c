@@ -84,7 +84,8 @@ enum {
 static bool finishes_panels(const struct cmoe_cpu_gemm *g)
 {
     if (g->tile) return cmoe__cpu_tile_finishes(g);
-    return g->how == CMOE_CPU_MULTIPLY_DOTS || g->how == CMOE_CPU_MULTIPLY_DIGITS;
+    if (g->how == CMOE_CPU_MULTIPLY_DOTS) return cmoe__cpu_dot_block(g) == g->k;
+    return g->how == CMOE_CPU_MULTIPLY_DIGITS;
 }
 
 /* Most columns of an item whose results wait in memory, with its rows in the second cache. */
@@ -394,6 +395,7 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
         multiply_rows(&it);
     for (int64_t j = 0; j < it.cols && !finishes_panels(g); j += CMOE_CPU_PANEL)
         cmoe__cpu_store_panel(&it, j, it.c + j, g->run);
+    run->ops->finish_far();
     if (it.h) requant(&it);
 }
 

@@ -74,7 +74,9 @@ static inline struct cmoe_cpu_ahead cmoe__cpu_next_share(struct cmoe_cpu_share *
 /* Results of all rows for the panel at column j of the item, c[m][ldc], to where they belong. */
 void cmoe__cpu_store_panel(const struct cmoe_cpu_item *it, int64_t j, const float *c, int64_t ldc);
 
-/* Bytes of a row that integer dots read. */
+/* k's that integer dots add up at a time: all, or so many that rows and panels of them fit the second cache,
+ * and bytes of a packed row of them. */
+int64_t cmoe__cpu_dot_block(const struct cmoe_cpu_gemm *g);
 int64_t cmoe__cpu_dot_row(const struct cmoe_cpu_gemm *g);
 
 enum { CMOE_CPU_GROUPS = CMOE_CPU_K_BLOCK / 16 }; /* most scales of a row in a block of k's */

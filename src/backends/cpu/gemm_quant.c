@@ -112,10 +112,17 @@ static void multiply_block(const struct cmoe_cpu_item *it, const char *panel, in
     }
 }
 
+int64_t cmoe__cpu_dot_block(const struct cmoe_cpu_gemm *g)
+{
+    enum { ALL_K = 6144, BLOCK_K = 3584 };
+    if (g->panel.code == CMOE_CPU_CODE_U4 || g->k <= ALL_K) return g->k;
+    return cmoe__round_up(cmoe__ceil_div(g->k, cmoe__ceil_div(g->k, BLOCK_K)), CMOE_CPU_CHUNK);
+}
+
 int64_t cmoe__cpu_dot_row(const struct cmoe_cpu_gemm *g)
 {
     if (g->panel.code == CMOE_CPU_CODE_U4) return cmoe__round_up(g->k, 8);
-    return cmoe__ceil_div(g->k, 4) * g->quant->quad_bytes;
+    return cmoe__ceil_div(cmoe__cpu_dot_block(g), 4) * g->quant->quad_bytes;
 }
 
 void cmoe__cpu_multiply_codes(const struct cmoe_cpu_item *it)
@@ -131,12 +138,13 @@ void cmoe__cpu_multiply_codes(const struct cmoe_cpu_item *it)
     }
 }
 
-/* Rows [r, r + m) of a tile: where their codes are, and their scales. */
-static void dot_rows(const struct cmoe_cpu_item *it, int r, int m, const void **rows, float *scale)
+/* Rows [r, r + m) of a tile: where their codes are from k `first` on, and their scales. */
+static void dot_rows(const struct cmoe_cpu_item *it, int r, int m, int64_t first, const void **rows,
+                     float *scale)
 {
     for (int i = 0; i < m; i++) {
         const struct cmoe_cpu_input in = cmoe__cpu_input_row(it, r + i);
-        rows[i] = in.codes;
+        rows[i] = in.codes + first;
         scale[i] = one_scale(&in);
     }
 }
@@ -150,53 +158,73 @@ struct packed {
     float scale[CMOE_CPU_PANEL_ROWS];
 };
 
-static void pack_dots(const struct cmoe_cpu_item *it, bool grouped, struct packed *to)
+/* k's [first, first + k) of all rows; all k's of groups. */
+static void pack_dots(const struct cmoe_cpu_item *it, bool grouped, int64_t first, int64_t k,
+                      struct packed *to)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const void *rows[CMOE_CPU_PANEL_ROWS];
     for (int r = 0, i = 0, m; r < it->m; r += m, i++) {
         m = cmoe__cpu_cut_size(to->cut, i);
-        dot_rows(it, r, m, rows, to->scale + r);
+        dot_rows(it, r, m, first, rows, to->scale + r);
         char *const words = to->words + r * to->row_bytes;
         if (grouped)
             g->quant->pack_u4(&g->panel, rows, m, words, to->offsets + r * to->groups);
         else
-            g->quant->pack_i8(rows, m, g->k, words);
+            g->quant->pack_i8(rows, m, k, words);
+    }
+}
+
+/* k's [first, first + k), which are packed, of all rows by one panel. */
+static void multiply_dots(const struct cmoe_cpu_item *it, const struct packed *a, const char *panel,
+                          int64_t first, int64_t k, struct cmoe_cpu_share share, float *to,
+                          int64_t ldc)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const struct cmoe_cpu_quant_ops *const ops = g->quant;
+    for (int r = 0, i = 0, m; r < it->m; r += m, i++) {
+        float *const c = to + r * ldc;
+        const char *const words = a->words + r * a->row_bytes;
+        m = cmoe__cpu_cut_size(a->cut, i);
+        if (g->panel.code == CMOE_CPU_CODE_U4)
+            ops->dot_u4(&g->panel, panel, m, words, a->offsets + r * a->groups, a->scale + r, c,
+                        ldc);
+        else
+            ops->dot_i8(&g->panel, panel, first, k, m, words, a->scale + r, c, ldc,
+                        cmoe__cpu_next_share(&share));
     }
 }
 
 void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
-    const struct cmoe_cpu_quant_ops *const ops = g->quant;
     const bool grouped = g->panel.code == CMOE_CPU_CODE_U4;
-    const int tile = grouped ? ops->dot4_rows : ops->dot_rows;
-    /* Without the few lines before them, for which every share would be a line longer. */
-    const int64_t codes_bytes = g->panel.bytes - g->panel.head - g->panel.scales;
+    const int tile = grouped ? g->quant->dot4_rows : g->quant->dot_rows;
+    const bool soon = it->m <= tile, finishes = cmoe__cpu_dot_block(g) == g->k;
+    /* One tile reads panels from end to end, where there is room for its rows. */
+    const bool whole =
+        soon && tile * cmoe__round_up(g->k, 4) <= g->row_block * cmoe__cpu_dot_block(g);
+    const int64_t block = whole ? g->k : cmoe__cpu_dot_block(g);
     const char *const panels = cmoe__cpu_first_panel(it);
     struct packed a = {.row_bytes = cmoe__cpu_dot_row(g),
                        .groups = cmoe__ceil_div(g->k, g->panel.span),
                        .cut = cmoe__cpu_cut_rows(it->m, tile),
                        .words = (char *)it->a,
                        .offsets = (int32_t *)(void *)it->gathered};
-    pack_dots(it, grouped, &a);
-    struct cmoe_cpu_share share = it->m <= tile
-                                      ? cmoe__cpu_share_soon()
-                                      : cmoe__cpu_share_ahead(it->m, tile, g->k, NULL, codes_bytes);
-    for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
-        const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
-        share.ahead.at = panel + g->panel.bytes;
-        for (int r = 0, i = 0, m; r < it->m; r += m, i++) {
-            float *const c = it->c + r * CMOE_CPU_PANEL;
-            const char *const words = a.words + r * a.row_bytes;
-            m = cmoe__cpu_cut_size(a.cut, i);
-            if (grouped)
-                ops->dot_u4(&g->panel, panel, m, words, a.offsets + r * a.groups, a.scale + r, c,
-                            CMOE_CPU_PANEL);
-            else
-                ops->dot_i8(&g->panel, panel, m, words, a.scale + r, c, CMOE_CPU_PANEL,
-                            cmoe__cpu_next_share(&share));
+    for (int64_t first = 0; first < g->k; first += block) {
+        const int64_t k = cmoe__min64(block, g->k - first);
+        /* Without the few lines before them, for which every share would be a line longer. */
+        const int64_t bytes = k * g->panel.unit / g->panel.step;
+        const int64_t skip = g->panel.bytes + first * g->panel.unit / g->panel.step;
+        struct cmoe_cpu_share share =
+            soon ? cmoe__cpu_share_soon() : cmoe__cpu_share_ahead(it->m, tile, k, NULL, bytes);
+        pack_dots(it, grouped, first, k, &a);
+        for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
+            const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
+            share.ahead.at = panel + skip;
+            multiply_dots(it, &a, panel, first, k, share, finishes ? it->c : it->c + j,
+                          finishes ? CMOE_CPU_PANEL : g->run);
+            if (finishes) cmoe__cpu_store_panel(it, j, it->c, CMOE_CPU_PANEL);
         }
-        cmoe__cpu_store_panel(it, j, it->c, CMOE_CPU_PANEL);
     }
 }

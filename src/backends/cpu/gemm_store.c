@@ -40,14 +40,12 @@ static void finish_row(const struct cmoe_cpu_item *it, const struct finish *f, i
     }
 }
 
-/* Whether results need nothing but to be stored. */
+/* Whether results need no routing weight before they are stored. */
 static bool is_plain(const struct cmoe_cpu_item *it)
 {
     const cmoe_problem *const p = it->run->x.p;
-    const bool first = it->g->matrix == 1;
-    const bool weighted =
-        first && (p->weight_on == CMOE_WEIGHT_ON_GEMM1 || p->weight_on == CMOE_WEIGHT_ON_ACT);
-    return !weighted && !(p->flags & (first ? CMOE_BIAS1 : CMOE_BIAS2));
+    return it->g->matrix == 2 ||
+           (p->weight_on != CMOE_WEIGHT_ON_GEMM1 && p->weight_on != CMOE_WEIGHT_ON_ACT);
 }
 
 /* n results of every row to logical columns [to, to + n) of gu or z. */
@@ -56,15 +54,16 @@ static void store_columns(const struct cmoe_cpu_item *it, const float *c, int64_
 {
     const struct cmoe_exec *const x = &it->run->x;
     float *const out = (it->g->matrix == 1 ? x->gu : x->z) + to;
+    const struct finish f = finish_columns(it, to, n);
     if (n == CMOE_CPU_PANEL && is_plain(it)) {
         float *rows[CMOE_CPU_TILE_ROWS];
         const int64_t all = x->offsets[x->shape->local] * it->g->n_stride * (int64_t)sizeof *out;
         for (int r = 0; r < it->m; r++)
             rows[r] = out + it->rows[r] * it->g->n_stride;
-        it->run->ops->store_panel(it->m, c, ldc, all >= CMOE_CPU_FAR_BYTES, rows);
+        it->run->ops->store_panel(it->m, c, ldc, f.biased ? f.bias : NULL,
+                                  all >= CMOE_CPU_FAR_BYTES, rows);
         return;
     }
-    const struct finish f = finish_columns(it, to, n);
     for (int r = 0; r < it->m; r++)
         finish_row(it, &f, it->rows[r], c + r * ldc, n, out + it->rows[r] * it->g->n_stride);
 }
@@ -102,13 +101,19 @@ static void store_activated(const struct cmoe_cpu_item *it, const float *gate, c
 /* h of a whole panel of gate and up that lies at column `at`. */
 static void activate_plain(const struct cmoe_cpu_item *it, const float *c, int64_t ldc, int64_t at)
 {
+    enum { HALF = CMOE_CPU_PANEL / 2 };
     const struct cmoe_exec *const x = &it->run->x;
+    struct finish f = finish_columns(it, at, HALF);
     const cmoe_dtype dtype = cmoe__shape_h_dtype(x->p);
     const int64_t size = dtype == CMOE_F32 ? 4 : 2;
     void *h[CMOE_CPU_TILE_ROWS];
     for (int r = 0; r < it->m; r++)
         h[r] = h_at(it, size, r, at);
-    it->run->ops->act_panel(&it->run->act, dtype, it->m, c, ldc, h);
+    if (f.biased) {
+        const struct finish up = finish_columns(it, x->shape->I + at, HALF);
+        memcpy(f.bias + HALF, up.bias, HALF * sizeof *f.bias);
+    }
+    it->run->ops->act_panel(&it->run->act, dtype, it->m, c, ldc, f.biased ? f.bias : NULL, h);
 }
 
 static void activate_panel(const struct cmoe_cpu_item *it, int64_t panel, const float *c,

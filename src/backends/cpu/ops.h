@@ -62,17 +62,21 @@ struct cmoe_cpu_ops {
     void (*act)(const struct cmoe_cpu_act *act, int64_t n, const float *gate, const float *up,
                 float *h);
 
-    /* The same of a panel's 16 gate and 16 up columns, c[m][ldc], to 16 values of `dtype` a row. */
+    /* The same of a panel's 16 gate and 16 up columns, c[m][ldc] plus bias[32] (NULL: none), to 16
+     * values of `dtype` a row. */
     void (*act_panel)(const struct cmoe_cpu_act *act, cmoe_dtype dtype, int m, const float *c,
-                      int64_t ldc, void *const *h);
+                      int64_t ldc, const float *bias, void *const *h);
 
-    /* 32 columns of every row to where it belongs; far: past the caches. */
-    void (*store_panel)(int m, const float *c, int64_t ldc, bool far, float *const *to);
+    /* 32 columns of every row plus bias[32] (NULL: none) to where it belongs; far: past the caches. */
+    void (*store_panel)(int m, const float *c, int64_t ldc, const float *bias, bool far,
+                        float *const *to);
+    /* What was stored far is seen by whoever sees what this thread stores next. */
+    void (*finish_far)(void);
 
     void (*load_row)(cmoe_dtype dtype, const void *src, int64_t n, float *dst);
     void (*store_row)(cmoe_dtype dtype, void *dst, int64_t n, const float *src);
-    /* sum[n] += r * z */
-    void (*axpy)(int64_t n, float r, const float *z, float *sum);
+    /* sum[n] += r[i] * z[i][n], i from 0 to m - 1 in turn. */
+    void (*axpy)(int64_t n, int m, const float *r, const float *const *z, float *sum);
     /* v[n] *= r */
     void (*scale)(int64_t n, float r, float *v);
 };

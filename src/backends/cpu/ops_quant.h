@@ -34,9 +34,11 @@ struct cmoe_cpu_quant_ops {
     void (*pack_i8)(const void *const *rows, int m, int64_t k, void *a);
 
     /* c[m][ldc] = (a . codes) * (scale of the column * scale of the row): 32 columns, exact sums.
-     * One group without zero points, k at most CMOE_CPU_DOT_K. */
-    void (*dot_i8)(const struct cmoe_cpu_panel *l, const void *panel, int m, const void *a,
-                   const float *row_scale, float *c, int64_t ldc, struct cmoe_cpu_ahead ahead);
+     * One group without zero points, k at most CMOE_CPU_DOT_K. `a` holds k's [first, first + k) alone,
+     * first a multiple of 4: before the last of all c has int32 sums, to which the next call adds. */
+    void (*dot_i8)(const struct cmoe_cpu_panel *l, const void *panel, int64_t first, int64_t k,
+                   int m, const void *a, const float *row_scale, float *c, int64_t ldc,
+                   struct cmoe_cpu_ahead ahead);
 
     /* The same over 4-bit codes in groups, zero points or not: quads [ceil(k/8)*2][m] of 4 bytes, and
      * what a group's sums begin with for a zero point of 1 (none: what they begin with):

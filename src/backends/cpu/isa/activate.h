@@ -95,27 +95,35 @@ CMOE_INLINE void act_loop(cmoe_activation which, const struct cmoe_cpu_act *p, i
     }
 }
 
+/* `biased` is a constant after inlining. */
 CMOE_INLINE void act_panel_loop(cmoe_activation which, const struct cmoe_cpu_act *p,
-                                cmoe_dtype dtype, int m, const float *c, int64_t ldc,
-                                void *const *h)
+                                cmoe_dtype dtype, bool biased, int m, const float *c, int64_t ldc,
+                                const float *bias, void *const *h)
 {
     enum { HALF = CMOE_CPU_PANEL / 2 };
     const int64_t size = dtype == CMOE_F32 ? 4 : 2;
     for (int r = 0; r < m; r++, c += ldc)
 #pragma GCC unroll 4
-        for (int i = 0; i < HALF; i += VEC)
-            v_store_as(dtype, (char *)h[r] + i * size,
-                       act_pair(which, p, v_load(c + i), v_load(c + HALF + i)));
+        for (int i = 0; i < HALF; i += VEC) {
+            vf g = v_load(c + i), u = v_load(c + HALF + i);
+            if (biased) {
+                g += v_load(bias + i);
+                u += v_load(bias + HALF + i);
+            }
+            v_store_as(dtype, (char *)h[r] + i * size, act_pair(which, p, g, u));
+        }
 }
 
-/* Not worth a body of its own but for the common one. */
+/* Bodies of their own for the common ones. */
 static void act_panel(const struct cmoe_cpu_act *p, cmoe_dtype dtype, int m, const float *c,
-                      int64_t ldc, void *const *h)
+                      int64_t ldc, const float *bias, void *const *h)
 {
-    if (p->act == CMOE_ACT_SILU)
-        act_panel_loop(CMOE_ACT_SILU, p, dtype, m, c, ldc, h);
+    if (p->act == CMOE_ACT_SILU && !bias)
+        act_panel_loop(CMOE_ACT_SILU, p, dtype, false, m, c, ldc, bias, h);
+    else if (p->act == CMOE_ACT_SWIGLU_OAI && bias)
+        act_panel_loop(CMOE_ACT_SWIGLU_OAI, p, dtype, true, m, c, ldc, bias, h);
     else
-        act_panel_loop(p->act, p, dtype, m, c, ldc, h);
+        act_panel_loop(p->act, p, dtype, bias != NULL, m, c, ldc, bias, h);
 }
 
 static void act(const struct cmoe_cpu_act *p, int64_t n, const float *gate, const float *up,

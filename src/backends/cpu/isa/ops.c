@@ -26,6 +26,7 @@ const struct cmoe_cpu_ops cmoe__cpu_ops_generic = {
     .act = act,
     .act_panel = act_panel,
     .store_panel = store_panel,
+    .finish_far = finish_far,
     .load_row = load_row,
     .store_row = store_row,
     .axpy = axpy,

@@ -95,43 +95,58 @@ CMOE_INLINE void store_far(float *p, vf v)
 #endif
 }
 
-/* What was stored far is seen by whoever sees what this thread stores next. */
-CMOE_INLINE void finish_far(void)
+static void finish_far(void)
 {
 #if defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2
     _mm_sfence();
 #endif
 }
 
-static void store_panel(int m, const float *c, int64_t ldc, bool far, float *const *to)
+/* `biased` is a constant after inlining. */
+CMOE_INLINE void store_panel_as(bool biased, int m, const float *c, int64_t ldc, const float *bias,
+                                bool far, float *const *to)
 {
     for (int r = 0; r < m; r++) {
         float *const row = to[r];
         const bool lines = far && (uintptr_t)row % 64 == 0;
 #pragma GCC unroll 8
         for (int j = 0; j < CMOE_CPU_PANEL; j += VEC) {
-            const vf v = v_load(c + r * ldc + j);
+            vf v = v_load(c + r * ldc + j);
+            if (biased) v += v_load(bias + j);
             if (lines)
                 store_far(row + j, v);
             else
                 v_store(row + j, v);
         }
     }
-    if (far) finish_far();
 }
 
-static void axpy(int64_t n, float r, const float *z, float *sum)
+static void store_panel(int m, const float *c, int64_t ldc, const float *bias, bool far,
+                        float *const *to)
+{
+    if (bias)
+        store_panel_as(true, m, c, ldc, bias, far, to);
+    else
+        store_panel_as(false, m, c, ldc, bias, far, to);
+}
+
+static void axpy(int64_t n, int m, const float *r, const float *const *z, float *sum)
 {
     int64_t i = 0;
-    for (; i + VEC <= n; i += VEC)
-        v_store(sum + i, v_fma(v_set(r), v_load(z + i), v_load(sum + i)));
-    if (i < n) {
-        float a[VEC] = {0}, b[VEC] = {0};
-        memcpy(a, z + i, (size_t)(n - i) * sizeof *a);
-        memcpy(b, sum + i, (size_t)(n - i) * sizeof *b);
-        v_store(b, v_fma(v_set(r), v_load(a), v_load(b)));
-        memcpy(sum + i, b, (size_t)(n - i) * sizeof *b);
+    for (; i + VEC <= n; i += VEC) {
+        vf v = v_load(sum + i);
+        for (int s = 0; s < m; s++)
+            v = v_fma(v_set(r[s]), v_load(z[s] + i), v);
+        v_store(sum + i, v);
     }
+    if (i == n) return;
+    float a[VEC] = {0}, b[VEC] = {0};
+    memcpy(b, sum + i, (size_t)(n - i) * sizeof *b);
+    for (int s = 0; s < m; s++) {
+        memcpy(a, z[s] + i, (size_t)(n - i) * sizeof *a);
+        v_store(b, v_fma(v_set(r[s]), v_load(a), v_load(b)));
+    }
+    memcpy(sum + i, b, (size_t)(n - i) * sizeof *b);
 }
 
 static void scale(int64_t n, float r, float *v)

@@ -169,26 +169,37 @@ CMOE_INLINE void dot_step(int m, const char *a, const char *b, vi acc[DOT8_ROWS]
     }
 }
 
+/* What the sums of the panel's columns begin with: those of the k's before, c, or none. */
+CMOE_INLINE vi dot_i8_begin(const char *panel, int col, const float *c, bool more)
+{
+    if (more) return vi_load(c);
+#if defined CMOE_ISA_AVX512VNNI
+    return vi_load(panel + 4 * col);
+#else
+    (void)panel;
+    (void)col;
+    return vi_set(0);
+#endif
+}
+
 /* DOT8_VECS vectors of columns from `col` on. m and soon are constants after inlining. */
-CMOE_INLINE void dot_i8_tile(const struct cmoe_cpu_panel *l, const char *panel, int col, int m,
-                             const char *a, const float *row_scale, float *c, int64_t ldc,
-                             bool soon, struct cmoe_cpu_ahead ahead)
+CMOE_INLINE void dot_i8_tile(const struct cmoe_cpu_panel *l, const char *panel, int64_t first,
+                             int64_t k, int col, int m, const char *a, const float *row_scale,
+                             float *c, int64_t ldc, bool soon, struct cmoe_cpu_ahead ahead)
 {
     enum { UNIT = 4 * CMOE_CPU_PANEL, QUADS = CMOE_CPU_CHUNK / 4 };
-    const char *b = panel + l->head + l->scales + 4 * col;
+    const char *b = panel + l->head + l->scales + first * CMOE_CPU_PANEL + 4 * col;
     const float *const scale = (const float *)(const void *)(panel + l->head) + col;
+    const bool last = first + k >= l->k;
     vi acc[DOT8_ROWS][DOT8_VECS];
+    c += col;
     CMOE_UNROLL
     for (int r = 0; r < m; r++) {
         CMOE_UNROLL
         for (int v = 0; v < DOT8_VECS; v++)
-#if defined CMOE_ISA_AVX512VNNI
-            acc[r][v] = vi_load(panel + 4 * (col + v * VEC));
-#else
-            acc[r][v] = vi_set(0);
-#endif
+            acc[r][v] = dot_i8_begin(panel, col + v * VEC, c + r * ldc + v * VEC, first > 0);
     }
-    int64_t quads = (l->k + 3) / 4;
+    int64_t quads = (k + 3) / 4;
     for (; quads >= QUADS; quads -= QUADS) {
         CMOE_UNROLL
         for (int q = 0; q < QUADS; q++) {
@@ -207,74 +218,78 @@ CMOE_INLINE void dot_i8_tile(const struct cmoe_cpu_panel *l, const char *panel, 
     CMOE_UNROLL
     for (int r = 0; r < m; r++) {
         CMOE_UNROLL
-        for (int v = 0; v < DOT8_VECS; v++)
-            v_store(c + r * ldc + col + v * VEC,
-                    vi_to_float(acc[r][v]) * (v_load(scale + v * VEC) * v_set(row_scale[r])));
+        for (int v = 0; v < DOT8_VECS; v++) {
+            const vf result =
+                last ? vi_to_float(acc[r][v]) * (v_load(scale + v * VEC) * v_set(row_scale[r]))
+                     : v_float(acc[r][v]);
+            v_store(c + r * ldc + v * VEC, result);
+        }
     }
 }
 
-CMOE_INLINE void dot_i8_rows(const struct cmoe_cpu_panel *l, const char *panel, int m,
-                             const char *a, const float *row_scale, float *c, int64_t ldc,
-                             struct cmoe_cpu_ahead ahead)
+CMOE_INLINE void dot_i8_rows(const struct cmoe_cpu_panel *l, const char *panel, int64_t first,
+                             int64_t k, int m, const char *a, const float *row_scale, float *c,
+                             int64_t ldc, struct cmoe_cpu_ahead ahead)
 {
     for (int col = 0; col < CMOE_CPU_PANEL; col += DOT8_VECS * VEC) {
         if (col == 0 && ahead.soon)
-            dot_i8_tile(l, panel, 0, m, a, row_scale, c, ldc, true, ahead);
+            dot_i8_tile(l, panel, first, k, 0, m, a, row_scale, c, ldc, true, ahead);
         else
-            dot_i8_tile(l, panel, col, m, a, row_scale, c, ldc, false,
+            dot_i8_tile(l, panel, first, k, col, m, a, row_scale, c, ldc, false,
                         col == 0 ? ahead : (struct cmoe_cpu_ahead){0});
     }
 }
 
 /* One body for each number of rows, so that accumulators are registers. */
-static void dot_i8(const struct cmoe_cpu_panel *l, const void *panel, int m, const void *a,
-                   const float *row_scale, float *c, int64_t ldc, struct cmoe_cpu_ahead ahead)
+static void dot_i8(const struct cmoe_cpu_panel *l, const void *panel, int64_t first, int64_t k,
+                   int m, const void *a, const float *row_scale, float *c, int64_t ldc,
+                   struct cmoe_cpu_ahead ahead)
 {
     switch (m) {
     case 1:
-        dot_i8_rows(l, panel, 1, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 1, a, row_scale, c, ldc, ahead);
         break;
     case 2:
-        dot_i8_rows(l, panel, 2, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 2, a, row_scale, c, ldc, ahead);
         break;
     case 3:
-        dot_i8_rows(l, panel, 3, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 3, a, row_scale, c, ldc, ahead);
         break;
     case 4:
-        dot_i8_rows(l, panel, 4, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 4, a, row_scale, c, ldc, ahead);
         break;
 #if defined CMOE_ISA_AVX512
     case 5:
-        dot_i8_rows(l, panel, 5, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 5, a, row_scale, c, ldc, ahead);
         break;
     case 6:
-        dot_i8_rows(l, panel, 6, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 6, a, row_scale, c, ldc, ahead);
         break;
     case 7:
-        dot_i8_rows(l, panel, 7, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 7, a, row_scale, c, ldc, ahead);
         break;
     case 8:
-        dot_i8_rows(l, panel, 8, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 8, a, row_scale, c, ldc, ahead);
         break;
 #endif
 #if defined CMOE_ISA_AVX512VNNI
     case 9:
-        dot_i8_rows(l, panel, 9, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 9, a, row_scale, c, ldc, ahead);
         break;
     case 10:
-        dot_i8_rows(l, panel, 10, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 10, a, row_scale, c, ldc, ahead);
         break;
     case 11:
-        dot_i8_rows(l, panel, 11, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 11, a, row_scale, c, ldc, ahead);
         break;
     case 12:
-        dot_i8_rows(l, panel, 12, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 12, a, row_scale, c, ldc, ahead);
         break;
     case 13:
-        dot_i8_rows(l, panel, 13, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 13, a, row_scale, c, ldc, ahead);
         break;
     case 14:
-        dot_i8_rows(l, panel, 14, a, row_scale, c, ldc, ahead);
+        dot_i8_rows(l, panel, first, k, 14, a, row_scale, c, ldc, ahead);
         break;
 #endif
     }
