@@ -77,4 +77,11 @@ struct cmoe_kernel {
     const void *config; /* the family's own const data */
 };
 
+/* Config of a row that converts one sort format into another, and its `supports`. */
+struct cmoe_conversion {
+    uint8_t from, to; /* layouts of edges */
+};
+bool cmoe__conversion_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                               struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why);
+
 #endif

@@ -64,3 +64,13 @@ int cmoe_kernel_supports(int i, cmoe_device *dev, const cmoe_problem *p, char *w
     }
     return ok;
 }
+
+bool cmoe__conversion_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                               struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    const struct cmoe_conversion *const c = k->config;
+    if (in.layout != c->from) return cmoe__refuse(why, "converts another sort format");
+    const bool padded = c->to == CMOE_EDGE_PACKED || c->to == CMOE_EDGE_FLAT;
+    *out = (struct cmoe_edge){.layout = c->to, .block_m = padded ? (uint16_t)q->p->block_m : 0};
+    return true;
+}

@@ -110,20 +110,6 @@ static double quant_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_
     return CMOE_CUDA_LAUNCH_US + 1.5 * (cmoe__cuda_cost_us(k, q) - CMOE_CUDA_LAUNCH_US);
 }
 
-struct conversion {
-    uint8_t from, to;
-};
-
-static bool converts(const struct cmoe_kernel *k, const struct cmoe_query *q, struct cmoe_edge in,
-                     struct cmoe_edge *out, struct cmoe_why *why)
-{
-    const struct conversion *c = k->config;
-    if (in.layout != c->from) return cmoe__refuse(why, "converts another sort format");
-    const bool padded = c->to == CMOE_EDGE_PACKED || c->to == CMOE_EDGE_FLAT;
-    *out = (struct cmoe_edge){.layout = c->to, .block_m = padded ? (uint16_t)q->p->block_m : 0};
-    return true;
-}
-
 static double convert_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
     (void)k;
@@ -164,9 +150,9 @@ static const struct cmoe_family gemv = {cmoe__cuda_gemv_supports, cmoe__cuda_gem
                                         cmoe__cuda_gemv_scratch, cmoe__cuda_gemv};
 static const struct cmoe_family combine = {cmoe__cuda_starts_here, cmoe__cuda_cost_us, NULL,
                                            cmoe__cuda_combine};
-static const struct cmoe_family export_sort = {converts, convert_cost_us, NULL,
+static const struct cmoe_family export_sort = {cmoe__conversion_supports, convert_cost_us, NULL,
                                                cmoe__cuda_sort_export};
-static const struct cmoe_family import_sort = {converts, convert_cost_us, NULL,
+static const struct cmoe_family import_sort = {cmoe__conversion_supports, convert_cost_us, NULL,
                                                cmoe__cuda_sort_import};
 
 const struct cmoe_kernel cmoe__cuda_kernels[CMOE_CUDA_KERNELS] = {
@@ -187,7 +173,7 @@ const struct cmoe_kernel cmoe__cuda_kernels[CMOE_CUDA_KERNELS] = {
         .first = CMOE_STAGE_GEMM1,                                                                 \
         .last = CMOE_STAGE_SORT,                                                                   \
         .family = &fam,                                                                            \
-        .config = &(const struct conversion){CMOE_EDGE_##a, CMOE_EDGE_##b},                        \
+        .config = &(const struct cmoe_conversion){CMOE_EDGE_##a, CMOE_EDGE_##b},                   \
     },
 #include "backends/cuda/kernels.def"
 #undef KERNEL

@@ -244,12 +244,10 @@ cmoe_status cmoe__cuda_act(const struct cmoe_step *step, const struct cmoe_exec 
     return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_act, grid, args);
 }
 
-cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_exec *x)
+static cmoe_gpu_combine combine_params(const struct cmoe_exec *x)
 {
-    (void)step;
-    const cmoe_problem *p = x->p;
-    const bool batched = x->shape->batched, slots = p->flags & CMOE_NO_REDUCE;
-    cmoe_gpu_combine c = {
+    const cmoe_problem *const p = x->p;
+    return (cmoe_gpu_combine){
         .call = cmoe__cuda_call(x),
         .z = x->z,
         .y = x->y,
@@ -261,6 +259,14 @@ cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_e
         .weigh = p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
         .ahead = p->first < CMOE_STAGE_COMBINE,
     };
+}
+
+cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    const cmoe_problem *p = x->p;
+    const bool batched = x->shape->batched, slots = p->flags & CMOE_NO_REDUCE;
+    cmoe_gpu_combine c = combine_params(x);
     void *args[] = {&c};
     const int64_t rows = batched || slots ? all_rows(x) : x->tokens;
     const size_t shared = batched || slots ? 0 : (size_t)x->shape->slots * 8;
@@ -279,21 +285,10 @@ cmoe_status cmoe__cuda_combine_pairs(const struct cmoe_step *step, const struct 
     (void)step;
     const cmoe_problem *p = x->p;
     const int64_t spent = (int64_t)x->spent_bytes;
-    cmoe_gpu_combine c = {
-        .call = cmoe__cuda_call(x),
-        .z = x->z,
-        .y = x->y,
-        .y_stride = x->y_stride,
-        .accumulate = p->accumulate,
-        .h = (int32_t)x->shape->H,
-        .h_used = (int32_t)x->shape->h_used,
-        .dtype = p->y,
-        .weigh = p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
-        .ahead = p->first < CMOE_STAGE_COMBINE,
-        .discard = p->first < CMOE_STAGE_COMBINE && x->shape->H % (LINE / 2) == 0,
-        .spent = x->spent,
-        .spent_lines = spent < x->dev->props.l2 ? spent / LINE : 0,
-    };
+    cmoe_gpu_combine c = combine_params(x);
+    c.discard = c.ahead && x->shape->H % (LINE / 2) == 0;
+    c.spent = x->spent;
+    c.spent_lines = spent < x->dev->props.l2 ? spent / LINE : 0;
     void *args[] = {&c};
     const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, blocks(x->shape->H, 1024), 128,
                                         (size_t)x->shape->slots * 8};

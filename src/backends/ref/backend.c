@@ -54,21 +54,6 @@ static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
     return 0;
 }
 
-/* Conversions between sort formats: config holds the two layouts. */
-struct conversion {
-    uint8_t from, to;
-};
-
-static bool converts(const struct cmoe_kernel *k, const struct cmoe_query *q, struct cmoe_edge in,
-                     struct cmoe_edge *out, struct cmoe_why *why)
-{
-    const struct conversion *c = k->config;
-    if (in.layout != c->from) return cmoe__refuse(why, "converts another sort format");
-    const bool padded = c->to == CMOE_EDGE_PACKED || c->to == CMOE_EDGE_FLAT;
-    *out = (struct cmoe_edge){.layout = c->to, .block_m = padded ? (uint16_t)q->p->block_m : 0};
-    return true;
-}
-
 static double convert_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
     (void)k;
@@ -83,9 +68,9 @@ static const struct cmoe_family act = {supports, cost_us, scratch, cmoe__ref_act
 static const struct cmoe_family requant = {supports, cost_us, scratch, cmoe__ref_requant};
 static const struct cmoe_family gemm2 = {supports, cost_us, scratch, cmoe__ref_gemm2};
 static const struct cmoe_family combine = {supports, cost_us, scratch, cmoe__ref_combine};
-static const struct cmoe_family export_sort = {converts, convert_cost_us, NULL,
+static const struct cmoe_family export_sort = {cmoe__conversion_supports, convert_cost_us, NULL,
                                                cmoe__ref_sort_export};
-static const struct cmoe_family import_sort = {converts, convert_cost_us, NULL,
+static const struct cmoe_family import_sort = {cmoe__conversion_supports, convert_cost_us, NULL,
                                                cmoe__ref_sort_import};
 
 static const struct cmoe_kernel kernels[] = {
@@ -105,7 +90,7 @@ static const struct cmoe_kernel kernels[] = {
         .first = CMOE_STAGE_GEMM1,                                                                 \
         .last = CMOE_STAGE_SORT,                                                                   \
         .family = &fam,                                                                            \
-        .config = &(const struct conversion){CMOE_EDGE_##a, CMOE_EDGE_##b},                        \
+        .config = &(const struct cmoe_conversion){CMOE_EDGE_##a, CMOE_EDGE_##b},                   \
     },
 #include "backends/ref/kernels.def"
 #undef KERNEL
