@@ -64,22 +64,30 @@ if [ -z "$formatter" ] || ! "$formatter" --version | grep -q 'version 14\.'; the
 elif [ -s "$work/c" ]; then
     export formatter
     # shellcheck disable=SC2317 # xargs calls it
-    formatted() { "$formatter" --dry-run -Werror "$1" >/dev/null 2>&1 || echo "$1"; }
+    formatted() { "$formatter" --dry-run -Werror "$@" 2>&1 >/dev/null | grep -o '^[^:]*:[0-9]*' || true; }
     export -f formatted
     # shellcheck disable=SC2016 # the inner shell expands it
-    xargs -d '\n' -n 1 -P 2 bash -c 'formatted "$0"' <"$work/c" | sort >"$work/unformatted"
+    xargs -d '\n' -n 32 -P 2 bash -c 'formatted "$0" "$@"' <"$work/c" | sort -u >"$work/unformatted"
     report "not as clang-format has it (make fmt)" <"$work/unformatted"
 fi
 
 # --- calls and includes, on sources without comments ----------------------------------------------
 
 mkdir "$work/bare"
-while IFS= read -r f; do
-    mkdir -p "$work/bare/$(dirname "$f")"
-    # -fpreprocessed: take out comments, expand nothing; keep line numbers, drop line markers.
-    gcc -fpreprocessed -dD -E -w -x c "$f" 2>/dev/null |
-        awk '/^# [0-9]+ "/ { for (; n < $2 - 1; n++) print ""; next } { print; n++ }' >"$work/bare/$f"
-done < <(grep -E '^(src|examples|bench|tests/install)/' "$work/c" || true)
+grep -E '^(src|examples|bench|tests/install)/' "$work/c" >"$work/sources" || true
+sed 's|/[^/]*$||' "$work/sources" | sort -u | (cd "$work/bare" && xargs -d '\n' -r mkdir -p)
+export work
+# -fpreprocessed: take out comments, expand nothing; keep line numbers, drop line markers.
+# shellcheck disable=SC2317 # xargs calls it
+bare() {
+    for f; do
+        gcc -fpreprocessed -dD -E -w -x c "$f" 2>/dev/null |
+            awk '/^# [0-9]+ "/ { for (; n < $2 - 1; n++) print ""; next } { print; n++ }' >"$work/bare/$f"
+    done
+}
+export -f bare
+# shellcheck disable=SC2016 # the inner shell expands it
+xargs -d '\n' -r -n 32 -P 2 bash -c 'bare "$0" "$@"' <"$work/sources"
 
 # calls <what> <names> <allowed files, a regular expression> <folder>...
 calls() {
@@ -108,8 +116,8 @@ includes() {
     while IFS=: read -r file line name; do
         name=${name#*\"}
         name=${name%%\"*}
-        if [ -f "$(dirname "$file")/$name" ]; then continue; fi
-        if ! grep -qE "^($allowed)" <<<"$name"; then fail "include of $name: $file:$line"; fi
+        if [ -f "${file%/*}/$name" ]; then continue; fi
+        if ! [[ $name =~ ^($allowed) ]]; then fail "include of $name: $file:$line"; fi
     done < <(cd "$work/bare"; grep -rHnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' "$folder" || true)
 }
 
