@@ -8,7 +8,7 @@ JOBS ?= $(shell nproc)
 define build
 	$(SETUP) $(2)
 	@cmake --preset $(1) $(3) $(OPTIONS) >/dev/null
-	@cmake --build build/$(1) -j $(JOBS)
+	@cmake --build build/$(1) -j $(JOBS) $(4)
 endef
 
 .PHONY: all demo check check-python test asan tsan arm64 fuzz fuzz-long bench fmt install clean
@@ -28,8 +28,8 @@ test asan tsan arm64:
 	$(call build,$(preset),check)
 	@ctest --test-dir build/$(preset) --output-on-failure -j $(JOBS) $(ARGS)
 fuzz fuzz-long:
-	$(call build,fuzz,check)
-	@tools/fuzz.sh build/fuzz $(if $(filter %-long,$@),runs=10000000,$(SECONDS)) $(ARGS)
+	$(call build,asan,check,,--target fuzz_targets)
+	@tools/fuzz.sh build/asan $(if $(filter %-long,$@),runs=10000000,$(SECONDS)) $(ARGS)
 bench: all
 	@build/release/cmoe bench $(ARGS)
 fmt:

@@ -18,17 +18,11 @@ endif()
 set(CMOE_NUMERIC -ffp-contract=off -fno-math-errno)
 
 set(CMOE_LINK_STRICT -Wl,--no-undefined)
-set(CMOE_FUZZ OFF)
 if(CMOE_SANITIZE)
     set(CMOE_LINK_STRICT "") # clang leaves the sanitizer runtime to the executable
-    # Objects are instrumented for the fuzzer; only fuzz targets link its main().
-    string(REPLACE "fuzzer" "fuzzer-no-link" sanitize "${CMOE_SANITIZE}")
-    if(NOT sanitize STREQUAL CMOE_SANITIZE)
-        set(CMOE_FUZZ ON)
-    endif()
     # -g1: the lines that reports name; the rest of debug information takes a third of the compiler's time.
-    add_compile_options(-fsanitize=${sanitize} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
-    add_link_options(-fsanitize=${sanitize})
+    add_compile_options(-fsanitize=${CMOE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
+    add_link_options(-fsanitize=${CMOE_SANITIZE})
 endif()
 
 function(cmoe_target target)

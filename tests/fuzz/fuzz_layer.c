@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Quantised layers from any safetensors header: the input is a header's JSON; its data is what the
  * header asks for, up to a limit. What is accepted can be decoded. */
-#define _GNU_SOURCE /* memfd_create */
 #include <cmoe/io.h>
 #include <stdint.h>
 #include <stdio.h>
