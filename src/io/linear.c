@@ -169,9 +169,12 @@ cmoe_status cmoe__reading_format(struct cmoe_reading *r, const char *module, cmo
 static cmoe_status read_plain(struct cmoe_reading *r, const char *module, const cmoe_tensor_info *t,
                               cmoe_dtype dtype, cmoe_matrix *out)
 {
-    if ((uintptr_t)t->data % (cmoe_dtype_bits(dtype) / 8) != 0) {
-        return CMOE_FAIL(CMOE_ERR_UNSUPPORTED, "tensor %s lies at an odd place in %s",
-                         cmoe__quote(t->name).text, cmoe__quote(t->file).text);
+    const int bytes = cmoe_dtype_bits(dtype) / 8;
+    if ((uintptr_t)t->data % bytes != 0) {
+        return CMOE_FAIL(CMOE_ERR_UNSUPPORTED,
+                         "tensor %s lies at an odd place in %s, not at a multiple of its type's %d "
+                         "bytes; a file written again by safetensors has it at one",
+                         cmoe__quote(t->name).text, cmoe__quote(t->file).text, bytes);
     }
     out->data = t->data;
     return cmoe__reading_format(r, module, (cmoe_format){.dtype = (uint8_t)dtype});
