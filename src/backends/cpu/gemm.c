@@ -123,36 +123,17 @@ size_t cmoe__cpu_gemm_worker(const struct cmoe_cpu_gemm *g)
     return (size_t)(g->row_block * row + gathered_floats(g) + h) * sizeof(float);
 }
 
-static const void *a_row(const struct cmoe_cpu_item *it, int r)
-{
-    const struct cmoe_exec *const x = &it->run->x;
-    const int64_t row = it->rows[r];
-    if (it->g->matrix == 1) return (const char *)x->xq + cmoe__exec_x_row(x, row) * x->xq_stride;
-    return (const char *)x->hq + row * x->shape->I * (it->g->a_dtype == CMOE_F32 ? 4 : 2);
-}
-
 /* A row of x or of the intermediate in any format, decoded to f32 in gathered row `slot`. */
 static const void *decoded_row(const struct cmoe_cpu_item *it, int r, int slot)
 {
-    const struct cmoe_exec *const x = &it->run->x;
-    const bool first = it->g->matrix == 1;
-    const cmoe_format f = first ? x->p->x : x->p->mid;
-    const int64_t n = first ? x->shape->H : x->shape->I;
-    const int64_t row = first ? cmoe__exec_x_row(x, it->rows[r]) : it->rows[r];
-    const int64_t stride = first ? x->xq_stride : (int64_t)cmoe__row_code_bytes(f, n);
-    const char *const codes = (const char *)(first ? x->xq : x->hq) + row * stride;
-    const char *const scales = first ? x->xs : x->hs;
-    const float *const globals = first ? x->xg : x->hg;
-    const float *const own_global = first ? cmoe__exec_x_static_global(x) : x->t->mid_scale;
-    const bool tensor = f.scaling == CMOE_SCALE_TENSOR;
-    const bool nv_fixed = f.scaling == CMOE_SCALE_NV && f.fixed;
-    const bool own_scale = scales && !tensor;
+    const struct cmoe_cpu_input in = cmoe__cpu_input_row(it, r);
+    const bool tensor = in.f.scaling == CMOE_SCALE_TENSOR;
+    const bool fixed = in.f.scaling == CMOE_SCALE_NV && in.f.fixed;
     float *const out = it->gathered + slot * block_k(it->g);
     double *const exact = (double *)(void *)(it->gathered + DECODE_AT * block_k(it->g));
-    cmoe__dequantize_row_f64(
-        f, codes, own_scale ? scales + (size_t)row * cmoe__row_scale_bytes(f, n) : scales,
-        tensor ? (const float *)(const void *)scales : (nv_fixed ? own_global : NULL),
-        globals && !nv_fixed ? globals + row : NULL, it->g->k, exact);
+    cmoe__dequantize_row_f64(in.f, in.codes, in.scales,
+                             tensor ? (const float *)in.scales : (fixed ? in.global : NULL),
+                             fixed ? NULL : in.global, it->g->k, exact);
     for (int64_t i = 0; i < it->g->k; i++)
         out[i] = (float)exact[i];
     return out;
@@ -169,7 +150,7 @@ static void pack_block(const struct cmoe_cpu_item *it, int tile, int64_t first, 
         m = cmoe__cpu_next_tile(it->m - r, tile);
         for (int i = 0; i < m; i++)
             rows[i] = it->g->decodes ? decoded_row(it, r + i, i)
-                                     : (const char *)a_row(it, r + i) + first * size;
+                                     : cmoe__cpu_input_row(it, r + i).codes + first * size;
         it->run->ops->pack_rows(dtype, rows, m, k, it->a + r * k_padded);
     }
 }

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * One item of a GEMM as the multipliers see it: some rows of one expert times a run of columns. */
+ * One item of a GEMM as the multipliers see it: some rows of one expert times a run of columns.
+ *
+ * Calls go one way: gemm.c cuts items and picks a multiplier, gemm_quant, gemm_digits or gemm_tile, with
+ * gemm_spans below it; these ask gemm_item.c where rows and panels are, and end in gemm_store.c. */
 #ifndef CMOE_BACKENDS_CPU_GEMM_ITEM_H
 #define CMOE_BACKENDS_CPU_GEMM_ITEM_H
 
@@ -89,6 +92,8 @@ struct cmoe_cpu_input {
     const float *global; /* NV */
 };
 struct cmoe_cpu_input cmoe__cpu_input_row(const struct cmoe_cpu_item *it, int r);
+/* The scale of a row that has only one. */
+float cmoe__cpu_one_scale(const struct cmoe_cpu_input *in);
 /* Scales of k's [first, first + k); groups: storage for those that are not f32. */
 struct cmoe_cpu_x_scale cmoe__cpu_x_scale(const struct cmoe_cpu_input *in, int64_t first, int64_t k,
                                           float groups[CMOE_CPU_GROUPS]);
@@ -116,6 +121,9 @@ int cmoe__cpu_next_rows(const struct cmoe_cpu_gemm *g, int left);
 char *cmoe__cpu_packed_row(const struct cmoe_cpu_item *it, int r);
 /* Whether they finish and store a panel at a time. */
 bool cmoe__cpu_tile_finishes(const struct cmoe_cpu_gemm *g);
+/* k's of a row that are packed at a time, and bytes of one. */
+int64_t cmoe__cpu_tile_k(const struct cmoe_cpu_gemm *g);
+int cmoe__cpu_tile_bytes(const struct cmoe_cpu_gemm *g);
 /* What it needs of a worker, in floats: a packed row, and where panels are decoded. */
 int64_t cmoe__cpu_tile_row(const struct cmoe_cpu_gemm *g);
 int64_t cmoe__cpu_tile_scratch(const struct cmoe_cpu_gemm *g);

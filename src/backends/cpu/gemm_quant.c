@@ -11,48 +11,6 @@
 #include "core/numeric.h"
 #include "core/size.h"
 
-struct cmoe_cpu_input cmoe__cpu_input_row(const struct cmoe_cpu_item *it, int r)
-{
-    const struct cmoe_exec *const x = &it->run->x;
-    const bool first = it->g->matrix == 1;
-    const cmoe_format f = first ? x->p->x : x->p->mid;
-    const int64_t n = first ? x->shape->H : x->shape->I;
-    const int64_t row = first ? cmoe__exec_x_row(x, it->rows[r]) : it->rows[r];
-    const int64_t stride = first ? x->xq_stride : (int64_t)cmoe__row_code_bytes(f, n);
-    const char *const scales = first ? x->xs : x->hs;
-    const float *const globals = first ? x->xg : x->hg;
-    struct cmoe_cpu_input in = {.f = f,
-                                .codes = (const char *)(first ? x->xq : x->hq) + row * stride};
-    if (scales) in.scales = scales + (size_t)row * cmoe__row_scale_bytes(f, n);
-    if (f.scaling == CMOE_SCALE_NV && f.fixed)
-        in.global = first ? cmoe__exec_x_static_global(x) : x->t->mid_scale;
-    else if (f.scaling == CMOE_SCALE_NV)
-        in.global = globals + row;
-    return in;
-}
-
-static float one_scale(const struct cmoe_cpu_input *in)
-{
-    return in->f.scaling == CMOE_SCALE_NONE ? 1.0f : *(const float *)in->scales;
-}
-
-struct cmoe_cpu_x_scale cmoe__cpu_x_scale(const struct cmoe_cpu_input *in, int64_t first, int64_t k,
-                                          float groups[CMOE_CPU_GROUPS])
-{
-    const int64_t span = cmoe__format_span(in->f, INT64_MAX);
-    struct cmoe_cpu_x_scale s = {.global = in->global ? *in->global : 1.0f};
-    if (span == INT64_MAX) {
-        s.one = one_scale(in);
-        return s;
-    }
-    const cmoe_dtype dtype = cmoe__format_scale_dtype(in->f);
-    s.span = span;
-    s.of_group = groups;
-    for (int64_t g = 0; g * span < k; g++)
-        groups[g] = cmoe__load(dtype, in->scales, first / span + g);
-    return s;
-}
-
 void cmoe__cpu_pack_values(const struct cmoe_cpu_item *it, int tile, int64_t first, int64_t k)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
@@ -76,11 +34,6 @@ void cmoe__cpu_pack_values(const struct cmoe_cpu_item *it, int tile, int64_t fir
         }
         if (cmoe__cpu_is_float(g->a_dtype)) it->run->ops->pack_rows(g->a_dtype, rows, m, k, a);
     }
-}
-
-const char *cmoe__cpu_first_panel(const struct cmoe_cpu_item *it)
-{
-    return cmoe__weights_panel(it->run->x.w, it->g->matrix, it->expert, it->col / CMOE_CPU_PANEL);
 }
 
 /* k's [first, first + k) of one panel times all rows, to column j of c. */
@@ -145,7 +98,7 @@ static void dot_rows(const struct cmoe_cpu_item *it, int r, int m, int64_t first
     for (int i = 0; i < m; i++) {
         const struct cmoe_cpu_input in = cmoe__cpu_input_row(it, r + i);
         rows[i] = in.codes + first;
-        scale[i] = one_scale(&in);
+        scale[i] = cmoe__cpu_one_scale(&in);
     }
 }
 

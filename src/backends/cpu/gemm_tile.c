@@ -11,24 +11,9 @@
 #include "core/numeric.h"
 #include "core/size.h"
 
-static int64_t block_k(const struct cmoe_cpu_gemm *g)
-{
-    return g->how == CMOE_CPU_MULTIPLY_DOTS ? g->k : cmoe__min64(g->k, CMOE_CPU_PAIRS_K);
-}
-
 bool cmoe__cpu_tile_finishes(const struct cmoe_cpu_gemm *g)
 {
-    return block_k(g) == g->k;
-}
-
-static int element_bytes(const struct cmoe_cpu_gemm *g)
-{
-    return g->how == CMOE_CPU_MULTIPLY_DOTS ? 1 : 2;
-}
-
-int64_t cmoe__cpu_tile_row(const struct cmoe_cpu_gemm *g)
-{
-    return cmoe__round_up(block_k(g) * element_bytes(g), CMOE_CPU_STEP) / 4;
+    return cmoe__cpu_tile_k(g) == g->k;
 }
 
 int64_t cmoe__cpu_tile_scratch(const struct cmoe_cpu_gemm *g)
@@ -38,23 +23,11 @@ int64_t cmoe__cpu_tile_scratch(const struct cmoe_cpu_gemm *g)
     return CMOE_CPU_PANEL * (CMOE_CPU_PIECE + CMOE_CPU_K_BLOCK / 2);
 }
 
-int cmoe__cpu_next_rows(const struct cmoe_cpu_gemm *g, int left)
-{
-    const int each = cmoe__cpu_next_tile(left, g->tile->rows), unit = g->tile->unit;
-    const int rows = (each + unit - 1) / unit * unit;
-    return rows < left ? rows : left;
-}
-
-char *cmoe__cpu_packed_row(const struct cmoe_cpu_item *it, int r)
-{
-    return (char *)it->a + r * 4 * cmoe__cpu_tile_row(it->g);
-}
-
 static void pack_rows(const struct cmoe_cpu_item *it, int64_t first, int64_t k)
 {
     const struct cmoe_exec *const x = &it->run->x;
     const bool one = it->g->matrix == 1;
-    const int64_t size = element_bytes(it->g);
+    const int64_t size = cmoe__cpu_tile_bytes(it->g);
     const int64_t stride = one ? x->xq_stride : x->shape->I * size;
     const char *const codes = one ? x->xq : x->hq;
     const void *rows[CMOE_CPU_TILE_ROWS];
