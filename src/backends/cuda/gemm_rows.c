@@ -73,6 +73,12 @@ static double usual_tiles(double rows, double most)
     return sum / STEPS;
 }
 
+/* Blocks take whole tiles: a little more than one for each is as long as two. */
+static bool odd_rounds(double tiles, double blocks)
+{
+    return tiles > blocks && tiles < 2 * blocks;
+}
+
 /* What measured layers differ by from the arithmetic below beside the other rows, whose own is dear where it counts:
  * GEMM2 over long rows in e4m3 is better, many rows in 16-bit types without the biases of gpt-oss are
  * worse, fewer rows are better, of 16 bits with more than a few experts, under block scales also those of a
@@ -104,14 +110,17 @@ double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_qu
                   columns = second ? q->shape->I : q->shape->H;
     const int64_t n_tiles = cmoe__ceil_div(outputs, 2 * CMOE_WGMMA_HALF),
                   spans = cmoe__ceil_div(columns * (wide ? 2 : 1), CMOE_WGMMA_SPAN);
-    const double tiles = hit * (double)n_tiles * usual_tiles(each, q->tokens);
+    const double usual = hit * (double)n_tiles * usual_tiles(each, q->tokens);
+    const bool odd = odd_rounds(usual, q->props->threads);
+    const double tiles = odd ? 2.0 * q->props->threads : usual;
     const double flops = tiles * 4.0 * CMOE_WGMMA_ROWS * CMOE_WGMMA_HALF *
                          (CMOE_WGMMA_SPAN / (wide ? 2.0 : 1.0)) * ((double)spans + OTHER_SPANS);
     const double arithmetic = flops / (q->props->gflops * 1e3 * BUSY * (wide ? 1 : 2));
     const double memory = 1.1 * cmoe__cuda_wgmma_bytes(k, q) / (0.92e3 * q->props->gbps);
-    const double us = CMOE_WGMMA_START_US +
-                      fmax(arithmetic, memory) * correction(p, second, spans, each, hit) +
-                      (in_two(k, p) ? requant_us(q) : 0);
+    const double us =
+        CMOE_WGMMA_START_US +
+        fmax(arithmetic, memory) * (odd ? 1 : correction(p, second, spans, each, hit)) +
+        (in_two(k, p) ? requant_us(q) : 0);
     const int enough = p->flags & CMOE_BIAS1 ? BIASED_ROWS : ENOUGH_ROWS;
     return each < enough ? us + cmoe__cuda_wgmma_cost_us(k, q) : us;
 }
