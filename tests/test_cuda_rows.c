@@ -83,7 +83,12 @@ static void faster_rows_are_planned(void **state)
     } cases[] = {
         {"t=32 model=qwen3-30b-a3b scheme=bf16", "gemm1gemm2_", true},
         {"t=512 model=qwen3-30b-a3b scheme=fp8-token", "gemm1gemm2_", true},
-        {"t=512 model=deepseek-v3-tp8 scheme=fp8-token", "gemm1gemm2_", true},
+        {"t=512 model=deepseek-v3-tp8 scheme=fp8-token", "gemm1combine_", true},
+        {"t=512 model=deepseek-v3-tp8 scheme=fp8-block", "gemm1combine_", true},
+        {"t=128 model=deepseek-v3-tp8 scheme=fp8-block", "gemm1gemm2_", true},
+        {"t=2048 model=deepseek-v3-tp8 scheme=fp8-block", "gemm1gemm2_", true},
+        {"t=512 model=deepseek-v3-tp8 scheme=bf16", "gemm1gemm2_", true},
+        {"t=512 model=deepseek-v3 scheme=fp8-block", "gemm1gemm2_", true},
         {"t=8 model=deepseek-v3-tp8 scheme=bf16", "gemm1gemm2_", true},
         {"t=8 model=deepseek-v3-tp8 scheme=fp8-block", "gemm1gemm2_", true},
         {"t=128 model=mixtral-8x7b scheme=fp8-block", "gemm1gemm2_", true},
@@ -127,6 +132,7 @@ static void faster_rows_are_planned(void **state)
         {"t=512 model=mixtral-8x7b scheme=bf16", "gemm1gemm2_", true},
         {"t=512 model=mixtral-8x22b scheme=bf16", "gemm1gemm2_", true},
         {"t=512 model=mixtral-8x7b scheme=fp8-block", "gemm1requant_rows_", true},
+        {"t=512 model=mixtral-8x7b scheme=fp8-block", "gemm2_wgmma_", true},
     };
     const struct cmoe_backend *const cuda = find_cuda();
     if (!cuda) skip();

@@ -30,7 +30,7 @@ enum cmoe_region {
 };
 
 /* Words of `progress` before those of the experts. */
-enum { CMOE_PROGRESS = 64 };
+enum { CMOE_PROGRESS = 160 };
 
 struct cmoe_exec {
     const cmoe_problem *p;

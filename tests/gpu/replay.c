@@ -2,7 +2,7 @@
  * Plans on an NVIDIA GPU inside CUDA graphs: 100 replays of a captured call give the bits of the call
  * itself, alone, beside another plan on a second stream, and after x, ids and their skew changed in
  * place. Every workspace and output starts as NaN. Run by tools/gpu_check.sh determinism; problems on
- * the command line replace those below. */
+ * the command line replace those below, and "ROW: PROBLEM" pins a row. */
 #include "cli/gen.h"
 #include "cli/mirror.h"
 
@@ -41,6 +41,9 @@ static const char *const problems[] = {
     "t=60 e=24 k=4 h=1024 i=384 renorm reduced scheme=fp8-block",
     "t=90 e=24 k=4 h=512 i=768 renorm reduced scheme=fp8-token",
     "t=112 e=8 k=2 h=768 i=2176 renorm reduced scheme=fp8-token",
+    "gemm1combine*: t=60 e=16 k=4 h=1536 i=128 renorm reduced scheme=bf16",
+    "gemm1combine*: t=60 e=16 k=4 h=1536 i=128 renorm reduced scheme=fp8-block",
+    "gemm1combine*: t=60 e=16 k=4 h=1536 i=128 renorm reduced scheme=fp8-token",
     "t=1024 e=2 k=2 h=2048 i=2048 renorm reduced scheme=fp8-block",
     "t=1024 e=2 k=2 h=2048 i=2048 renorm reduced scheme=fp8-token",
     "t=4 e=16 k=4 h=512 i=384 renorm scheme=fp8-token",
@@ -106,16 +109,21 @@ struct layer {
         if ((call) != CMOE_OK) die(#call);                                                         \
     } while (0)
 
+/* text: a problem, or a row to pin, a colon with a space, and a problem. */
 static void layer_open(cmoe_device *dev, const char *text, uint64_t seed, struct layer *l)
 {
     cmoe_problem p;
+    char pin[64] = "";
+    const char *const colon = strstr(text, ": ");
+    if (colon) snprintf(pin, sizeof pin, "%.*s", (int)(colon - text), text);
+    const cmoe_plan_options options = {.struct_size = sizeof options, .pin = colon ? pin : NULL};
     cmoe_problem_init(&p);
     *l = (struct layer){.dev = dev};
-    CMOE(cmoe_problem_parse(&p, text));
+    CMOE(cmoe_problem_parse(&p, colon ? colon + 2 : text));
     CMOE(gen_call_create(&p, &(struct gen_options){.kind = GEN_REAL, .seed = seed}, &l->call));
     CMOE(cli_mirror_open(dev, &l->call, &l->mirror));
     CMOE(cmoe_weights_create(dev, &l->call.problem, &l->mirror.weights, &l->w));
-    CMOE(cmoe_plan_create(dev, &l->call.problem, l->w, NULL, &l->plan));
+    CMOE(cmoe_plan_create(dev, &l->call.problem, l->w, &options, &l->plan));
     l->workspace_size = cmoe_plan_workspace_size(l->plan);
     CMOE(cmoe_device_alloc(dev, l->workspace_size, &l->workspace));
     CU(cuStreamCreate(&l->stream, CU_STREAM_NON_BLOCKING));

@@ -76,6 +76,7 @@ cmoe_status cmoe__cuda_launch_clusters(const struct cmoe_exec *x, enum cmoe_cuda
 
 /* The part of the parameters that every kernel has, and what some have. */
 cmoe_gpu_call cmoe__cuda_call(const struct cmoe_exec *x);
+cmoe_gpu_combine cmoe__cuda_combine_params(const struct cmoe_exec *x);
 cmoe_gpu_route cmoe__cuda_route_params(const struct cmoe_exec *x);
 cmoe_gpu_quant cmoe__cuda_quant_params(const struct cmoe_exec *x);
 cmoe_gpu_gemm cmoe__cuda_gemm1_params(const struct cmoe_exec *x);

@@ -8,6 +8,12 @@
 #include "core/size.h"
 #include <math.h>
 
+/* The combine, too, in a kernel beside. */
+static bool whole(const struct cmoe_kernel *k)
+{
+    return k->last == CMOE_STAGE_COMBINE;
+}
+
 static int last_of_first(const cmoe_problem *p)
 {
     return p->w.scaling == CMOE_SCALE_BLOCK ? CMOE_STAGE_REQUANT : CMOE_STAGE_ACT;
@@ -48,13 +54,17 @@ static int tile_of(const cmoe_problem *p, const struct cmoe_shape *s, int64_t to
                             widest(p));
 }
 
+static int64_t strips_of(const struct cmoe_shape *s)
+{
+    return cmoe__ceil_div(s->H, 2 * CMOE_WGMMA_HALF);
+}
+
 bool cmoe__cuda_pair_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                               struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
     const cmoe_problem *p = q->p;
     const struct cmoe_kernel first = first_row(p);
     struct cmoe_edge between;
-    (void)k;
     if (q->shape->batched || p->first > CMOE_STAGE_SORT)
         return cmoe__refuse(why, "nothing before it in the plan clears its counters");
     if (!cmoe__cuda_wgmma_short_z(p, q->shape))
@@ -70,8 +80,13 @@ bool cmoe__cuda_pair_supports(const struct cmoe_kernel *k, const struct cmoe_que
                             (long long)q->shape->I);
     if (room(p, q->shape, q->tokens, 1.5) > widest(p))
         return cmoe__refuse(why, "%d tokens are for wider tiles", q->tokens);
-    return cmoe__cuda_wgmma_supports(&first, q, in, &between, why) &&
-           cmoe__cuda_wgmma_supports(&second_row, q, between, out, why);
+    if (whole(k) && strips_of(q->shape) > CMOE_PROGRESS_EXPERTS - CMOE_PROGRESS_STRIPS)
+        return cmoe__refuse(why, "%lld columns of z have too many strips", (long long)q->shape->H);
+    if (!cmoe__cuda_wgmma_supports(&first, q, in, &between, why) ||
+        !cmoe__cuda_wgmma_supports(&second_row, q, between, out, why))
+        return false;
+    if (whole(k)) *out = cmoe__usual_edge(p, k->last + 1);
+    return true;
 }
 
 /* Warps that quantise a row of h together: a power of two. */
@@ -91,16 +106,15 @@ static double quantise_us(const cmoe_problem *p, const struct cmoe_shape *s, int
     enum { WARPS = CMOE_WGMMA_MATH / 32, ROUND_US = 2 };
     if (!cmoe__cuda_wgmma_one_scale(p)) return 0;
     const double rounds = rows_each(p, s, tokens) * row_warps(s) / WARPS;
-    return ROUND_US * ceil(rounds / (double)cmoe__ceil_div(s->H, 2 * CMOE_WGMMA_HALF));
+    return ROUND_US * ceil(rounds / (double)strips_of(s));
 }
 
 /* One start, and nearly no multiprocessor waits between the GEMMs: but with less than half a tile of GEMM1
  * for each, those that have one load at their own rate either way. */
-double cmoe__cuda_pair_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+static double pair_us(const struct cmoe_query *q)
 {
     enum { START_US = 6, ODD_US = 2 };
     const struct cmoe_kernel first = first_row(q->p);
-    (void)k;
     const double two =
         cmoe__cuda_wgmma_cost_us(&first, q) + cmoe__cuda_wgmma_cost_us(&second_row, q);
     const double tiles =
@@ -110,25 +124,56 @@ double cmoe__cuda_pair_cost_us(const struct cmoe_kernel *k, const struct cmoe_qu
            quantise_us(q->p, q->shape, q->tokens);
 }
 
-/* h, or its codes, their scales from `scales` on, what is quantised from `h` on, and turns. */
+/* Of z in 16 bits, and of the weights that make it. */
+static double z_bytes(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
+{
+    return cmoe__shape_local_rows(p, s, tokens) * (double)s->H * 2;
+}
+
+static double second_bytes(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
+{
+    const int bits = cmoe_dtype_bits((cmoe_dtype)p->w.dtype);
+    return cmoe__experts_hit(p, tokens) * (double)(s->H * s->I) * bits / 8;
+}
+
+/* z once less to memory and back where L2 cannot hold all of it but most, which must be much beside the weights;
+ * else, as measured, the order of tiles costs more than the combine's kernel (docs/perf-log.md, 28). */
+static double beside_us(const struct cmoe_query *q)
+{
+    enum { ODD_US = 10, SHARE = 20 };
+    const struct cmoe_kernel combine = {.first = CMOE_STAGE_COMBINE, .last = CMOE_STAGE_COMBINE};
+    const double z = z_bytes(q->p, q->shape, q->tokens), l2 = (double)q->props->l2;
+    const bool gains = q->p->w.dtype == CMOE_E4M3 && z > l2 && z < 2 * l2 &&
+                       z * SHARE > second_bytes(q->p, q->shape, q->tokens);
+    return cmoe__cuda_combine_pairs_cost_us(&combine, q) +
+           (gains ? -z / (q->props->gbps * 1e3) : ODD_US);
+}
+
+double cmoe__cuda_pair_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    return pair_us(q) + (whole(k) ? beside_us(q) : 0);
+}
+
+/* h, or its codes, their scales from `scales` on, what is quantised from `h` on, turns, and z. */
 struct between {
-    size_t scales, h, turns, bytes;
+    size_t scales, h, turns, z, bytes;
 };
 
-static struct between between_of(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens)
+static struct between between_of(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens,
+                                 bool with_z)
 {
     const size_t rows = (size_t)cmoe__shape_rows(p, s, tokens), line = 256;
     const size_t scales = (rows * cmoe__row_code_bytes(p->mid, s->I) + line - 1) / line * line;
     const size_t h = scales + (rows * cmoe__row_scale_bytes(p->mid, s->I) + line - 1) / line * line;
     const size_t turns = h + rows * (size_t)s->I * 4;
-    return (struct between){scales, h, turns,
-                            cmoe__cuda_wgmma_one_scale(p) ? turns + (size_t)s->local * 4 : h};
+    const size_t end = cmoe__cuda_wgmma_one_scale(p) ? turns + (size_t)s->local * 4 : h;
+    const size_t z = (end + line - 1) / line * line;
+    return (struct between){scales, h, turns, z, with_z ? z + rows * (size_t)s->H * 2 : end};
 }
 
 size_t cmoe__cuda_pair_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
-    (void)k;
-    return between_of(q->p, q->shape, q->tokens).bytes;
+    return between_of(q->p, q->shape, q->tokens, whole(k)).bytes;
 }
 
 static enum cmoe_cuda_function function_of(const cmoe_problem *p)
@@ -147,9 +192,38 @@ static int32_t early(const struct cmoe_exec *x)
     return hit > 0.9 * (double)x->shape->local ? STAGES : 0;
 }
 
-static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma_pair *f, size_t shared)
+/* Blocks that leave their multiprocessors to the combine: 8 where z is an eighth of GEMM2's weights; with 5 it is what
+ * the layer waits for. */
+static int32_t leave(const struct cmoe_exec *x)
 {
-    enum { STAGES_AT_ONCE = 8 };
+    enum { LEAST = 2, MOST = 32, EACH = 50 };
+    const double z = z_bytes(x->p, x->shape, x->tokens);
+    return (int32_t)fmin(MOST, LEAST + EACH * z / second_bytes(x->p, x->shape, x->tokens));
+}
+
+/* Started when all blocks of the other kernel run; more blocks than find room at first, for its last strips. */
+static cmoe_status combine_beside(const struct cmoe_exec *x, const cmoe_gpu_wgmma_pair *f)
+{
+    enum { THREADS = 128, EACH = 5 };
+    cmoe_gpu_beside b = {
+        .c = cmoe__cuda_combine_params(x),
+        .progress = x->progress,
+        .strips = f->strips,
+        .tile_n = f->gemm[1].tile_n,
+    };
+    const struct cmoe_cuda_grid grid = {EACH * (unsigned)cmoe__cuda_of(x)->multiprocessors, 1,
+                                        THREADS, 0};
+    void *args[] = {&b};
+    return cmoe__cuda_launch_after(x,
+                                   x->p->y == CMOE_BF16 ? CMOE_CUDA_cmoe_combine_beside_bf16
+                                                        : CMOE_CUDA_cmoe_combine_beside_f16,
+                                   grid, args);
+}
+
+static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma_pair *f, size_t shared,
+                          bool combines)
+{
+    enum { STAGES_AT_ONCE = 8, FIRST_ROUNDS = 6 };
     const int64_t all = cmoe__shape_rows(x->p, x->shape, x->tokens);
     const int64_t rows = all / f->gemm[0].tile_n + cmoe__min64(all, x->shape->local);
     const int64_t tiles = rows * (f->gemm[0].m_tiles + f->gemm[1].m_tiles);
@@ -158,13 +232,19 @@ static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma_pair *f, siz
     const struct cmoe_cuda_grid grid = {(unsigned)cmoe__min64(tiles, sms), 1, CMOE_WGMMA_THREADS,
                                         shared};
     f->progress = x->progress;
-    f->turns = (int32_t *)((char *)x->scratch + between_of(x->p, x->shape, x->tokens).turns);
+    f->turns =
+        (int32_t *)((char *)x->scratch + between_of(x->p, x->shape, x->tokens, combines).turns);
     f->row_warps = row_warps(x->shape);
+    f->first_rounds =
+        f->row_warps > 1 ? FIRST_ROUNDS : INT32_MAX; /* short rounds gain nothing by help */
     f->lines = x->shape->I % 32 == 0 && (uintptr_t)x->scratch % 128 == 0;
     f->each = (int32_t)cmoe__max64(1, STAGES_AT_ONCE / cmoe__ceil_div(f->gemm[1].g.k, columns));
     f->early = early(x);
+    f->strips = combines ? f->gemm[1].m_tiles : 0;
+    f->leave = combines && (int64_t)grid.x == sms ? leave(x) : 0;
     void *args[] = {f};
-    return cmoe__cuda_launch_after(x, function_of(x->p), grid, args);
+    CMOE_TRY(cmoe__cuda_launch_after(x, function_of(x->p), grid, args));
+    return combines ? combine_beside(x, f) : CMOE_OK;
 }
 
 /* Weights or rows that no copy engine reads. */
@@ -175,17 +255,23 @@ static cmoe_status one_by_one(const struct cmoe_step *step, const struct cmoe_ex
     one.kernel = &first;
     CMOE_TRY(cmoe__cuda_wgmma_gemm1(&one, x));
     if (cmoe__cuda_wgmma_one_scale(x->p)) CMOE_TRY(cmoe__cuda_requant_e4m3(step, x));
-    return cmoe__cuda_wgmma_gemm2(step, x);
+    CMOE_TRY(cmoe__cuda_wgmma_gemm2(step, x));
+    return whole(step->kernel) ? cmoe__cuda_combine_pairs(step, x) : CMOE_OK;
 }
 
 cmoe_status cmoe__cuda_pair(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
-    const struct between at = between_of(x->p, x->shape, x->tokens);
+    const bool combines = whole(step->kernel);
+    const struct between at = between_of(x->p, x->shape, x->tokens, combines);
     const int tile = tile_of(x->p, x->shape, x->tokens);
     struct cmoe_exec inner = *x;
     inner.hq = x->scratch;
     inner.hs = (char *)x->scratch + at.scales;
     inner.h = x->shape->requant ? (char *)x->scratch + at.h : x->scratch;
+    if (combines) {
+        inner.z = (float *)((char *)x->scratch + at.z);
+        inner.spent_bytes = 0; /* of the step before this one, not of GEMM2 */
+    }
     cmoe_gpu_wgmma_pair f = {
         .gemm = {cmoe__cuda_wgmma_first(&inner, last_of_first(x->p)),
                  cmoe__cuda_wgmma_second(&inner)},
@@ -193,5 +279,5 @@ cmoe_status cmoe__cuda_pair(const struct cmoe_step *step, const struct cmoe_exec
     const size_t shared = cmoe__cuda_wgmma_settle(&inner, &f.gemm[0], tile, 1);
     (void)cmoe__cuda_wgmma_settle(&inner, &f.gemm[1], tile, 1);
     const bool copied = f.gemm[0].tma && f.gemm[0].vectors && f.gemm[1].tma && f.gemm[1].vectors;
-    return copied ? launch(&inner, &f, shared) : one_by_one(step, &inner);
+    return copied ? launch(&inner, &f, shared, combines) : one_by_one(step, &inner);
 }

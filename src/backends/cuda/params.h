@@ -25,12 +25,15 @@ typedef struct cmoe_gpu_expert {
 } cmoe_gpu_expert;
 
 /* Words of exec.h's progress: tiles that blocks have taken, halves of GEMM1's tiles that are done, of all
- * experts and from EXPERTS on of each. A line each for what is written all the time. With a kernel for each
- * GEMM, the first two are their tiles taken. */
+ * experts and from EXPERTS on of each; pieces of z that a combine beside them has taken, and from STRIPS on
+ * halves of GEMM2's tiles that are stored, by strip of columns. A line each for what is written all the time. With
+ * a kernel for each GEMM, the first two are their tiles taken. */
 enum {
     CMOE_PROGRESS_TAKEN = 0,
     CMOE_PROGRESS_DONE = 32,
-    CMOE_PROGRESS_EXPERTS = 64,
+    CMOE_PROGRESS_COMBINED = 64,
+    CMOE_PROGRESS_STRIPS = 96,
+    CMOE_PROGRESS_EXPERTS = 160,
 };
 
 /* Rows and ids of a call, read by every kernel. */

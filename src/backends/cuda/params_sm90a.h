@@ -57,9 +57,20 @@ typedef struct cmoe_gpu_wgmma_pair {
     int32_t each;      /* tiles of GEMM2 that a block takes at a time */
     int32_t early;     /* stages of weights on their way to L2 before SORT ends */
     /* With one scale a row of h: rounds of quantising taken, of each expert; warps that share a row, a
-     * power of two; whether rows of f32 are whole lines of 128 bytes. */
+     * power of two; whether rows of f32 are whole lines of 128 bytes; rounds of who stores the last tile. */
     int32_t *turns;
-    int32_t row_warps, lines;
+    int32_t row_warps, lines, first_rounds;
+    /* Not 0: a combine runs beside, so GEMM2 counts tiles stored by strip of columns, and so many blocks leave
+     * their multiprocessors to it. */
+    int32_t strips, leave;
 } cmoe_gpu_wgmma_pair;
+
+/* COMBINE beside the kernel of both GEMMs: strips of columns, of which that tells when all rows are stored, in tiles
+ * of at most tile_n rows. */
+typedef struct cmoe_gpu_beside {
+    cmoe_gpu_combine c;
+    int32_t *progress;
+    int32_t strips, tile_n;
+} cmoe_gpu_beside;
 
 #endif

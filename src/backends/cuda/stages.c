@@ -244,9 +244,10 @@ cmoe_status cmoe__cuda_act(const struct cmoe_step *step, const struct cmoe_exec 
     return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_act, grid, args);
 }
 
-static cmoe_gpu_combine combine_params(const struct cmoe_exec *x)
+cmoe_gpu_combine cmoe__cuda_combine_params(const struct cmoe_exec *x)
 {
-    const cmoe_problem *const p = x->p;
+    enum { LINE = 128 };
+    const cmoe_problem *p = x->p;
     return (cmoe_gpu_combine){
         .call = cmoe__cuda_call(x),
         .z = x->z,
@@ -258,15 +259,15 @@ static cmoe_gpu_combine combine_params(const struct cmoe_exec *x)
         .dtype = p->y,
         .weigh = p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
         .ahead = p->first < CMOE_STAGE_COMBINE,
+        .discard = p->first < CMOE_STAGE_COMBINE && x->shape->H % (LINE / 2) == 0,
     };
 }
 
 cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    const cmoe_problem *p = x->p;
-    const bool batched = x->shape->batched, slots = p->flags & CMOE_NO_REDUCE;
-    cmoe_gpu_combine c = combine_params(x);
+    const bool batched = x->shape->batched, slots = x->p->flags & CMOE_NO_REDUCE;
+    cmoe_gpu_combine c = cmoe__cuda_combine_params(x);
     void *args[] = {&c};
     const int64_t rows = batched || slots ? all_rows(x) : x->tokens;
     const size_t shared = batched || slots ? 0 : (size_t)x->shape->slots * 8;
@@ -285,8 +286,7 @@ cmoe_status cmoe__cuda_combine_pairs(const struct cmoe_step *step, const struct 
     (void)step;
     const cmoe_problem *p = x->p;
     const int64_t spent = (int64_t)x->spent_bytes;
-    cmoe_gpu_combine c = combine_params(x);
-    c.discard = c.ahead && x->shape->H % (LINE / 2) == 0;
+    cmoe_gpu_combine c = cmoe__cuda_combine_params(x);
     c.spent = x->spent;
     c.spent_lines = spent < x->dev->props.l2 ? spent / LINE : 0;
     void *args[] = {&c};

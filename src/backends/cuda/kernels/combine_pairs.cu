@@ -1,18 +1,10 @@
 /* SPDX-License-Identifier: MIT
  * COMBINE of 16-bit z: a thread adds 8 columns of a token's slots in f32, in slot order. What nobody reads again
  * is dropped from L2 instead of being written to memory some time later. */
-#include "backends/cuda/kernels/common/copy.cuh"
+#include "backends/cuda/kernels/common/combine.cuh"
 #include "backends/cuda/kernels/common/depend.cuh"
 
-enum { COLUMNS = 8, THREADS = 128, AT_ONCE = 8 };
-
-template <int TYPE> DEV void add_slot(float (&sum)[COLUMNS], const uint4 v, float factor)
-{
-    const uint32_t word[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < COLUMNS; i++)
-        sum[i] += factor * decode(TYPE, word[i / 2] >> (i % 2 * 16) & 0xffff);
-}
+enum { THREADS = 128 };
 
 /* The 8 threads that have a line of z's columns have read it: where it still lies in L2, it need not go to memory. */
 DEV void discard_columns(const cmoe_gpu_combine &c, int t, int h, const int *valid)
@@ -52,41 +44,24 @@ template <int TYPE> DEV void combine(const cmoe_gpu_combine &c, float *factor)
         return;
     const uint16_t *z = (const uint16_t *)c.z + (int64_t)t * slots * c.h + h;
     char *y = (char *)c.y + t * c.y_stride;
-    float sum[COLUMNS] = {};
-    if (c.accumulate != 0.0f)
-        for (int i = 0; i < COLUMNS; i++)
-            sum[i] = c.accumulate * load(TYPE, y, h + i);
-    for (int first = 0; first < slots; first += AT_ONCE) {
-        uint4 v[AT_ONCE];
+    float sum[COLUMNS];
+    start_columns<TYPE>(c, y, h, sum);
+    for (int first = 0; first < slots; first += SLOTS_AT_ONCE) {
+        uint4 v[SLOTS_AT_ONCE];
         uint32_t there = 0;
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
+        for (int i = 0; i < SLOTS_AT_ONCE; i++) {
             if (first + i >= slots || !valid[first + i])
                 continue;
             there |= 1u << i;
             v[i] = *(const uint4 *)(z + (int64_t)(first + i) * c.h);
         }
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++)
+        for (int i = 0; i < SLOTS_AT_ONCE; i++)
             if (there >> i & 1)
                 add_slot<TYPE>(sum, v[i], factor[first + i]);
     }
-#pragma unroll
-    for (int i = 0; i < COLUMNS; i++)
-        if (h + i >= c.h_used) /* z has nothing there */
-            sum[i] = c.accumulate != 0.0f ? c.accumulate * load(TYPE, y, h + i) : 0.0f;
-    if ((uintptr_t)(y + h * 2) % 16 == 0) {
-        uint32_t word[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            word[i] = encode(TYPE, sum[i * 2], CMOE_ROUND_NEAREST_EVEN) |
-                      encode(TYPE, sum[i * 2 + 1], CMOE_ROUND_NEAREST_EVEN) << 16;
-        *(uint4 *)(y + h * 2) = make_uint4(word[0], word[1], word[2], word[3]);
-    } else {
-#pragma unroll
-        for (int i = 0; i < COLUMNS; i++)
-            store(TYPE, y, h + i, sum[i]);
-    }
+    store_columns<TYPE>(c, y, h, sum);
     if (c.discard)
         discard_columns(c, t, h, valid);
 }

@@ -4,7 +4,8 @@
  * Blocks take tiles from one list, all of GEMM1's before all of GEMM2's, so that neither GEMM ends with
  * idle multiprocessors but the second, and the ring never runs empty in between: a block loads weights of
  * GEMM2 while the last rows of h are made elsewhere. Tiles are taken by tickets, not by the block's
- * number: who waits for h waits for blocks that run, whatever else is on the GPU. */
+ * number: who waits for h waits for blocks that run, whatever else is on the GPU. For a combine beside them they say
+ * which strips of z are whole, and some blocks leave it their multiprocessors. */
 #ifndef CMOE_KERNELS_PAIR_CUH
 #define CMOE_KERNELS_PAIR_CUH
 
@@ -42,11 +43,41 @@ DEV int take_ticket(const cmoe_gpu_wgmma_pair &f)
     return atomicAdd(f.progress + CMOE_PROGRESS_TAKEN, 1);
 }
 
+/* Strips of GEMM2 that come first, expert by expert: what idle blocks can do of it while the last tiles of GEMM1 are
+ * made, and one more. The others come one by one, all experts each, so that z is whole in them one after the other. */
+DEV int widen(const cmoe_gpu_wgmma_pair &f, int rows)
+{
+    const int blocks = (int)gridDim.x, last = rows * f.gemm[0].m_tiles % blocks, idle = last ? blocks - last : 0;
+    const int ready = rows - last / f.gemm[0].m_tiles - 1, all = f.gemm[1].m_tiles;
+    const int tiles = (idle * f.gemm[0].g.k + f.gemm[1].g.k - 1) / f.gemm[1].g.k;
+    return !f.strips || ready <= 0 ? all : min(all, (tiles + ready - 1) / ready + 1);
+}
+
 /* near: the expert of an earlier tile of the same GEMM. */
 DEV work pair_work(const cmoe_gpu_wgmma_pair &f, const ring &r, const tile_list &list, int at, int near)
 {
-    const int second = at >= list.first;
-    return work_at(f.gemm[second], r, second ? at - list.first : at, near);
+    const cmoe_gpu_wgmma &p = f.gemm[at >= list.first];
+    if (at < list.first)
+        return work_at(p, r, at, near);
+    const int rows = r.tail->first_tile[p.g.call.local], wide = r.tail->wide, past = at - list.first - rows * wide;
+    if (past < 0)
+        return work_in(p, r, strips{0, wide}, at - list.first, near);
+    const int strip = quotient(past, rows);
+    return work_in(p, r, strips{wide + strip, 1}, past - strip * rows, 0);
+}
+
+/* z of the tile before, for a combine that runs beside: behind the next tile's products, when a fence finds nothing on
+ * its way. Each warpgroup by itself. */
+DEV void say_z(const cmoe_gpu_wgmma_pair &f, const ring &r)
+{
+    if (f.strips && threadIdx.x % 128 == 0) {
+        int &strip = r.tail->stored[threadIdx.x / 128 - 1];
+        if (strip >= 0) {
+            fence_gpu();
+            add_relaxed(f.progress + CMOE_PROGRESS_STRIPS + strip, 1);
+        }
+        strip = -1;
+    }
 }
 
 /* GEMM1's tile is stored by both warpgroups; each says so by itself when its threads are done. */
@@ -102,6 +133,9 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce_pair(const cmoe_gpu_w
     bool open = false;
     int turn = 0, ticket = 0;
     depend_release();
+    if (leads)
+        r.tail->wide = widen(f, r.tail->first_tile[f.gemm[0].g.call.local]);
+    group_sync(LOAD_BARRIER, LOAD_THREADS);
     work w = {}, next = {};
     gather g = {}, next_rows = {};
     if (run.at < list.total) {
@@ -126,7 +160,7 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce_pair(const cmoe_gpu_w
         for (int step = 0; step < steps; step++) {
             const int column = step * STEP;
             if (leads && last && step == take)
-                ticket = take_ticket(f);
+                ticket = second && (int)blockIdx.x < f.leave ? list.total : take_ticket(f);
             barrier_wait(empty_at(r, c), c.parity ^ 1);
             if (leads && step >= loaded)
                 load_weights(p, r, w, c, column);
@@ -169,6 +203,8 @@ DEV void consume_pair(const cmoe_gpu_wgmma_pair &f, const ring &r)
     cursor c = {0, 0};
     float acc[2][MOST / 2] = {};
     turn taken = {NO_EXPERT, 0, 0};
+    if (threadIdx.x % 128 == 0)
+        r.tail->stored[threadIdx.x / 128 - 1] = -1;
     for (int at = 0;; at++) {
         const int slot = at & 1, parity = at >> 1 & 1;
         const tile_facts &facts = r.tail->facts[slot];
@@ -180,9 +216,12 @@ DEV void consume_pair(const cmoe_gpu_wgmma_pair &f, const ring &r)
             break;
         taken.expert = NO_EXPERT;
         accumulate_from<TYPE, BLOCK, 8>(f.gemm[second != 0], r, count, place_of(), c, acc);
+        say_z(f, r);
         barrier_wait(shared_address(&r.tail->ready[slot]), parity);
         if (second) {
             epilogue<OUT2, false, SCALED>(f.gemm[1], r, facts, acc);
+            if (f.strips && threadIdx.x % 128 == 0)
+                r.tail->stored[threadIdx.x / 128 - 1] = facts.w.m / (2 * CMOE_WGMMA_HALF);
         } else {
             epilogue<OUT1, true, SCALED>(f.gemm[0], r, facts, acc);
             if (SCALED) {
@@ -196,6 +235,7 @@ DEV void consume_pair(const cmoe_gpu_wgmma_pair &f, const ring &r)
         if (threadIdx.x % 32 == 0)
             barrier_arrive(shared_address(&r.tail->unused[slot]));
     }
+    say_z(f, r);
 }
 
 /* To L2, before it is known which experts have rows: `early` stages of what this block does first if all do. */

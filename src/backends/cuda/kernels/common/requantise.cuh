@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Rows of h under one scale each in a kernel of both GEMMs: what GEMM1's tiles have stored as f32 becomes codes
  * once an expert has all of its tiles, in rounds of a few rows. The block that stores the last tile does the first
- * rounds, blocks behind a tile of the next expert one each, and those that need the rows in GEMM2 what is left: none
+ * rounds, or all where a warp holds a row; blocks behind a tile of the next expert one each, and those that need the rows in GEMM2 what is left: none
  * is held up for long while others wait for its next tile. */
 #ifndef CMOE_KERNELS_REQUANTISE_CUH
 #define CMOE_KERNELS_REQUANTISE_CUH
@@ -12,8 +12,7 @@
 /* Fours of columns that a lane holds, 128 apart: the host shares a row out to as many warps as it takes. */
 enum { MOST_FOURS = CMOE_WGMMA_MOST_H / MATH_WARPS / 128, FEW_FOURS = 8 };
 
-/* FIRST_ROUNDS: of who stores the last tile. NO_EXPERT: nothing to do. */
-enum { FIRST_ROUNDS = 6, NO_EXPERT = -1 };
+enum { NO_EXPERT = -1 }; /* nothing to do */
 
 /* Halves of GEMM1's tiles that make an expert's h. */
 DEV int halves_of(const cmoe_gpu_wgmma_pair &f, const ring &r, int expert)
@@ -148,7 +147,7 @@ DEV turn take_round(const cmoe_gpu_wgmma_pair &f, const ring &r, int expert, boo
 {
     const int32_t *done = f.progress + CMOE_PROGRESS_EXPERTS + expert;
     const int rounds = expert < 0 ? 0 : rounds_of(f, expert);
-    if (rounds <= FIRST_ROUNDS)
+    if (rounds <= f.first_rounds)
         return {NO_EXPERT, 0, 0};
     const int begin = halves_of(f, r, expert) + 1;
     int now = load_acquire(done);
@@ -166,8 +165,8 @@ DEV void say_stored(const cmoe_gpu_wgmma_pair &f, const ring &r, int expert)
         int32_t *done = f.progress + CMOE_PROGRESS_EXPERTS + expert;
         fence_gpu();
         if (atomicAdd(done, 2) + 2 == halves_of(f, r, expert)) {
-            r.tail->next = {expert, 0, min(rounds_of(f, expert), (int)FIRST_ROUNDS)};
-            f.turns[expert] = FIRST_ROUNDS;
+            r.tail->next = {expert, 0, min(rounds_of(f, expert), f.first_rounds)};
+            f.turns[expert] = f.first_rounds;
             fence_gpu();
             add_relaxed(done, 1);
         } else {
@@ -184,7 +183,7 @@ DEV void quantise_rows(const cmoe_gpu_wgmma_pair &f, const ring &r, turn t, int 
     while (true) {
         if (t.expert != NO_EXPERT)
             quantise_rounds(f, r, t);
-        if (needed == NO_EXPERT || rounds_of(f, needed) <= FIRST_ROUNDS)
+        if (needed == NO_EXPERT || rounds_of(f, needed) <= f.first_rounds)
             return;
         group_sync(MATH_BARRIER, CMOE_WGMMA_MATH);
         if (threadIdx.x == LOAD_THREADS)

@@ -53,6 +53,7 @@ struct ring_tail {
     /* Tiles taken by ticket: tickets as the producer hands them around, whether all of h is there, by facts
      * whether the tile is GEMM2's; rows to quantise, and the largest magnitudes of their parts, by round and warp. */
     int ticket[2], open, second[2];
+    int wide, stored[2]; /* GEMM2's strips that all experts share; a strip that a warpgroup has stored a tile of */
     turn next;
     uint32_t top[2][MATH_WARPS];
     alignas(16) float scale[CMOE_WGMMA_STAGES][SCALED_N + 4]; /* of the stage's rows of x, then of [strip][box] */
@@ -197,18 +198,30 @@ DEV int expert_of_tile(const int *first_tile, int local, int m_tiles, int tile, 
     return low;
 }
 
-/* Weights outermost: blocks that run together share a weight tile's expert and its rows of x. The blocks
- * of a cluster have the same weights and neighbouring rows. A tile's rows are a multiple of STEP but for the
- * expert's last. near: the expert of an earlier work. */
-template <int STEP = 8> DEV work work_at(const cmoe_gpu_wgmma &p, const ring &r, int index, int near)
+/* Tiles [first, first + count) along the weights' rows. */
+struct strips {
+    int first, count;
+};
+
+/* The index-th of the tiles of some strips, weights outermost: blocks that run together share a weight tile's expert
+ * and its rows of x. The blocks of a cluster have the same weights and neighbouring rows. A tile's rows are a multiple
+ * of STEP but for the expert's last. near: the expert of an earlier work. */
+template <int STEP = 8>
+DEV work work_in(const cmoe_gpu_wgmma &p, const ring &r, const strips &s, int index, int near)
 {
     const int first = index << (p.cluster - 1), *first_tile = r.tail->first_tile;
-    const int expert = expert_of_tile(first_tile, p.g.call.local, p.m_tiles, first, near);
+    const int expert = expert_of_tile(first_tile, p.g.call.local, s.count, first, near);
     const int begin = p.g.call.offsets[expert], n = p.g.call.offsets[expert + 1] - begin;
-    const int tiles = first_tile[expert + 1] - first_tile[expert], at = first - first_tile[expert] * p.m_tiles;
+    const int tiles = first_tile[expert + 1] - first_tile[expert], at = first - first_tile[expert] * s.count;
     const int each = (quotient(n + tiles - 1, tiles) + STEP - 1) & ~(STEP - 1), m = quotient(at, tiles);
     const int from = (at - m * tiles + (int)r.rank) * each;
-    return {expert, begin + from, max(0, min(each, n - from)), m * (p.gated ? CMOE_WGMMA_HALF : 2 * CMOE_WGMMA_HALF)};
+    return {expert, begin + from, max(0, min(each, n - from)),
+            (s.first + m) * (p.gated ? CMOE_WGMMA_HALF : 2 * CMOE_WGMMA_HALF)};
+}
+
+template <int STEP = 8> DEV work work_at(const cmoe_gpu_wgmma &p, const ring &r, int index, int near)
+{
+    return work_in<STEP>(p, r, strips{0, p.m_tiles}, index, near);
 }
 
 #endif
