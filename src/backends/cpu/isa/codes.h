@@ -135,6 +135,21 @@ CMOE_INLINE vf load_e8m0(const uint8_t *p)
     return v_float((bits & ~nan) | (zero & 0x400000) | (nan & 0x7fc00000));
 }
 
+#if defined CMOE_ISA_AVX512
+/* 32 of them, seldom one that is an end. */
+CMOE_INLINE void load_e8m0_pair(const uint8_t *p, vf out[2])
+{
+    const __m256i code = _mm256_loadu_si256((const void *)p), one = _mm256_set1_epi8(1);
+    if (_mm256_cmple_epu8_mask(_mm256_add_epi8(code, one), one)) {
+        out[0] = load_e8m0(p);
+        out[1] = load_e8m0(p + VEC);
+        return;
+    }
+    out[0] = v_float(load_u8(p) << 23);
+    out[1] = v_float(load_u8(p + VEC) << 23);
+}
+#endif
+
 /* VEC scales of columns [col, ..) of a group; CMOE_NONE: codes are wanted as they are. */
 CMOE_INLINE vf load_scale(cmoe_dtype dtype, const char *group, int col)
 {

@@ -22,6 +22,13 @@ CMOE_INLINE void fetch_codes(const void *codes, int64_t at)
     if (at % 64 == 0) __builtin_prefetch((const void *)((uintptr_t)codes + DIGIT_AHEAD));
 }
 
+/* Bytes of 16 codes; dtype is a constant after inlining. */
+CMOE_INLINE int64_t codes_bytes(cmoe_dtype dtype)
+{
+    if (dtype == CMOE_BF16 || dtype == CMOE_F16) return 2 * VEC;
+    return dtype == CMOE_E2M1 ? VEC / 2 : VEC;
+}
+
 /* 16 values; dtype is a constant after inlining. */
 CMOE_INLINE vf digit_values(cmoe_dtype dtype, const uint8_t *codes)
 {
@@ -131,7 +138,7 @@ CMOE_INLINE void pack_spans(cmoe_dtype dtype, int digits, int span, const struct
                             const struct cmoe_cpu_digit_row *rows, int n, int64_t at, int64_t left,
                             int64_t g, struct digit_record to)
 {
-    const int64_t half = (int64_t)cmoe_dtype_bytes(dtype, VEC);
+    const int64_t half = codes_bytes(dtype);
     for (int r = 0; r < n; r++) {
         const struct cmoe_cpu_x_scale *const s = &rows[r].scale;
         const float given = (s->span ? s->of_group[g] : s->one) * s->global;

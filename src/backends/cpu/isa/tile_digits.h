@@ -12,10 +12,11 @@
 
 #if defined CMOE_ISA_AVX512VNNI
 
-/* DIGIT_ROWS1, DIGIT_ROWS3: rows of a step, by digits: twelve sums at a time cover the latency. DIGIT_FEW1: with
- * one digit, most rows whose results stay in registers over all of a panel, which have a loop of their own; with
- * three it is a step. */
-enum { DIGIT_ROWS1 = 6, DIGIT_ROWS3 = 2, DIGIT_FEW1 = 7, DIGIT_VECS = 2, MOST_QUADS = 8 };
+/* DIGIT_ROWS1, DIGIT_ROWS3: rows of a step, by digits: twelve sums at a time cover the latency. DIGIT_FEW1,
+ * DIGIT_FEW3: most rows whose results stay in registers over all of a panel, which have a loop of their own; three
+ * and four rows of three digits do so by taking one half of a span's columns after the other. */
+enum { DIGIT_ROWS1 = 6, DIGIT_ROWS3 = 2, DIGIT_FEW1 = 7, DIGIT_FEW3 = 4 };
+enum { DIGIT_VECS = 2, MOST_QUADS = 8 };
 
 /* --- codes ---------------------------------------------------------------------------------- */
 
@@ -28,14 +29,15 @@ struct code_span {
     vf scale[DIGIT_VECS];
 };
 
-/* Unit i, two words a column. `streams`: what is ahead is read soon. */
-CMOE_INLINE void decode_words(bool floats, bool streams, int i, struct code_span *s)
+/* Unit i, two words a column, of columns [from, to) in vectors. `streams`: what is ahead is read soon. */
+CMOE_INLINE void decode_words(bool floats, bool streams, int i, int from, int to,
+                              struct code_span *s)
 {
     /* Twice the value of e2m1, plus 12. */
     const __m512i table = _mm512_broadcast_i32x4(
         _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
     CMOE_UNROLL
-    for (int v = 0; v < DIGIT_VECS; v++) {
+    for (int v = from; v < to; v++) {
         const int at = (DIGIT_VECS * i + v) * 4 * VEC;
         const vi word = vi_load(s->unit + at);
         vi low = word & 0x0f0f0f0f, high = (vi)((vu)word >> 4) & 0x0f0f0f0f;
@@ -58,14 +60,16 @@ struct code_place {
     int64_t at, in;
 };
 
-CMOE_INLINE void load_factors(bool zero, const struct cmoe_cpu_panel *l, const struct code_place *p,
-                              struct code_span *out)
+CMOE_INLINE void load_factors(bool zero, bool few, const struct cmoe_cpu_panel *l,
+                              const struct code_place *p, struct code_span *out)
 {
+    const bool pair = few && l->scale == CMOE_E8M0;
+    if (pair) load_e8m0_pair((const uint8_t *)p->group, out->scale);
     CMOE_UNROLL
     for (int v = 0; v < DIGIT_VECS; v++) {
         const int col = v * VEC;
         const uint8_t *const zeros = (const uint8_t *)p->group + l->scales - CMOE_CPU_PANEL + col;
-        out->scale[v] = load_scale(l->scale, p->group, col);
+        if (!pair) out->scale[v] = load_scale(l->scale, p->group, col);
         if (l->global) out->scale[v] *= v_load((const float *)(const void *)p->panel + col);
         out->zero[v] = zero ? load_u8(zeros) : vi_set(0);
     }
@@ -112,41 +116,41 @@ CMOE_INLINE vi dot_digit(bool in_memory, vi sum, vi codes, const char *quad)
     return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(word));
 }
 
-/* m rows times a span; all but `s` and `x` are constants after inlining. Adds to `total`, for which it
- * decodes the span as it goes, or, without one, to c. */
-CMOE_INLINE void multiply_digits(struct digit_kind kind, int m, struct code_span *s,
-                                 struct digit_rows x, vf (*total)[DIGIT_VECS])
+/* m rows times a span's columns [from, to), in vectors; all but `s` and `x` are constants after inlining. Adds to
+ * `total`, for which it decodes the span as it goes, or, without one, to c. */
+CMOE_INLINE void multiply_columns(struct digit_kind kind, int m, int from, int to,
+                                  struct code_span *s, struct digit_rows x, vf (*total)[DIGIT_VECS])
 {
-    /* Steps of one digit over c are full of loads. */
-    const bool in_memory = total || kind.digits == 3;
+    /* Steps of one digit over c are full of loads; a quad of one half meets nothing else. */
+    const bool in_memory = total || kind.digits == 3, alone = to - from == 1;
     vi sum[DIGIT_FEW1][3][DIGIT_VECS];
     CMOE_UNROLL
     for (int r = 0; r < m; r++) {
         CMOE_UNROLL
-        for (int v = 0; v < DIGIT_VECS; v++) {
+        for (int v = from; v < to; v++) {
             sum[r][0][v] = kind.zero ? s->zero[v] * vi_set(x.offsets[r]) : vi_set(x.offsets[r]);
             sum[r][1][v] = sum[r][2][v] = vi_set(0);
         }
     }
     CMOE_UNROLL
     for (int q = 0; q < kind.quads; q++) {
-        if (total && q % 2 == 0) decode_words(kind.floats, true, q / 2, s);
+        if (total && q % 2 == 0) decode_words(kind.floats, true, q / 2, from, to, s);
         CMOE_UNROLL
         for (int r = 0; r < m; r++) {
             CMOE_UNROLL
             for (int i = 0; i < kind.digits; i++) {
                 const char *const quad = x.words + ((r * kind.digits + i) * kind.quads + q) * 4;
                 CMOE_UNROLL
-                for (int v = 0; v < DIGIT_VECS; v++)
-                    sum[r][i][v] =
-                        dot_digit(in_memory && (r + i) % 2, sum[r][i][v], s->word[v][q], quad);
+                for (int v = from; v < to; v++)
+                    sum[r][i][v] = dot_digit(in_memory && (alone || (r + i) % 2), sum[r][i][v],
+                                             s->word[v][q], quad);
             }
         }
     }
     CMOE_UNROLL
     for (int r = 0; r < m; r++) {
         CMOE_UNROLL
-        for (int v = 0; v < DIGIT_VECS; v++) {
+        for (int v = from; v < to; v++) {
             float *const c = x.c + r * CMOE_CPU_PANEL + v * VEC;
             vi whole = sum[r][0][v];
             if (kind.digits == 3) whole += ((sum[r][2][v] << 8) + sum[r][1][v]) << 8;
@@ -157,6 +161,18 @@ CMOE_INLINE void multiply_digits(struct digit_kind kind, int m, struct code_span
             else
                 v_store(c, v_fma(value, s->scale[v], v_load(c)));
         }
+    }
+}
+
+/* All columns: at once where sums have room. */
+CMOE_INLINE void multiply_digits(struct digit_kind kind, int m, struct code_span *s,
+                                 struct digit_rows x, vf (*total)[DIGIT_VECS])
+{
+    if (kind.digits == 3 && m > DIGIT_ROWS3) {
+        multiply_columns(kind, m, 0, 1, s, x, total);
+        multiply_columns(kind, m, 1, 2, s, x, total);
+    } else {
+        multiply_columns(kind, m, 0, DIGIT_VECS, s, x, total);
     }
 }
 
@@ -181,7 +197,7 @@ CMOE_INLINE void digit_span(struct digit_kind kind, int m, struct code_span *s, 
 enum { SPAN_BYTES = MOST_QUADS * 4 * CMOE_CPU_PANEL / 2 };
 
 /* Where the next span of a panel lies; what the panel lacks of it is 0, in `last`. */
-CMOE_INLINE void find_span(struct digit_kind kind, const struct cmoe_cpu_panel *l,
+CMOE_INLINE void find_span(struct digit_kind kind, bool few, const struct cmoe_cpu_panel *l,
                            const struct code_place *p, uintptr_t ahead, char last[SPAN_BYTES],
                            struct code_span *out)
 {
@@ -192,7 +208,7 @@ CMOE_INLINE void find_span(struct digit_kind kind, const struct cmoe_cpu_panel *
         memset(last, 0, SPAN_BYTES);
         out->unit = memcpy(last, out->unit, (size_t)units * 4 * CMOE_CPU_PANEL);
     }
-    load_factors(kind.zero, l, p, out);
+    load_factors(kind.zero, few, l, p, out);
 }
 
 /* m rows, a constant: results stay in registers. */
@@ -209,7 +225,7 @@ CMOE_INLINE void digits_few(struct digit_kind kind, int m, const struct cmoe_cpu
         total[r][0] = total[r][1] = v_set(0);
     for (; p.at < l.k; next_span(&l, 4 * kind.quads, &p)) {
         struct code_span span;
-        find_span(kind, &l, &p, CMOE_CPU_STREAM_AHEAD, last, &span);
+        find_span(kind, true, &l, &p, CMOE_CPU_STREAM_AHEAD, last, &span);
         multiply_digits(kind, m, &span, x, total);
         x.words += m * kind.digits * kind.quads * 4;
         x.offsets += m;
@@ -236,10 +252,10 @@ CMOE_INLINE void digits_many(struct digit_kind kind, int m, const struct cmoe_cp
     memset(x.c, 0, (size_t)m * CMOE_CPU_PANEL * sizeof *x.c);
     for (; p.at < l.k; next_span(&l, 4 * kind.quads, &p)) {
         struct code_span span;
-        find_span(kind, &l, &p, (uintptr_t)l.bytes, last, &span);
+        find_span(kind, false, &l, &p, (uintptr_t)l.bytes, last, &span);
         CMOE_UNROLL
         for (int i = 0; i < kind.quads / 2; i++)
-            decode_words(kind.floats, false, i, &span);
+            decode_words(kind.floats, false, i, 0, DIGIT_VECS, &span);
         digit_span(kind, m, &span, x);
         x.words += (int64_t)m * kind.digits * kind.quads * 4;
         x.offsets += m;
@@ -255,7 +271,7 @@ CMOE_INLINE void digits_many(struct digit_kind kind, int m, const struct cmoe_cp
 CMOE_INLINE void digits_as(struct digit_kind kind, const struct cmoe_cpu_panel *l, const char *from,
                            int m, struct digit_rows x)
 {
-    const int few = kind.digits == 1 ? DIGIT_FEW1 : DIGIT_ROWS3;
+    const int few = kind.digits == 1 ? DIGIT_FEW1 : DIGIT_FEW3;
     if (m > few)
         digits_many(kind, m, l, from, x);
     else if (m == 1)
