@@ -40,6 +40,11 @@ def us(value):
     return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
+def figure(value):
+    """Three digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def share(cell):
     return f"{cell['roof_percent']:.0f}" if cell["roof_percent"] is not None else "-"
 
@@ -50,7 +55,7 @@ def ceilings(cells):
     for kind in sorted({c["scheme"] for c in cells}):
         dots = [c["dot_tflops"] for c in cells if c["scheme"] == kind and c["dot_tflops"]]
         if dots:
-            out.append(f"Products beside {kind}: {min(dots):.3g} to {max(dots):.3g} TFLOP/s.")
+            out.append(f"Products beside {kind}: {figure(min(dots))} to {figure(max(dots))} TFLOP/s.")
     return [" ".join(out), ""]
 
 
@@ -82,6 +87,28 @@ def gpu_tables(data, peers):
                          f"{by_yardstick(c):.1f} | {peer} |")
         lines.append("")
     return lines, won, lost, ahead
+
+
+def gpu_summary(data, peers):
+    """A line a model and scheme, ours over the fastest peer; then every cell in which ours is slower."""
+    best = {(p["model"], p["scheme"], p["tokens"]): p for p in peers["peers"]}
+    groups, lost = {}, []
+    for c in data["cells"]:
+        p = best.get((c["model"], c["scheme"], c["tokens"]))
+        if p is None:
+            continue
+        ratio = c["us_median"] / p["us"]
+        groups.setdefault((c["model"], c["scheme"]), []).append(ratio)
+        if ratio > 1:
+            lost.append((ratio, c, p))
+    lines = ["Ours over the fastest peer, over all token counts:", "", "| model | scheme | best | median | worst |", "|---|---|---|---|---|"]
+    for (model, scheme), ratios in groups.items():
+        ratios.sort()
+        lines.append(f"| {model} | {scheme} | {ratios[0]:.2f} | {ratios[len(ratios) // 2]:.2f} | {ratios[-1]:.2f} |")
+    lines += ["", "Cells in which ours is slower:", "", "| model | scheme | tokens | ours / peer | us | peer us | who |", "|---|---|---|---|---|---|---|"]
+    for ratio, c, p in sorted(lost, key=lambda entry: -entry[0]):
+        lines.append(f"| {c['model']} | {c['scheme']} | {c['tokens']} | {ratio:.3f} | {us(c['us_median'])} | {us(p['us'])} | {p['peer']} |")
+    return lines + [""]
 
 
 # Per cent of the nearer ceiling that were set as goals for CPUs at 2048 tokens, by the start of a scheme's name.
@@ -148,7 +175,7 @@ def main():
                   "peers in one process: at 8192 tokens ratios move by a tenth with the chip's clock, and some that are 1.01 "
                   "to 1.10 here are 1.06 to 1.25 there (llama4-scout and mixtral-8x7b in fp8-token, deepseek-v3-ep8 in "
                   "fp8-block, deepseek-v3-tp8 in fp8-block at 8 tokens), others 0.95 to 1.05 (deepseek-v3 and kimi-k2 in "
-                  "fp8-block, mixtral-8x7b in bf16).", ""] + tables
+                  "fp8-block, mixtral-8x7b in bf16).", ""] + gpu_summary(gpu, peers) + tables
     for path in sorted(RESULTS.glob("cpu-*.json"), key=lambda p: p.stem):
         data = load(path.name)
         lines += [f"## {path.stem}", ""] + about(data, path.name) + ceilings(data["cells"]) + cpu_reached(data["cells"]) + cpu_tables(data)
