@@ -73,6 +73,17 @@ static void every_row_is_planned(void **state)
     cmoe_context_destroy(ctx);
 }
 
+static void expect_planned(struct cmoe_device *dev, const char *text, const char *row, bool planned)
+{
+    const cmoe_problem p = test_problem(text);
+    cmoe_plan *plan = NULL;
+    char path[1024];
+    expect_ok(cmoe_plan_create(dev, &p, NULL, NULL, &plan));
+    cmoe_plan_path(plan, p.max_tokens, path, sizeof path);
+    cmoe_plan_destroy(plan);
+    if ((strstr(path, row) != NULL) != planned) fail_with("%s, %s: %s", text, row, path);
+}
+
 /* Where both ways were measured. */
 static void faster_rows_are_planned(void **state)
 {
@@ -139,16 +150,35 @@ static void faster_rows_are_planned(void **state)
     cmoe_context *const ctx = test_context(1, NULL);
     struct cmoe_device hopper = device_of(ctx, cuda, 90);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        char text[256], path[1024];
+        char text[256];
         snprintf(text, sizeof text, "%s stages=quant..combine shared=0 won=out reduced",
                  cases[i].problem);
-        const cmoe_problem p = test_problem(text);
-        cmoe_plan *plan = NULL;
-        expect_ok(cmoe_plan_create(&hopper, &p, NULL, NULL, &plan));
-        cmoe_plan_path(plan, p.max_tokens, path, sizeof path);
-        cmoe_plan_destroy(plan);
-        if ((strstr(path, cases[i].row) != NULL) != cases[i].planned)
-            fail_with("%s, %s: %s", cases[i].problem, cases[i].row, path);
+        expect_planned(&hopper, text, cases[i].row, cases[i].planned);
+    }
+    cmoe_context_destroy(ctx);
+}
+
+static void routing_and_sorting_is_planned(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *sizes, *row;
+    } cases[] = {
+        {"t=1 e=128 k=8", "routesort_block"},    {"t=256 e=8 k=2", "routesort_cluster"},
+        {"t=128 e=32 k=4", "routesort_cluster"}, {"t=64 e=256 k=8", "routesort_cluster"},
+        {"t=4096 e=8 k=2", "routesort_cluster"}, {"t=2048 e=32 k=4", "routesort_wide"},
+        {"t=1024 e=128 k=8", "routesort_wide"},  {"t=32768 e=8 k=2", "routesort_wide"},
+        {"t=8192 e=256 k=8", "routesort_wide"},  {"t=64 e=128 k=8 hash", "route_warp"},
+    };
+    const struct cmoe_backend *const cuda = find_cuda();
+    if (!cuda) skip();
+    cmoe_context *const ctx = test_context(1, NULL);
+    struct cmoe_device hopper = device_of(ctx, cuda, 90);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[256];
+        snprintf(text, sizeof text, "%s h=64 i=64 stages=route..sort renorm scheme=bf16",
+                 cases[i].sizes);
+        expect_planned(&hopper, text, cases[i].row, true);
     }
     cmoe_context_destroy(ctx);
 }
@@ -156,6 +186,7 @@ static void faster_rows_are_planned(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_row_is_planned),
-                                       cmocka_unit_test(faster_rows_are_planned)};
+                                       cmocka_unit_test(faster_rows_are_planned),
+                                       cmocka_unit_test(routing_and_sorting_is_planned)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -32,6 +32,8 @@ small+=';t=70 e=2 k=1 h=264 i=200 scheme=int4-w4a16:zp;t=70 e=2 k=1 h=264 i=200 
 small+=';t=5 e=4 k=2 h=160 i=96 scheme=int4-w4a16;t=5 e=4 k=2 h=72 i=88 scheme=mxfp4-w4a16'
 small+=';t=7 e=5 k=2 h=75 i=53 scheme=nvfp4-w4a4;t=7 e=5 k=2 h=64 i=96 scheme=nvfp4-w4a4;t=7 e=5 k=2 h=75 i=53 scheme=nvfp4-w4a16'
 small+=';t=3000 e=12 k=3 h=8 i=8 stages=route..sort scheme=bf16'
+small+=';t=70 e=60 k=4 h=8 i=8 stages=route..sort renorm shared=1 scheme=bf16'
+small+=';t=40 e=160 k=6 h=8 i=8 stages=route..sort lg=f32 scheme=bf16'
 small+=';t=20 e=12 k=3 h=40 i=36 stages=sort..sort sort=packed bm=8 scheme=bf16'
 small+=';t=20 e=12 k=3 h=40 i=36 stages=gemm1..combine sort=packed bm=8 shared=1 scheme=bf16'
 small+=';t=20 e=12 k=3 h=40 i=36 stages=gemm1..combine sort=flat bm=16 scheme=int8-w8a8'

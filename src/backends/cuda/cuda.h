@@ -29,8 +29,9 @@ struct cmoe_cuda {
     CUlibrary library[CMOE_CUDA_FILES];
     CUfunction function[CMOE_CUDA_FUNCTIONS];
     int multiprocessors, shared_limit; /* bytes a block may opt in to */
-    int arch;         /* 90: compute capability 9.0; cmoe__cuda_load may lower it */
-    int sort_cluster; /* blocks of the largest cluster that sorts: 8 or 16 */
+    int arch; /* 90: compute capability 9.0; cmoe__cuda_load may lower it */
+    /* Blocks of the largest cluster that sorts, and that routes and sorts: 8 or 16. */
+    int sort_cluster, route_cluster;
 };
 
 /* Where one half of every expert lies, when that is what a tensor map can say: rows at a stride, experts
@@ -77,7 +78,6 @@ cmoe_status cmoe__cuda_launch_clusters(const struct cmoe_exec *x, enum cmoe_cuda
 /* The part of the parameters that every kernel has, and what some have. */
 cmoe_gpu_call cmoe__cuda_call(const struct cmoe_exec *x);
 cmoe_gpu_combine cmoe__cuda_combine_params(const struct cmoe_exec *x);
-cmoe_gpu_route cmoe__cuda_route_params(const struct cmoe_exec *x);
 cmoe_gpu_quant cmoe__cuda_quant_params(const struct cmoe_exec *x);
 cmoe_gpu_gemm cmoe__cuda_gemm1_params(const struct cmoe_exec *x);
 cmoe_gpu_gemm cmoe__cuda_gemm2_params(const struct cmoe_exec *x);
@@ -87,14 +87,7 @@ static inline const struct cmoe_cuda *cmoe__cuda_of(const struct cmoe_exec *x)
     return x->dev->state;
 }
 
-/* Logits from x into r->scratch. */
-cmoe_status cmoe__cuda_route_logits(const struct cmoe_exec *x, cmoe_gpu_route *r);
-
-/* Floats of shared memory that routing a token takes. */
-size_t cmoe__cuda_route_floats(const cmoe_problem *p);
-
 /* Stages: the `run` of their rows. */
-cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_quant(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_quant_e4m3(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x);

@@ -5,12 +5,11 @@
 #include "backends/cuda/cuda.h"
 #include "backends/cuda/decoded.h"
 #include "backends/cuda/gemv.h"
+#include "backends/cuda/route.h"
 #include "backends/cuda/sort.h"
 #include "backends/cuda/tiles.h"
 #include "backends/cuda/wgmma.h"
 #include "core/size.h"
-
-enum { SHARED_FLOATS = 48 * 1024 };
 
 bool cmoe__cuda_starts_here(const struct cmoe_kernel *k, const struct cmoe_query *q,
                             struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
@@ -19,14 +18,6 @@ bool cmoe__cuda_starts_here(const struct cmoe_kernel *k, const struct cmoe_query
         return cmoe__refuse(why, "starts from another data layout");
     *out = cmoe__usual_edge(q->p, k->last + 1);
     return true;
-}
-
-static bool route_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
-                           struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
-{
-    if (q->shape->ids * 4 + q->p->groups > SHARED_FLOATS)
-        return cmoe__refuse(why, "%d experts do not fit in a block's shared memory", q->shape->ids);
-    return cmoe__cuda_starts_here(k, q, in, out, why);
 }
 
 static bool quant_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
@@ -99,8 +90,7 @@ double cmoe__cuda_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *
 
 static size_t scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
-    if (k->first == CMOE_STAGE_ROUTE && (q->p->flags & CMOE_ROUTE_FROM_X))
-        return (size_t)q->tokens * (size_t)q->shape->ids * 4;
+    (void)q;
     return k->first == CMOE_STAGE_QUANT || k->first == CMOE_STAGE_REQUANT ? 256 : 0;
 }
 
@@ -117,8 +107,6 @@ static double convert_cost_us(const struct cmoe_kernel *k, const struct cmoe_que
     return CMOE_CUDA_LAUNCH_US;
 }
 
-static const struct cmoe_family route = {route_supports, cmoe__cuda_cost_us, scratch,
-                                         cmoe__cuda_route};
 static const struct cmoe_family quant = {quant_supports, quant_rows_cost_us, scratch,
                                          cmoe__cuda_quant};
 static const struct cmoe_family quant_e4m3 = {cmoe__cuda_quant_e4m3_supports, cmoe__cuda_cost_us,

@@ -4,6 +4,7 @@
 
 #include "backends/cuda/families.h"
 #include "backends/cuda/params_gemv.h"
+#include "backends/cuda/route.h"
 #include "core/fail.h"
 #include "core/format.h"
 #include "core/numeric.h"
@@ -256,9 +257,8 @@ static size_t h_bytes(const struct cmoe_shape *s, int tokens)
 /* h of every slot, and logits if they come from x. */
 size_t cmoe__cuda_gemv_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
-    const bool logits = k->first == CMOE_STAGE_ROUTE && (q->p->flags & CMOE_ROUTE_FROM_X);
-    return h_bytes(q->shape, q->tokens) +
-           (logits ? (size_t)q->tokens * (size_t)q->shape->ids * 4 : 0);
+    const bool routes = k->first == CMOE_STAGE_ROUTE;
+    return h_bytes(q->shape, q->tokens) + (routes ? cmoe__cuda_route_scratch(q->p, q->tokens) : 0);
 }
 
 static cmoe_gpu_rows rows_of(const struct cmoe_cuda_half *h)
@@ -357,9 +357,7 @@ static cmoe_status launch(const struct cmoe_exec *x, enum cmoe_cuda_function fun
 /* What routes, and the logits that it routes by. */
 static cmoe_status prepare_route(const struct cmoe_exec *x, cmoe_gpu_route *route)
 {
-    *route = cmoe__cuda_route_params(x);
-    if (!route->scratch) return CMOE_OK;
-    route->scratch = (float *)((char *)x->scratch + h_bytes(x->shape, x->tokens));
+    *route = cmoe__cuda_route_params(x, (char *)x->scratch + h_bytes(x->shape, x->tokens));
     return cmoe__cuda_route_logits(x, route);
 }
 

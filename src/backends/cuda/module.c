@@ -35,9 +35,10 @@ static bool loads(const struct cmoe_cuda *cuda, int file)
 }
 
 /* Every Hopper GPU runs clusters of 8 blocks; larger ones need as many multiprocessors near each other. */
-static int largest_cluster(const struct cmoe_cuda *cuda, enum cmoe_cuda_function function)
+static int largest_cluster(const struct cmoe_cuda *cuda, enum cmoe_cuda_function function,
+                           unsigned threads)
 {
-    enum { USUAL = 8, LARGE = 16, THREADS = 1024 };
+    enum { USUAL = 8, LARGE = 16 };
     const struct cmoe_driver *d = cuda->driver;
     CUlaunchAttribute cluster = {.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
                                  .value.clusterDim = {LARGE, 1, 1}};
@@ -45,7 +46,7 @@ static int largest_cluster(const struct cmoe_cuda *cuda, enum cmoe_cuda_function
         .gridDimX = LARGE,
         .gridDimY = 1,
         .gridDimZ = 1,
-        .blockDimX = THREADS,
+        .blockDimX = threads,
         .blockDimY = 1,
         .blockDimZ = 1,
         .sharedMemBytes = (unsigned)cuda->shared_limit / 2,
@@ -108,7 +109,8 @@ cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda)
             CMOE_CUDA_TRY(name, d, cuFuncSetAttribute, cuda->function[i],
                           CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100);
     }
-    cuda->sort_cluster = largest_cluster(cuda, CMOE_CUDA_cmoe_sort_cluster);
+    cuda->sort_cluster = largest_cluster(cuda, CMOE_CUDA_cmoe_sort_cluster, 1024);
+    cuda->route_cluster = largest_cluster(cuda, CMOE_CUDA_cmoe_route_sort_cluster, 512);
     return CMOE_OK;
 }
 

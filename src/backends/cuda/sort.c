@@ -16,8 +16,6 @@ enum {
     CLUSTER_IDS = CLUSTER * 16384,
     WIDE_IDS = 2048, /* of a block of sort_wide */
     WIDE_WARPS = 8,
-    ROUTE_TOKENS = 64, /* that one block routes, */
-    ROUTE_WARPS = 16,  /* a warp each */
 };
 
 static unsigned blocks(int64_t n, int64_t each)
@@ -25,7 +23,7 @@ static unsigned blocks(int64_t n, int64_t each)
     return (unsigned)cmoe__ceil_div(n, each);
 }
 
-static cmoe_gpu_sort sort_params(const struct cmoe_exec *x)
+cmoe_gpu_sort cmoe__cuda_sort_params(const struct cmoe_exec *x)
 {
     return (cmoe_gpu_sort){
         .call = cmoe__cuda_call(x),
@@ -93,7 +91,7 @@ static double block_cost_us(const struct cmoe_kernel *k, const struct cmoe_query
 static cmoe_status sort_block(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    cmoe_gpu_sort s = sort_params(x);
+    cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     void *args[] = {&s};
     const int64_t ids = ids_of(x->shape, x->tokens);
     const unsigned threads = threads_for(ids, MOST_THREADS);
@@ -118,7 +116,7 @@ static double cluster_cost_us(const struct cmoe_kernel *k, const struct cmoe_que
 static cmoe_status sort_cluster(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    cmoe_gpu_sort s = sort_params(x);
+    cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     void *args[] = {&s};
     const int64_t ids = ids_of(x->shape, x->tokens);
     const unsigned n = ids > CLUSTER_FEW ? (unsigned)cmoe__cuda_of(x)->sort_cluster : CLUSTER;
@@ -126,42 +124,6 @@ static cmoe_status sort_cluster(const struct cmoe_step *step, const struct cmoe_
     const unsigned threads = threads_for(share, MOST_THREADS);
     const struct cmoe_cuda_grid grid = {n, 1, threads, sort_shared(x->shape, threads, share)};
     return cmoe__cuda_launch_clusters(x, CMOE_CUDA_cmoe_sort_cluster, grid, n, args);
-}
-
-/* ---- ROUTE with the sort behind it ---- */
-
-static bool route_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
-                           struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
-{
-    if (q->shape->quant) return cmoe__refuse(why, "x is quantised between routing and sorting");
-    if (q->p->flags & CMOE_ROUTE_FROM_X)
-        return cmoe__refuse(why, "logits from x are for many blocks");
-    if (q->tokens > ROUTE_TOKENS)
-        return cmoe__refuse(why, "%d tokens are for many blocks", q->tokens);
-    if (cmoe__cuda_route_floats(q->p) * 4 * ROUTE_WARPS > 192 * 1024)
-        return cmoe__refuse(why, "%d experts do not fit in a block's shared memory", q->shape->ids);
-    return fits(k, q, BLOCK_IDS / 2, BLOCK_IDS / 2, in, out, why);
-}
-
-static double route_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
-{
-    return block_cost_us(k, q) + 1.5 * (double)cmoe__ceil_div(q->tokens, ROUTE_WARPS);
-}
-
-static cmoe_status route_sort(const struct cmoe_step *step, const struct cmoe_exec *x)
-{
-    (void)step;
-    cmoe_gpu_route r = cmoe__cuda_route_params(x);
-    cmoe_gpu_sort s = sort_params(x);
-    int floats = (int)cmoe__cuda_route_floats(x->p);
-    void *args[] = {&r, &s, &floats};
-    const int64_t ids = ids_of(x->shape, x->tokens);
-    const unsigned threads =
-        threads_for(cmoe__max64(ids, (int64_t)x->tokens * 32), ROUTE_WARPS * 32);
-    const size_t routing = (size_t)floats * 4 * (threads / 32),
-                 sort = sort_shared(x->shape, threads, ids);
-    const struct cmoe_cuda_grid one = {1, 1, threads, routing > sort ? routing : sort};
-    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route_sort, one, args);
 }
 
 /* ---- SORT by the first block, QUANT to e4m3 by the others ---- */
@@ -186,7 +148,7 @@ static cmoe_status quant_sort(const struct cmoe_step *step, const struct cmoe_ex
 {
     (void)step;
     cmoe_gpu_quant q = cmoe__cuda_quant_params(x);
-    cmoe_gpu_sort s = sort_params(x);
+    cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     void *args[] = {&q, &s};
     const int64_t ids = ids_of(x->shape, x->tokens);
     const unsigned threads = threads_for(ids, MOST_THREADS);
@@ -226,7 +188,7 @@ static double wide_cost_us(const struct cmoe_kernel *k, const struct cmoe_query 
 static cmoe_status sort_wide(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    cmoe_gpu_sort s = sort_params(x);
+    cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     int32_t *counts = x->scratch;
     int n = (int)blocks(ids_of(x->shape, x->tokens), WIDE_IDS);
     const size_t row = (size_t)x->shape->local * 4;
@@ -255,7 +217,7 @@ static cmoe_status sort_ids(const struct cmoe_exec *x, cmoe_gpu_sort *s)
 static cmoe_status sort_ballot(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    cmoe_gpu_sort s = sort_params(x);
+    cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     return sort_ids(x, &s);
 }
 
@@ -268,7 +230,7 @@ static double ballot_cost_us(const struct cmoe_kernel *k, const struct cmoe_quer
 
 cmoe_status cmoe__cuda_sort_export(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
-    cmoe_gpu_sort s = sort_params(x);
+    cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     s.packed = step->out.layout == CMOE_EDGE_PACKED;
     void *args[] = {&s};
     const struct cmoe_cuda_grid grid = {(unsigned)x->shape->local, 1, 256, 0};
@@ -277,7 +239,7 @@ cmoe_status cmoe__cuda_sort_export(const struct cmoe_step *step, const struct cm
 
 cmoe_status cmoe__cuda_sort_import(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
-    cmoe_gpu_sort s = sort_params(x);
+    cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     if (step->in.layout == CMOE_EDGE_BATCHED || step->in.layout == CMOE_EDGE_M_INDICES)
         return sort_ids(x, &s);
     s.packed = step->in.layout == CMOE_EDGE_PACKED;
@@ -298,5 +260,4 @@ const struct cmoe_family cmoe__cuda_sort_cluster = {cluster_supports, cluster_co
                                                     sort_cluster};
 const struct cmoe_family cmoe__cuda_sort_wide = {wide_supports, wide_cost_us, wide_scratch,
                                                  sort_wide};
-const struct cmoe_family cmoe__cuda_route_sort = {route_supports, route_cost_us, NULL, route_sort};
 const struct cmoe_family cmoe__cuda_quant_sort = {quant_supports, quant_cost_us, NULL, quant_sort};

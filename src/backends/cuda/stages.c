@@ -43,61 +43,6 @@ static int64_t all_rows(const struct cmoe_exec *x)
     return cmoe__shape_rows(x->p, x->shape, x->tokens);
 }
 
-/* Columns of logits. */
-static int columns_of(const cmoe_problem *p)
-{
-    return p->experts + (p->flags & CMOE_SHARED_SIGMOID ? p->shared : 0);
-}
-
-cmoe_gpu_route cmoe__cuda_route_params(const struct cmoe_exec *x)
-{
-    const cmoe_problem *p = x->p;
-    const cmoe_tensors *t = x->t;
-    const int columns = columns_of(p);
-    return (cmoe_gpu_route){
-        .call = cmoe__cuda_call(x),
-        .p = *p,
-        .logits = t->logits,
-        .x = x->x,
-        .logits_stride = t->logits_stride ? t->logits_stride : columns,
-        .x_stride = x->x_stride,
-        .router_w = t->router_w,
-        .router_b = t->router_b,
-        .bias = p->flags & CMOE_ROUTE_BIAS ? t->route_bias : NULL,
-        .hash_table = p->flags & CMOE_HASH ? t->hash_table : NULL,
-        .token_ids = p->flags & CMOE_HASH ? t->token_ids : NULL,
-        .vocab = t->vocab,
-        .ids = x->ids,
-        .weights = x->weights,
-        .scratch = p->flags & CMOE_ROUTE_FROM_X ? x->scratch : NULL,
-        .columns = columns,
-        .h_used = (int32_t)x->shape->h_used,
-    };
-}
-
-size_t cmoe__cuda_route_floats(const cmoe_problem *p)
-{
-    return (size_t)columns_of(p) + (size_t)p->experts * 3 + (size_t)p->groups;
-}
-
-cmoe_status cmoe__cuda_route_logits(const struct cmoe_exec *x, cmoe_gpu_route *r)
-{
-    const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, blocks(r->columns, 8), 256, 0};
-    void *args[] = {r};
-    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_route_logits, grid, args);
-}
-
-cmoe_status cmoe__cuda_route(const struct cmoe_step *step, const struct cmoe_exec *x)
-{
-    (void)step;
-    cmoe_gpu_route r = cmoe__cuda_route_params(x);
-    void *args[] = {&r};
-    if (r.scratch) CMOE_TRY(cmoe__cuda_route_logits(x, &r));
-    const size_t shared = cmoe__cuda_route_floats(x->p) * 4;
-    const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, 1, 32, shared};
-    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route, grid, args);
-}
-
 /* amax and scale of a dynamic tensor scale, then the rows. */
 static cmoe_status quantize(const struct cmoe_exec *x, cmoe_gpu_quant *q, int64_t rows)
 {

@@ -1,16 +1,24 @@
 /* SPDX-License-Identifier: MIT
- * ROUTE: one warp a token, one block a warp. */
+ * ROUTE: blocks of a few warps, a share of the tokens each. */
 #include "backends/cuda/kernels/common/depend.cuh"
-#include "backends/cuda/kernels/common/route.cuh"
+#include "backends/cuda/kernels/common/route_block.cuh"
 
-extern "C" __global__ void __launch_bounds__(32) cmoe_route(const __grid_constant__ cmoe_gpu_route r)
+/* Shared memory: what the warps may need, then ids and weights of g.each tokens. */
+extern "C" __global__ void __launch_bounds__(128) cmoe_route(const __grid_constant__ cmoe_gpu_routing g)
 {
-    extern __shared__ float shared[];
-    const int64_t t = blockIdx.x;
+    extern __shared__ float memory[];
+    const cmoe_gpu_route &r = g.r;
+    const int slots = r.call.slots, most = g.each * slots;
+    int32_t *ids = (int32_t *)memory + (int)blockDim.x / 32 * g.floats;
+    float *weights = (float *)ids + most;
     depend();
-    if (t >= token_count(r.call))
-        return;
-    route(r, t, shared, r.ids + t * r.call.slots, r.weights + t * r.call.slots);
+    const int all = token_count(r.call), from = min(all, (int)blockIdx.x * g.each), n = min(g.each, all - from);
+    route_block(g, from, n, memory, ids, weights);
+    __syncthreads();
+    for (int i = threadIdx.x; i < n * slots; i += (int)blockDim.x) {
+        r.ids[(int64_t)from * slots + i] = ids[i];
+        r.weights[(int64_t)from * slots + i] = weights[i];
+    }
 }
 
 /* logits = x . Wr + b, one warp a (token, expert). */

@@ -18,7 +18,7 @@ DEV uint32_t rank_of(float key)
     const uint32_t bits = __float_as_uint(key + 0.0f); /* -0 becomes 0 */
     if ((bits & 0x7fffffff) > 0x7f800000)
         return 1;
-    return (bits >> 31 ? ~bits : bits | 0x80000000) | 2;
+    return bits >> 31 ? ~bits : bits | 0x80000000; /* of -Inf 0x7fffff */
 }
 
 DEV float score(int router, float z)

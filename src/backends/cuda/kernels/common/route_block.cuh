@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: MIT
+ * Tokens routed by the warps of a block: in registers where the problem allows it (route_held.cuh), else a
+ * warp a token through shared memory (route.cuh). */
+#ifndef CMOE_KERNELS_ROUTE_BLOCK_CUH
+#define CMOE_KERNELS_ROUTE_BLOCK_CUH
+
+#include "backends/cuda/kernels/common/route_held.cuh"
+
+/* The n tokens from `from` on by the block's warps, ids and weights of their slots. Bit i of what is returned: the
+ * warp's i-th token (they go round the warps) is left, because it has a NaN or too few finite logits. */
+template <int HELD>
+DEV uint32_t route_by_warps(const cmoe_gpu_routing &g, int64_t from, int n, int32_t *ids, float *weights)
+{
+    const int warps = (int)blockDim.x / 32, slots = g.r.call.slots;
+    uint32_t left = 0, bit = 1;
+    float z[HELD], next[HELD];
+    int at = (int)threadIdx.x / 32;
+    const char *row = logit_row(g.r, from + at);
+    const int64_t step = warps * row_bytes(g.r);
+    if (at < n)
+        load_held<HELD>(g, row, lane() * HELD, next);
+#pragma unroll 1
+    for (; at < n; at += warps, bit <<= 1) {
+#pragma unroll
+        for (int i = 0; i < HELD; i++)
+            z[i] = next[i];
+        row += step;
+        if (at + warps < n)
+            load_held<HELD>(g, row, lane() * HELD, next);
+        if (!route_together<HELD>(g.r, from + at, z, ids + at * slots, weights + at * slots))
+            left |= bit;
+    }
+    return left;
+}
+
+template <int HELD>
+DEV uint32_t route_by_lanes(const cmoe_gpu_routing &g, int64_t from, int n, int32_t *ids, float *weights)
+{
+    const int slots = g.r.call.slots;
+#pragma unroll 1
+    for (int at = threadIdx.x; at < n; at += blockDim.x)
+        route_alone<HELD>(g, from + at, ids + at * slots, weights + at * slots);
+    return 0;
+}
+
+/* The n tokens from `from` on by the block's warps, up to 32 tokens each; ids and weights of their slots.
+ * memory: g.floats of each warp. Nothing is synchronised. */
+DEV void route_block(const cmoe_gpu_routing &g, int64_t from, int n, float *memory, int32_t *ids, float *weights)
+{
+    const int warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32, slots = g.r.call.slots;
+    uint32_t left = 0xffffffff;
+    switch (g.way) {
+    case CMOE_ROUTE_LANE_8:
+        left = route_by_lanes<8>(g, from, n, ids, weights);
+        break;
+    case CMOE_ROUTE_LANE_16:
+        left = route_by_lanes<16>(g, from, n, ids, weights);
+        break;
+    case CMOE_ROUTE_LANE_32:
+        left = route_by_lanes<32>(g, from, n, ids, weights);
+        break;
+    case CMOE_ROUTE_WARP_64:
+        left = route_by_warps<2>(g, from, n, ids, weights);
+        break;
+    case CMOE_ROUTE_WARP_128:
+        left = route_by_warps<4>(g, from, n, ids, weights);
+        break;
+    case CMOE_ROUTE_WARP_256:
+        left = route_by_warps<8>(g, from, n, ids, weights);
+        break;
+    case CMOE_ROUTE_WARP_512:
+        left = route_by_warps<16>(g, from, n, ids, weights);
+        break;
+    }
+#pragma unroll 1
+    for (int at = warp; left != 0 && at < n; at += warps, left >>= 1) {
+        __syncwarp(); /* the memory of the token before */
+        if (left & 1)
+            route(g.r, from + at, memory + warp * g.floats, ids + at * slots, weights + at * slots);
+    }
+}
+
+#endif

@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: MIT
+ * ROUTE and SORT at once. A token has an expert at most once, so that a set of a block's tokens for each
+ * expert, one bit a token, says everything a stable sort needs: an id's place among those of its expert is the
+ * number of lower bits, whatever the order in which they were set. */
+#ifndef CMOE_KERNELS_ROUTE_SORT_CUH
+#define CMOE_KERNELS_ROUTE_SORT_CUH
+
+#include "backends/cuda/kernels/common/route_block.cuh"
+#include "backends/cuda/kernels/common/sort_block.cuh"
+
+/* A block's shared memory; cmoe__cuda_route_sort_shared() is its size. */
+struct routed_memory {
+    uint64_t *barrier;
+    int *sums;       /* [32]: of the warps' experts */
+    int *start;      /* [experts]: row of the block's first id of an expert */
+    uint32_t *mask;  /* [words][experts]: the block's tokens */
+    uint16_t *count; /* [blocks][experts]: ids of an expert; the first row the block's own until all have theirs */
+    int32_t *ids;    /* [each * slots]: then local experts */
+    float *weights;  /* [each * slots] */
+    float *routing;
+    int experts, words;
+
+    MEMBER routed_memory(int4 *memory, const cmoe_gpu_routing &g, int local, int blocks)
+    {
+        experts = (local + 7) / 8 * 8;
+        words = (g.each + 31) / 32;
+        const int slots = (g.each * g.r.call.slots + 3) / 4 * 4;
+        barrier = (uint64_t *)memory;
+        sums = (int *)memory + 4;
+        start = sums + 32;
+        count = (uint16_t *)(start + experts);
+        mask = (uint32_t *)(count + blocks * experts);
+        ids = (int32_t *)(mask + words * experts);
+        weights = (float *)(ids + slots);
+        routing = weights + slots;
+    }
+};
+
+/* Tokens of a block: where they begin, how many there are. */
+struct tokens_of {
+    int from, n;
+
+    MEMBER tokens_of(const cmoe_gpu_routing &g)
+    {
+        const int all = token_count(g.r.call);
+        from = min(all, (int)blockIdx.x * g.each);
+        n = min(g.each, all - from);
+    }
+};
+
+/* Before the kernel waits. */
+DEV void clear_masks(const routed_memory &m)
+{
+    for (int i = threadIdx.x; i < m.words * m.experts; i += blockDim.x)
+        m.mask[i] = 0;
+}
+
+/* After clear_masks(): routes the block's tokens, says what was chosen, and makes the sets. */
+DEV void route_tokens(const cmoe_gpu_routing &g, const cmoe_gpu_sort &s, const routed_memory &m,
+                      const tokens_of &tokens)
+{
+    const cmoe_gpu_route &r = g.r;
+    const int slots = r.call.slots;
+    const expert_of local(s.call);
+    route_block(g, tokens.from, tokens.n, m.routing, m.ids, m.weights);
+    __syncthreads();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < tokens.n * slots; i += blockDim.x) {
+        const int64_t at = (int64_t)tokens.from * slots + i;
+        const int id = m.ids[i], expert = local(id), t = i / slots;
+        r.ids[at] = id;
+        r.weights[at] = m.weights[i];
+        m.ids[i] = expert;
+        if (expert < local.none)
+            atomicOr(m.mask + t / 32 * m.experts + expert, 1u << t % 32);
+    }
+    __syncthreads();
+}
+
+/* Ids of an expert in the block. */
+DEV int count_of(const routed_memory &m, int expert)
+{
+    int n = 0;
+#pragma unroll 4
+    for (int w = 0; w < m.words; w++)
+        n += __popc(m.mask[w * m.experts + expert]);
+    return n;
+}
+
+/* How many of the block's tokens before t have its expert. */
+DEV int rank_of_token(const routed_memory &m, int expert, int t)
+{
+    int n = __popc(m.mask[t / 32 * m.experts + expert] & ((1u << t % 32) - 1));
+#pragma unroll 1
+    for (int w = 0; w < t / 32; w++)
+        n += __popc(m.mask[w * m.experts + expert]);
+    return n;
+}
+
+/* Sum of v over the threads before this one; all of the block's call it. */
+DEV int sum_before(int v, int *sums)
+{
+    const int warp = (int)threadIdx.x / 32;
+    int sum = v;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset <<= 1) {
+        const int below = __shfl_up_sync(0xffffffff, sum, offset);
+        sum += lane() >= offset ? below : 0;
+    }
+    if (lane() == 31)
+        sums[warp] = sum;
+    __syncthreads();
+#pragma unroll 4
+    for (int w = 0; w < warp; w++)
+        v -= sums[w];
+    return sum - v;
+}
+
+/* A thread an expert: all: its ids; before: those of the blocks before. Where the block's begin, and for the first
+ * block all offsets. */
+DEV void start_experts(const cmoe_gpu_sort &s, int *sums, int *start, int all, int before)
+{
+    const int e = (int)threadIdx.x, first = sum_before(all, sums);
+    if (e < s.call.local)
+        start[e] = first + before;
+    if (blockIdx.x == 0) {
+        if (e < s.call.local)
+            s.offsets[e] = first;
+        if (e == s.call.local - 1)
+            s.offsets[e + 1] = first + all;
+        clear_progress(s, (int)blockDim.x);
+    }
+    __syncthreads();
+}
+
+DEV void put_rows(const cmoe_gpu_sort &s, const routed_memory &m, const tokens_of &tokens)
+{
+    const int slots = s.call.slots;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < tokens.n * slots; i += blockDim.x) {
+        const int e = m.ids[i];
+        if (e < s.call.local)
+            s.rows[m.start[e] + rank_of_token(m, e, i / slots)] = tokens.from * slots + i;
+    }
+}
+
+#endif

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT
+ * How the blocks of a kernel route their tokens; what kernels read beside it is in params.h. */
+#ifndef CMOE_BACKENDS_CUDA_PARAMS_ROUTE_H
+#define CMOE_BACKENDS_CUDA_PARAMS_ROUTE_H
+
+#include "backends/cuda/params.h"
+
+/* Who routes a token: a warp through shared memory, a lane that holds up to so many experts' logits, or a
+ * warp that does. */
+enum {
+    CMOE_ROUTE_MEMORY = 0,
+    CMOE_ROUTE_LANE_8,
+    CMOE_ROUTE_LANE_16,
+    CMOE_ROUTE_LANE_32,
+    CMOE_ROUTE_WARP_64,
+    CMOE_ROUTE_WARP_128,
+    CMOE_ROUTE_WARP_256,
+    CMOE_ROUTE_WARP_512,
+};
+
+typedef struct cmoe_gpu_routing {
+    cmoe_gpu_route r;
+    int32_t way, vectors; /* rows of logits start at 16 bytes, experts fill a lane's places */
+    int32_t floats;       /* of shared memory that a warp may need */
+    int32_t each;         /* tokens of a block */
+} cmoe_gpu_routing;
+
+#endif

@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: MIT
+ * ROUTE, and ROUTE with SORT behind it: which rows there are, what they cost, how they are launched. */
+#include "backends/cuda/route.h"
+
+#include "backends/cuda/cuda.h"
+#include "backends/cuda/families.h"
+#include "backends/cuda/params_route.h"
+#include "backends/cuda/sort.h"
+#include "core/fail.h"
+#include "core/size.h"
+
+enum {
+    WARP_TOKENS = 32,  /* that a warp, or a lane each, can leave to the general way */
+    HELD_MOST = 512,   /* experts whose logits a warp holds */
+    ROUTE_WARPS = 4,   /* of a block that routes, */
+    ROUTE_MANY = 4096, /* a token each; up to so many */
+    SORT_THREADS = 512,
+    SORT_EXPERTS = SORT_THREADS, /* a thread each */
+    BLOCK_TOKENS = 512,
+    CLUSTER_TOKENS = 8192,
+    WIDE_BLOCKS = 128,
+    WIDE_TOKENS = WIDE_BLOCKS * 512,
+};
+
+static unsigned blocks(int64_t n, int64_t each)
+{
+    return (unsigned)cmoe__ceil_div(n, each);
+}
+
+/* Columns of logits. */
+static int columns_of(const cmoe_problem *p)
+{
+    return p->experts + (p->flags & CMOE_SHARED_SIGMOID ? p->shared : 0);
+}
+
+/* ---- ROUTE ---- */
+
+/* CMOE_ROUTE_*: what has groups, given ids, keys other than logits or too many experts goes through
+ * memory. few: a warp has a token or two, so that what counts is how long one takes. */
+static int way_of(const cmoe_problem *p, bool few)
+{
+    if (p->router == CMOE_ROUTE_ALL || p->groups > 0 || p->experts > HELD_MOST ||
+        (p->flags & (CMOE_HASH | CMOE_ROUTE_BIAS | CMOE_GROUP_SUM2)))
+        return CMOE_ROUTE_MEMORY;
+    if (p->experts <= 8) return CMOE_ROUTE_LANE_8;
+    if (p->experts <= 16) return CMOE_ROUTE_LANE_16;
+    if (p->experts <= 32 && (!few || p->topk == 32)) return CMOE_ROUTE_LANE_32;
+    if (p->topk >= 32) return CMOE_ROUTE_MEMORY;
+    return p->experts <= 64    ? CMOE_ROUTE_WARP_64
+           : p->experts <= 128 ? CMOE_ROUTE_WARP_128
+           : p->experts <= 256 ? CMOE_ROUTE_WARP_256
+                               : CMOE_ROUTE_WARP_512;
+}
+
+static bool by_lanes(int way)
+{
+    return way == CMOE_ROUTE_LANE_8 || way == CMOE_ROUTE_LANE_16 || way == CMOE_ROUTE_LANE_32;
+}
+
+/* Whether a lane's logits can be read as vectors: places in order, all or none of a lane's are experts. */
+static bool reads_vectors(const cmoe_gpu_route *r, int way)
+{
+    static const uint8_t held[] = {1, 8, 16, 32, 2, 4, 8, 16};
+    const bool wide = r->scratch || r->p.logits == CMOE_F32;
+    const void *at = r->scratch ? r->scratch : r->logits;
+    const int64_t stride = (r->scratch ? r->columns : r->logits_stride) * (wide ? 4 : 2);
+    return (uintptr_t)at % 16 == 0 && stride % 16 == 0 && !(r->p.flags & CMOE_TIE_HIGH) &&
+           r->p.experts % held[way] == 0;
+}
+
+cmoe_gpu_route cmoe__cuda_route_params(const struct cmoe_exec *x, void *scratch)
+{
+    const cmoe_problem *p = x->p;
+    const cmoe_tensors *t = x->t;
+    const int columns = columns_of(p);
+    return (cmoe_gpu_route){
+        .call = cmoe__cuda_call(x),
+        .p = *p,
+        .logits = t->logits,
+        .x = x->x,
+        .logits_stride = t->logits_stride ? t->logits_stride : columns,
+        .x_stride = x->x_stride,
+        .router_w = t->router_w,
+        .router_b = t->router_b,
+        .bias = p->flags & CMOE_ROUTE_BIAS ? t->route_bias : NULL,
+        .hash_table = p->flags & CMOE_HASH ? t->hash_table : NULL,
+        .token_ids = p->flags & CMOE_HASH ? t->token_ids : NULL,
+        .vocab = t->vocab,
+        .ids = x->ids,
+        .weights = x->weights,
+        .scratch = p->flags & CMOE_ROUTE_FROM_X ? scratch : NULL,
+        .columns = columns,
+        .h_used = (int32_t)x->shape->h_used,
+    };
+}
+
+/* All but how many tokens a block has. */
+static cmoe_gpu_routing routing_of(const struct cmoe_exec *x, int way, void *scratch)
+{
+    const cmoe_gpu_route r = cmoe__cuda_route_params(x, scratch);
+    return (cmoe_gpu_routing){
+        .r = r,
+        .way = way,
+        .vectors = reads_vectors(&r, way),
+        .floats = (int32_t)cmoe__cuda_route_floats(x->p),
+    };
+}
+
+size_t cmoe__cuda_route_floats(const cmoe_problem *p)
+{
+    return (size_t)columns_of(p) + (size_t)p->experts * 3 + (size_t)p->groups;
+}
+
+size_t cmoe__cuda_route_scratch(const cmoe_problem *p, int64_t tokens)
+{
+    return p->flags & CMOE_ROUTE_FROM_X ? (size_t)tokens * (size_t)columns_of(p) * 4 : 0;
+}
+
+cmoe_status cmoe__cuda_route_logits(const struct cmoe_exec *x, cmoe_gpu_route *r)
+{
+    if (!r->scratch) return CMOE_OK;
+    const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, blocks(r->columns, 8), 256, 0};
+    void *args[] = {r};
+    return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_route_logits, grid, args);
+}
+
+static size_t slot_bytes(const struct cmoe_shape *shape, int64_t tokens)
+{
+    return (size_t)cmoe__round_up(tokens * shape->slots, 4) * 8;
+}
+
+static bool route_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                           struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    const size_t most = 192 * 1024;
+    if (cmoe__cuda_route_floats(q->p) * 4 + slot_bytes(q->shape, 1) > most)
+        return cmoe__refuse(why, "%d experts do not fit in a block's shared memory", q->shape->ids);
+    return cmoe__cuda_starts_here(k, q, in, out, why);
+}
+
+/* us that a multiprocessor takes for a token, as measured on an H100. */
+static double token_us(const cmoe_problem *p, bool few)
+{
+    const int way = way_of(p, few);
+    if (way == CMOE_ROUTE_MEMORY) return 0.25 + 1e-3 * p->experts;
+    if (by_lanes(way)) return 6e-4 * p->experts;
+    return 0.045 + 2.5e-4 * p->experts;
+}
+
+/* A launch, a token from its first load on, and the multiprocessors' shares or the bytes. */
+static double route_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    const double start = by_lanes(way_of(q->p, false)) ? 0.035 * q->p->experts : 1;
+    return cmoe__cuda_cost_us(k, q) + start + token_us(q->p, false) * q->tokens / q->props->threads;
+}
+
+static size_t route_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    (void)k;
+    return cmoe__cuda_route_scratch(q->p, q->tokens);
+}
+
+static cmoe_status route(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    cmoe_gpu_routing g = routing_of(x, way_of(x->p, false), x->scratch);
+    CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
+    int warps = ROUTE_WARPS;
+    while (warps > 1 && warps * g.floats > 16 * 1024)
+        warps /= 2;
+    g.each = by_lanes(g.way) ? 32 * warps : warps;
+    if (g.way != CMOE_ROUTE_MEMORY && !by_lanes(g.way) && x->tokens > ROUTE_MANY) g.each *= 4;
+    void *args[] = {&g};
+    const size_t shared = (size_t)(warps * g.floats) * 4 + slot_bytes(x->shape, g.each);
+    const struct cmoe_cuda_grid grid = {blocks(x->tokens, g.each), 1, (unsigned)warps * 32, shared};
+    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route, grid, args);
+}
+
+/* ---- ROUTE with SORT behind it (kernels/common/route_sort.cuh) ---- */
+
+/* Threads of a block that routes `each` tokens. */
+static unsigned sort_threads(const struct cmoe_shape *shape, int way, int64_t each)
+{
+    const int64_t routing = by_lanes(way) ? cmoe__round_up(each, 32) : each * 32;
+    const int64_t most = cmoe__max64(cmoe__max64(routing, cmoe__round_up(shape->local, 32)), 128);
+    return (unsigned)cmoe__min64(most, SORT_THREADS);
+}
+
+/* struct routed_memory of such a block, with so many rows of counts. */
+static size_t sort_shared(const cmoe_problem *p, const struct cmoe_shape *shape, int way,
+                          int64_t each, int rows)
+{
+    const size_t experts = (size_t)cmoe__round_up(shape->local, 8);
+    const size_t words = (size_t)cmoe__ceil_div(each, 32);
+    const size_t warps = sort_threads(shape, way, each) / 32;
+    return 4 * (4 + 32 + experts) + 2 * experts * (size_t)rows + 4 * words * experts +
+           slot_bytes(shape, each) + warps * cmoe__cuda_route_floats(p) * 4;
+}
+
+static bool sort_supports(const struct cmoe_kernel *k, const struct cmoe_query *q, bool few,
+                          int64_t most, int64_t each, int rows, struct cmoe_edge in,
+                          struct cmoe_edge *out, struct cmoe_why *why)
+{
+    const cmoe_problem *p = q->p;
+    const size_t limit = (q->props->arch >= 90 ? 192 : 96) * 1024;
+    if (q->shape->batched) return cmoe__refuse(why, "batched rows are sorted already");
+    if (q->shape->quant) return cmoe__refuse(why, "x is quantised between routing and sorting");
+    if (p->flags & (CMOE_HASH | CMOE_EXPERT_MAP))
+        return cmoe__refuse(why, "a token may have an expert twice");
+    if (q->tokens > most) return cmoe__refuse(why, "%d tokens are for more blocks", q->tokens);
+    if (q->shape->local > SORT_EXPERTS)
+        return cmoe__refuse(why, "%d experts are more than a block's threads", q->shape->local);
+    if (sort_shared(p, q->shape, way_of(p, few), each, rows) > limit)
+        return cmoe__refuse(why, "what a block needs for %d experts does not fit in shared memory",
+                            q->shape->ids);
+    return cmoe__cuda_starts_here(k, q, in, out, why);
+}
+
+static bool block_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                           struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    return sort_supports(k, q, true, BLOCK_TOKENS, q->tokens, 1, in, out, why);
+}
+
+static double block_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    (void)k;
+    return 3.2 + token_us(q->p, true) * q->tokens;
+}
+
+static cmoe_status route_sort(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    const int way = way_of(x->p, true);
+    cmoe_gpu_routing g = routing_of(x, way, x->scratch);
+    cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
+    CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
+    g.each = x->tokens;
+    void *args[] = {&g, &s};
+    const struct cmoe_cuda_grid one = {1, 1, sort_threads(x->shape, way, x->tokens),
+                                       sort_shared(x->p, x->shape, way, x->tokens, 1)};
+    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route_sort, one, args);
+}
+
+/* Blocks of a cluster, of at most so many: a token a warp of a multiprocessor's four schedulers, or a few
+ * warps of lanes. */
+static int cluster_of(const cmoe_problem *p, int64_t tokens, int most)
+{
+    const int64_t each = by_lanes(way_of(p, true)) ? 128 : 4;
+    int n = 2;
+    while (n < most && n * each < tokens)
+        n *= 2;
+    return n;
+}
+
+enum { CLUSTER_USUAL = 8, CLUSTER_LARGE = 16 };
+
+static bool cluster_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                             struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    const int n = cluster_of(q->p, q->tokens, CLUSTER_USUAL);
+    if (q->props->arch != 90) return cmoe__refuse(why, "needs compute capability 9.0");
+    return sort_supports(k, q, true, CLUSTER_TOKENS / 2, cmoe__ceil_div(q->tokens, n),
+                         CLUSTER_LARGE + 1, in, out, why);
+}
+
+static double cluster_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    (void)k;
+    const int n = cluster_of(q->p, q->tokens, CLUSTER_LARGE);
+    return 3.4 + token_us(q->p, true) * (double)cmoe__ceil_div(q->tokens, n);
+}
+
+static cmoe_status route_sort_cluster(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    const int way = way_of(x->p, true);
+    const int n = cluster_of(x->p, x->tokens, cmoe__cuda_of(x)->route_cluster);
+    cmoe_gpu_routing g = routing_of(x, way, x->scratch);
+    cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
+    CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
+    g.each = (int32_t)cmoe__ceil_div(x->tokens, n);
+    void *args[] = {&g, &s};
+    const struct cmoe_cuda_grid grid = {(unsigned)n, 1, sort_threads(x->shape, way, g.each),
+                                        sort_shared(x->p, x->shape, way, g.each, n + 1)};
+    return cmoe__cuda_launch_clusters(x, CMOE_CUDA_cmoe_route_sort_cluster, grid, (unsigned)n,
+                                      args);
+}
+
+/* Tokens of a block of cmoe_route_count: a warp each has one, or four of lanes, before there are more. */
+static int64_t wide_each(const cmoe_problem *p, int64_t tokens)
+{
+    const int64_t least = by_lanes(way_of(p, false)) ? 128 : 16;
+    return cmoe__max64(cmoe__ceil_div(tokens, WIDE_BLOCKS), least);
+}
+
+/* Scratch: counts, then places, then logits if they come from x. */
+static size_t wide_counts(const struct cmoe_shape *shape)
+{
+    return (size_t)WIDE_BLOCKS * (size_t)cmoe__round_up(shape->local, 8) * 2;
+}
+
+static size_t wide_places(const struct cmoe_shape *shape, int64_t tokens)
+{
+    return (size_t)cmoe__round_up(tokens * shape->slots, 4) * 4;
+}
+
+static size_t wide_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    (void)k;
+    return wide_counts(q->shape) + wide_places(q->shape, q->tokens) +
+           cmoe__cuda_route_scratch(q->p, q->tokens);
+}
+
+static bool wide_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                          struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
+{
+    return sort_supports(k, q, false, WIDE_TOKENS - 1, wide_each(q->p, q->tokens), 1, in, out, why);
+}
+
+static double wide_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
+{
+    (void)k;
+    const double ids = (double)q->tokens * q->shape->slots;
+    return 4.5 + ids * 1e-5 + token_us(q->p, false) * (double)wide_each(q->p, q->tokens);
+}
+
+/* cmoe_route_place's: sums of warps, starts, and parts of the columns of counts. */
+static size_t place_shared(const struct cmoe_shape *shape)
+{
+    const size_t experts = (size_t)cmoe__round_up(shape->local, 8);
+    const size_t parts = (size_t)cmoe__min64(16, SORT_THREADS / (int64_t)(experts / 8));
+    return 4 * (32 + experts) + 2 * parts * experts * 2;
+}
+
+static cmoe_status route_sort_wide(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    const struct cmoe_shape *shape = x->shape;
+    const int way = way_of(x->p, false);
+    char *counts = x->scratch, *places = counts + wide_counts(shape);
+    cmoe_gpu_routing g = routing_of(x, way, places + wide_places(shape, x->tokens));
+    cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
+    CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
+    g.each = (int32_t)wide_each(x->p, x->tokens);
+    const unsigned n = blocks(x->tokens, g.each);
+    const struct cmoe_cuda_grid first = {n, 1, SORT_THREADS,
+                                         sort_shared(x->p, shape, way, g.each, 1)};
+    const struct cmoe_cuda_grid second = {n, 1, SORT_THREADS, place_shared(shape)};
+    void *counting[] = {&g, &s, &counts, &places}, *placing[] = {&s, &counts, &places, &g.each};
+    CMOE_TRY(cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route_count, first, counting));
+    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route_place, second, placing);
+}
+
+const struct cmoe_family cmoe__cuda_route = {route_supports, route_cost_us, route_scratch, route};
+const struct cmoe_family cmoe__cuda_route_sort = {block_supports, block_cost_us, route_scratch,
+                                                  route_sort};
+const struct cmoe_family cmoe__cuda_route_sort_cluster = {cluster_supports, cluster_cost_us,
+                                                          route_scratch, route_sort_cluster};
+const struct cmoe_family cmoe__cuda_route_sort_wide = {wide_supports, wide_cost_us, wide_scratch,
+                                                       route_sort_wide};
