@@ -32,6 +32,15 @@ CMOE_INLINE void dot_chunk(cmoe_dtype w, int m, int n, const float *a,
     }
 }
 
+/* The columns after these, at the same k: rows of weights follow one another, and four of them side by side are no
+ * stream that the core would see. */
+CMOE_INLINE void fetch_columns(int n, const char *const at[DOT_COLS], uintptr_t after)
+{
+#pragma GCC unroll 4
+    for (int j = 0; j < n; j++)
+        __builtin_prefetch((const void *)((uintptr_t)at[j] + after), 0, 2);
+}
+
 /* m, n and w are constants after inlining. */
 CMOE_INLINE void dot_tile(cmoe_dtype w, int m, int n, int64_t k, const float *a,
                           const void *const *b, float *c, int64_t ldc)
@@ -46,7 +55,9 @@ CMOE_INLINE void dot_tile(cmoe_dtype w, int m, int n, int64_t k, const float *a,
         for (int r = 0; r < m; r++)
             acc[r][j] = v_set(0);
     }
+    const uintptr_t after = n > 1 ? (unsigned)n * ((uintptr_t)b[1] - (uintptr_t)b[0]) : 0;
     for (; k >= CMOE_CPU_CHUNK; k -= CMOE_CPU_CHUNK, a += m * CMOE_CPU_CHUNK) {
+        if (n > 1) fetch_columns(n, at, after);
         dot_chunk(w, m, n, a, at, acc);
 #pragma GCC unroll 4
         for (int j = 0; j < n; j++)
