@@ -6,28 +6,6 @@
 
 #include <string.h>
 
-#define FILE_ROW(stem) extern const unsigned char cmoe__fatbin_##stem[];
-#include "backends/cuda/functions.def"
-#undef FILE_ROW
-
-static const struct {
-    const char *stem;
-    const unsigned char *image;
-} files[CMOE_CUDA_FILES] = {
-#define FILE_ROW(stem) [CMOE_CUDA_FILE_##stem] = {#stem, cmoe__fatbin_##stem},
-#include "backends/cuda/functions.def"
-#undef FILE_ROW
-};
-
-static const struct {
-    const char *name;
-    enum cmoe_cuda_file file;
-} functions[CMOE_CUDA_FUNCTIONS] = {
-#define FUNCTION(stem, kernel) [CMOE_CUDA_##kernel] = {#kernel, CMOE_CUDA_FILE_##stem},
-#include "backends/cuda/functions.def"
-#undef FUNCTION
-};
-
 /* The driver: a library is the image that it was loaded from, a function its library. */
 enum refusal { AT_LOAD, AT_KERNEL, AT_FUNCTION, NEVER };
 static struct {
@@ -39,7 +17,8 @@ static struct {
 static bool is_hopper(const void *image)
 {
     for (int f = 0; f < CMOE_CUDA_FILES; f++)
-        if (files[f].image == image) return strstr(files[f].stem, "_sm90a") != NULL;
+        if (cmoe__cuda_files[f].image == image)
+            return strstr(cmoe__cuda_files[f].stem, "_sm90a") != NULL;
     fail_msg("an image that is no file's");
     return false;
 }
@@ -73,8 +52,9 @@ static CUresult get_kernel(CUkernel *kernel, CUlibrary library, const char *name
 {
     bool known = false;
     for (int i = 0; i < CMOE_CUDA_FUNCTIONS; i++)
-        known |= (const void *)files[functions[i].file].image == (const void *)library &&
-                 strcmp(functions[i].name, name) == 0;
+        known |= (const void *)cmoe__cuda_files[cmoe__cuda_functions[i].file].image ==
+                     (const void *)library &&
+                 strcmp(cmoe__cuda_functions[i].name, name) == 0;
     assert_true(known);
     memcpy(kernel, &library, sizeof library);
     return answer(library, AT_KERNEL);
@@ -106,7 +86,14 @@ static CUresult active_clusters(int *n, CUfunction function, const CUlaunchConfi
     return CUDA_SUCCESS;
 }
 
+static CUresult error_name(CUresult result, const char **name)
+{
+    *name = result == CUDA_ERROR_INVALID_IMAGE ? "INVALID_IMAGE" : "NO_BINARY_FOR_GPU";
+    return CUDA_SUCCESS;
+}
+
 static const struct cmoe_driver driver = {
+    .cuGetErrorName = error_name,
     .cuLibraryLoadData = load_data,
     .cuLibraryUnload = unload,
     .cuLibraryGetKernel = get_kernel,
@@ -127,7 +114,8 @@ static int functions_of(const struct cmoe_cuda *cuda, bool hopper)
 {
     int n = 0;
     for (int i = 0; i < CMOE_CUDA_FUNCTIONS; i++)
-        n += cuda->function[i] && is_hopper(files[functions[i].file].image) == hopper;
+        n += cuda->function[i] &&
+             is_hopper(cmoe__cuda_files[cmoe__cuda_functions[i].file].image) == hopper;
     return n;
 }
 
@@ -174,11 +162,11 @@ static void other_refusals_are_errors(void **state)
     (void)state;
     for (enum refusal at = AT_LOAD; at < NEVER; at++) {
         struct cmoe_cuda cuda = gpu(90, at, CUDA_ERROR_INVALID_IMAGE);
-        expect_error(cmoe__cuda_load(&cuda), CMOE_ERR_DEVICE, "cu");
+        expect_error(cmoe__cuda_load(&cuda), CMOE_ERR_DEVICE, "INVALID_IMAGE");
         unload_all(&cuda);
         cuda = gpu(90, NEVER, CUDA_ERROR_NO_BINARY_FOR_GPU); /* no PTX of the portable files */
         fake.portable = at;
-        expect_error(cmoe__cuda_load(&cuda), CMOE_ERR_DEVICE, "cu");
+        expect_error(cmoe__cuda_load(&cuda), CMOE_ERR_DEVICE, "NO_BINARY_FOR_GPU");
         unload_all(&cuda);
     }
 }

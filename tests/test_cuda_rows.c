@@ -84,14 +84,31 @@ static void expect_planned(struct cmoe_device *dev, const char *text, const char
     if ((strstr(path, row) != NULL) != planned) fail_with("%s, %s: %s", text, row, path);
 }
 
+struct choice {
+    const char *problem, *row;
+    bool planned;
+};
+
+/* Of an H100; rest: what all problems have in common. */
+static void expect_all_planned(const struct choice *cases, size_t n, const char *rest)
+{
+    const struct cmoe_backend *const cuda = find_cuda();
+    if (!cuda) skip();
+    cmoe_context *const ctx = test_context(1, NULL);
+    struct cmoe_device hopper = device_of(ctx, cuda, 90);
+    for (size_t i = 0; i < n; i++) {
+        char text[256];
+        snprintf(text, sizeof text, "%s %s", cases[i].problem, rest);
+        expect_planned(&hopper, text, cases[i].row, cases[i].planned);
+    }
+    cmoe_context_destroy(ctx);
+}
+
 /* Where both ways were measured. */
 static void faster_rows_are_planned(void **state)
 {
     (void)state;
-    static const struct {
-        const char *problem, *row;
-        bool planned;
-    } cases[] = {
+    static const struct choice cases[] = {
         {"t=32 model=qwen3-30b-a3b scheme=bf16", "gemm1gemm2_", true},
         {"t=512 model=qwen3-30b-a3b scheme=fp8-token", "gemm1gemm2_", true},
         {"t=512 model=deepseek-v3-tp8 scheme=fp8-token", "gemm1combine_", true},
@@ -145,42 +162,27 @@ static void faster_rows_are_planned(void **state)
         {"t=512 model=mixtral-8x7b scheme=fp8-block", "gemm1requant_rows_", true},
         {"t=512 model=mixtral-8x7b scheme=fp8-block", "gemm2_wgmma_", true},
     };
-    const struct cmoe_backend *const cuda = find_cuda();
-    if (!cuda) skip();
-    cmoe_context *const ctx = test_context(1, NULL);
-    struct cmoe_device hopper = device_of(ctx, cuda, 90);
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        char text[256];
-        snprintf(text, sizeof text, "%s stages=quant..combine shared=0 won=out reduced",
-                 cases[i].problem);
-        expect_planned(&hopper, text, cases[i].row, cases[i].planned);
-    }
-    cmoe_context_destroy(ctx);
+    expect_all_planned(cases, sizeof cases / sizeof *cases,
+                       "stages=quant..combine shared=0 won=out reduced");
 }
 
 static void routing_and_sorting_is_planned(void **state)
 {
     (void)state;
-    static const struct {
-        const char *sizes, *row;
-    } cases[] = {
-        {"t=1 e=128 k=8", "routesort_block"},    {"t=256 e=8 k=2", "routesort_cluster"},
-        {"t=128 e=32 k=4", "routesort_cluster"}, {"t=64 e=256 k=8", "routesort_cluster"},
-        {"t=4096 e=8 k=2", "routesort_cluster"}, {"t=2048 e=32 k=4", "routesort_wide"},
-        {"t=1024 e=128 k=8", "routesort_wide"},  {"t=32768 e=8 k=2", "routesort_wide"},
-        {"t=8192 e=256 k=8", "routesort_wide"},  {"t=64 e=128 k=8 hash", "route_warp"},
+    static const struct choice cases[] = {
+        {"t=1 e=128 k=8", "routesort_block", true},
+        {"t=256 e=8 k=2", "routesort_cluster", true},
+        {"t=128 e=32 k=4", "routesort_cluster", true},
+        {"t=64 e=256 k=8", "routesort_cluster", true},
+        {"t=4096 e=8 k=2", "routesort_cluster", true},
+        {"t=2048 e=32 k=4", "routesort_wide", true},
+        {"t=1024 e=128 k=8", "routesort_wide", true},
+        {"t=32768 e=8 k=2", "routesort_wide", true},
+        {"t=8192 e=256 k=8", "routesort_wide", true},
+        {"t=64 e=128 k=8 hash", "route_warp", true},
     };
-    const struct cmoe_backend *const cuda = find_cuda();
-    if (!cuda) skip();
-    cmoe_context *const ctx = test_context(1, NULL);
-    struct cmoe_device hopper = device_of(ctx, cuda, 90);
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        char text[256];
-        snprintf(text, sizeof text, "%s h=64 i=64 stages=route..sort renorm scheme=bf16",
-                 cases[i].sizes);
-        expect_planned(&hopper, text, cases[i].row, true);
-    }
-    cmoe_context_destroy(ctx);
+    expect_all_planned(cases, sizeof cases / sizeof *cases,
+                       "h=64 i=64 stages=route..sort renorm scheme=bf16");
 }
 
 int main(void)

@@ -21,6 +21,18 @@ enum cmoe_cuda_function {
     CMOE_CUDA_FUNCTIONS,
 };
 
+/* Embedded fatbins and their kernels, in the order of the enumerations. */
+struct cmoe_cuda_file_entry {
+    const char *stem;
+    const unsigned char *image;
+};
+struct cmoe_cuda_function_entry {
+    const char *name;
+    enum cmoe_cuda_file file;
+};
+extern const struct cmoe_cuda_file_entry cmoe__cuda_files[CMOE_CUDA_FILES];
+extern const struct cmoe_cuda_function_entry cmoe__cuda_functions[CMOE_CUDA_FUNCTIONS];
+
 /* What cmoe_device.state points at. */
 struct cmoe_cuda {
     const struct cmoe_driver *driver;

@@ -60,11 +60,11 @@ const struct cmoe_driver *cmoe__cuda_driver(const char **why)
     return missing ? NULL : &driver;
 }
 
-cmoe_status cmoe__cuda_fail(CUresult result, const char *what, const char *function)
+cmoe_status cmoe__cuda_fail(const struct cmoe_driver *d, CUresult result, const char *what,
+                            const char *function)
 {
     const char *name = NULL;
-    if (!driver.cuGetErrorName || driver.cuGetErrorName(result, &name) != CUDA_SUCCESS || !name)
-        name = "an unknown error"; /* without a driver: that of a test */
+    if (d->cuGetErrorName(result, &name) != CUDA_SUCCESS || !name) name = "an unknown error";
     const cmoe_status status =
         result == CUDA_ERROR_OUT_OF_MEMORY ? CMOE_ERR_NO_MEMORY : CMOE_ERR_DEVICE;
     return CMOE_FAIL(status, "%s: %s gave %s", what, function, name);

@@ -19,12 +19,13 @@ const struct cmoe_driver *cmoe__cuda_driver(const char **why);
 
 /* CMOE_ERR_DEVICE with the driver's name for the result: "gemm1: cuLaunchKernelEx gave
  * CUDA_ERROR_...". Out of memory is CMOE_ERR_NO_MEMORY. */
-cmoe_status cmoe__cuda_fail(CUresult result, const char *what, const char *function);
+cmoe_status cmoe__cuda_fail(const struct cmoe_driver *driver, CUresult result, const char *what,
+                            const char *function);
 
 #define CMOE_CUDA_TRY(what, driver, function, ...)                                                 \
     do {                                                                                           \
         const CUresult result_ = (driver)->function(__VA_ARGS__);                                  \
-        if (result_ != CUDA_SUCCESS) return cmoe__cuda_fail(result_, (what), #function);           \
+        if (result_ != CUDA_SUCCESS) return cmoe__cuda_fail((driver), result_, (what), #function); \
     } while (0)
 
 #endif

@@ -8,6 +8,9 @@
 #include "core/size.h"
 #include <math.h>
 
+_Static_assert((int)CMOE_PROGRESS == (int)CMOE_PROGRESS_EXPERTS,
+               "SORT clears what the workspace has");
+
 /* The combine, too, in a kernel beside. */
 static bool whole(const struct cmoe_kernel *k)
 {

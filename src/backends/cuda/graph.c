@@ -74,7 +74,7 @@ static cmoe_status graph_end(cmoe_device *dev, void *stream, void **graph)
     const CUresult result = d->cuGraphInstantiate(&made, recorded, 0);
     d->cuGraphDestroy(recorded);
     if (result != CUDA_SUCCESS)
-        return cmoe__cuda_fail(result, "ending a graph", "cuGraphInstantiate");
+        return cmoe__cuda_fail(d, result, "ending a graph", "cuGraphInstantiate");
     *graph = made;
     return CMOE_OK;
 }

@@ -10,19 +10,13 @@
 #include "backends/cuda/functions.def"
 #undef FILE_ROW
 
-static const struct {
-    const char *stem;
-    const unsigned char *image;
-} files[CMOE_CUDA_FILES] = {
+const struct cmoe_cuda_file_entry cmoe__cuda_files[CMOE_CUDA_FILES] = {
 #define FILE_ROW(stem) [CMOE_CUDA_FILE_##stem] = {#stem, cmoe__fatbin_##stem},
 #include "backends/cuda/functions.def"
 #undef FILE_ROW
 };
 
-static const struct {
-    const char *name;
-    enum cmoe_cuda_file file;
-} functions[CMOE_CUDA_FUNCTIONS] = {
+const struct cmoe_cuda_function_entry cmoe__cuda_functions[CMOE_CUDA_FUNCTIONS] = {
 #define FUNCTION(stem, kernel) [CMOE_CUDA_##kernel] = {#kernel, CMOE_CUDA_FILE_##stem},
 #include "backends/cuda/functions.def"
 #undef FUNCTION
@@ -31,7 +25,7 @@ static const struct {
 /* Files named *_sm90a have machine code for Hopper alone. */
 static bool loads(const struct cmoe_cuda *cuda, int file)
 {
-    return cuda->arch == 90 || !strstr(files[file].stem, "_sm90a");
+    return cuda->arch == 90 || !strstr(cmoe__cuda_files[file].stem, "_sm90a");
 }
 
 /* Every Hopper GPU runs clusters of 8 blocks; larger ones need as many multiprocessors near each other. */
@@ -75,10 +69,11 @@ static int usable_arch(const struct cmoe_cuda *cuda)
     CUkernel kernel;
     CUfunction function;
     if (cuda->arch != 90) return cuda->arch;
-    CUresult result = d->cuLibraryLoadData(&library, files[functions[probe].file].image, NULL, NULL,
-                                           0, NULL, NULL, 0);
+    CUresult result =
+        d->cuLibraryLoadData(&library, cmoe__cuda_files[cmoe__cuda_functions[probe].file].image,
+                             NULL, NULL, 0, NULL, NULL, 0);
     if (result == CUDA_SUCCESS)
-        result = d->cuLibraryGetKernel(&kernel, library, functions[probe].name);
+        result = d->cuLibraryGetKernel(&kernel, library, cmoe__cuda_functions[probe].name);
     if (result == CUDA_SUCCESS) result = d->cuKernelGetFunction(&function, kernel);
     if (library) d->cuLibraryUnload(library);
     return result == CUDA_ERROR_NO_BINARY_FOR_GPU ? PTX_ARCH : cuda->arch;
@@ -91,12 +86,13 @@ cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda)
     for (int f = 0; f < CMOE_CUDA_FILES; f++)
         if (loads(cuda, f))
             CMOE_CUDA_TRY("loading kernels", d, cuLibraryLoadData, &cuda->library[f],
-                          files[f].image, NULL, NULL, 0, NULL, NULL, 0);
+                          cmoe__cuda_files[f].image, NULL, NULL, 0, NULL, NULL, 0);
     for (int i = 0; i < CMOE_CUDA_FUNCTIONS; i++) {
         CUkernel kernel;
-        const char *name = functions[i].name;
-        if (!loads(cuda, (int)functions[i].file)) continue;
-        CMOE_CUDA_TRY(name, d, cuLibraryGetKernel, &kernel, cuda->library[functions[i].file], name);
+        const char *name = cmoe__cuda_functions[i].name;
+        if (!loads(cuda, (int)cmoe__cuda_functions[i].file)) continue;
+        CMOE_CUDA_TRY(name, d, cuLibraryGetKernel, &kernel,
+                      cuda->library[cmoe__cuda_functions[i].file], name);
         CMOE_CUDA_TRY(name, d, cuKernelGetFunction, &cuda->function[i], kernel);
         int fixed;
         CMOE_CUDA_TRY(name, d, cuFuncGetAttribute, &fixed, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
@@ -104,8 +100,8 @@ cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda)
         CMOE_CUDA_TRY(name, d, cuFuncSetAttribute, cuda->function[i],
                       CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, cuda->shared_limit - fixed);
         /* GEMM2's blocks start beside GEMM1's, which takes one split of L1 and shared memory. */
-        if (functions[i].file == CMOE_CUDA_FILE_gemv_sm90a ||
-            functions[i].file == CMOE_CUDA_FILE_gemv_route_sm90a)
+        if (cmoe__cuda_functions[i].file == CMOE_CUDA_FILE_gemv_sm90a ||
+            cmoe__cuda_functions[i].file == CMOE_CUDA_FILE_gemv_route_sm90a)
             CMOE_CUDA_TRY(name, d, cuFuncSetAttribute, cuda->function[i],
                           CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100);
     }
@@ -146,7 +142,7 @@ static cmoe_status launch(const struct cmoe_exec *x, enum cmoe_cuda_function fun
         .attrs = attributes,
         .numAttrs = count,
     };
-    CMOE_CUDA_TRY(functions[function].name, cuda->driver, cuLaunchKernelEx, &config,
+    CMOE_CUDA_TRY(cmoe__cuda_functions[function].name, cuda->driver, cuLaunchKernelEx, &config,
                   cuda->function[function], args, NULL);
     return CMOE_OK;
 }

@@ -45,8 +45,9 @@ static cmoe_status with_events(const struct cmoe_cuda *cuda, const struct launch
     CUevent event[2] = {NULL, NULL};
     CMOE_CUDA_TRY("probing", d, cuEventCreate, &event[0], CU_EVENT_DEFAULT);
     const CUresult made = d->cuEventCreate(&event[1], CU_EVENT_DEFAULT);
-    cmoe_status status = made == CUDA_SUCCESS ? time_launch(cuda, l, event, seconds)
-                                              : cmoe__cuda_fail(made, "probing", "cuEventCreate");
+    cmoe_status status = made == CUDA_SUCCESS
+                             ? time_launch(cuda, l, event, seconds)
+                             : cmoe__cuda_fail(d, made, "probing", "cuEventCreate");
     d->cuEventDestroy(event[0]);
     if (event[1]) d->cuEventDestroy(event[1]);
     return status;

@@ -17,9 +17,9 @@ enum {
     SORT_THREADS = 512,
     SORT_EXPERTS = SORT_THREADS, /* a thread each */
     BLOCK_TOKENS = 512,
-    CLUSTER_TOKENS = 8192,
+    CLUSTER_TOKENS = 4096,
     WIDE_BLOCKS = 128,
-    WIDE_TOKENS = WIDE_BLOCKS * 512,
+    WIDE_TOKENS = WIDE_BLOCKS * 512 - 1,
 };
 
 static unsigned blocks(int64_t n, int64_t each)
@@ -260,7 +260,7 @@ static bool cluster_supports(const struct cmoe_kernel *k, const struct cmoe_quer
 {
     const int n = cluster_of(q->p, q->tokens, CLUSTER_USUAL);
     if (q->props->arch != 90) return cmoe__refuse(why, "needs compute capability 9.0");
-    return sort_supports(k, q, true, CLUSTER_TOKENS / 2, cmoe__ceil_div(q->tokens, n),
+    return sort_supports(k, q, true, CLUSTER_TOKENS, cmoe__ceil_div(q->tokens, n),
                          CLUSTER_LARGE + 1, in, out, why);
 }
 
@@ -315,7 +315,7 @@ static size_t wide_scratch(const struct cmoe_kernel *k, const struct cmoe_query 
 static bool wide_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                           struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
-    return sort_supports(k, q, false, WIDE_TOKENS - 1, wide_each(q->p, q->tokens), 1, in, out, why);
+    return sort_supports(k, q, false, WIDE_TOKENS, wide_each(q->p, q->tokens), 1, in, out, why);
 }
 
 static double wide_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)

@@ -138,7 +138,7 @@ cmoe_status cmoe__cuda_weights_open(cmoe_device *dev, cmoe_weights *w)
         result = cuda->driver->cuMemcpyHtoD(on_device, table, bytes);
     state->experts = (cmoe_gpu_expert *)(uintptr_t)on_device;
     if (result != CUDA_SUCCESS)
-        status = cmoe__cuda_fail(result, what, "cuMemAlloc or cuMemcpyHtoD");
+        status = cmoe__cuda_fail(cuda->driver, result, what, "cuMemAlloc or cuMemcpyHtoD");
 done:
     cmoe__free(w->ctx, table);
     return status;

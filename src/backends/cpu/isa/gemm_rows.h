@@ -32,8 +32,7 @@ CMOE_INLINE void dot_chunk(cmoe_dtype w, int m, int n, const float *a,
     }
 }
 
-/* The columns after these, at the same k: rows of weights follow one another, and four of them side by side are no
- * stream that the core would see. */
+/* The columns after these, at the same k, where rows of weights follow one another. */
 CMOE_INLINE void fetch_columns(int n, const char *const at[DOT_COLS], uintptr_t after)
 {
 #pragma GCC unroll 4
