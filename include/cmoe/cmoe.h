@@ -3,7 +3,8 @@
  *
  * What holds for every function unless its comment says otherwise:
  *   - A cmoe_status other than CMOE_OK leaves *out NULL, or a struct with nothing to free; the sentence is
- *     in cmoe_last_error(). A NULL where an object is needed is CMOE_ERR_INVALID and names the argument.
+ *     in cmoe_last_error(). A NULL where an object is needed is CMOE_ERR_INVALID and names the argument;
+ *     a function without a status then answers 0, NULL or "" and writes nothing.
  *   - What a _create, _open, _read, _alloc or _upload gave is the caller's, who ends it with the _destroy,
  *     _close or _free of the same name, once; those take NULL. Objects end in the reverse order of making:
  *     plans, weights, devices, contexts. Names and texts that are returned belong to the library or to the

@@ -102,6 +102,7 @@ void cmoe_device_close(cmoe_device *dev)
 
 void cmoe_device_describe(const cmoe_device *dev, cmoe_device_info *info)
 {
+    if (!dev || !info) return;
     cmoe_device_info all = {
         .threads = dev->props.threads,
         .l1d = dev->props.l1d,
@@ -128,7 +129,8 @@ int cmoe_backend_describe(int i, const char **name, char *state, size_t len)
     while (cmoe__backends[n])
         n++;
     const bool absent = find("cuda", 4) == NULL;
-    if (i < 0 || i >= n + absent) return 0;
+    if (i < 0 || i >= n + absent || !name) return 0;
+    if (!state) len = 0;
     if (i == n) {
         *name = "cuda";
         if (len > 0) snprintf(state, len, "%s", cuda_absence());

@@ -294,10 +294,10 @@ void cmoe_context_destroy(cmoe_context *ctx)
 
 int cmoe_context_threads(const cmoe_context *ctx)
 {
-    return cmoe__threads_count(ctx->threads);
+    return ctx ? cmoe__threads_count(ctx->threads) : 0;
 }
 
 const char *cmoe_context_executor(const cmoe_context *ctx)
 {
-    return cmoe__threads_name(ctx->threads);
+    return ctx ? cmoe__threads_name(ctx->threads) : NULL;
 }

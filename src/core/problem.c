@@ -9,6 +9,7 @@
 void cmoe_problem_init(cmoe_problem *p)
 {
     const cmoe_format bf16 = {.dtype = CMOE_BF16, .scaling = CMOE_SCALE_NONE};
+    if (!p) return;
     memset(p, 0, sizeof *p);
     p->struct_size = sizeof *p;
     p->max_tokens = 1;
@@ -34,17 +35,20 @@ void cmoe_problem_init(cmoe_problem *p)
 
 int32_t cmoe_problem_slots(const cmoe_problem *p)
 {
+    if (!p) return 0;
     return p->router == CMOE_ROUTE_ALL ? p->experts : p->topk + p->shared;
 }
 
 int32_t cmoe_problem_local_experts(const cmoe_problem *p)
 {
+    if (!p) return 0;
     const int32_t routed = p->expert_count > 0 ? p->expert_count : p->experts - p->expert_first;
     return routed + p->shared;
 }
 
 int64_t cmoe_problem_rows1(const cmoe_problem *p)
 {
+    if (!p) return 0;
     return p->gate == CMOE_GATE_NONE ? p->inter : 2 * (int64_t)p->inter;
 }
 
@@ -54,6 +58,7 @@ void cmoe_rank_tokens(int64_t n, int size, int rank, int64_t *first, int64_t *en
     if (size < 1) size = 1;
     const int64_t per = n / size + (n % size != 0);
     /* n itself where per * rank would pass it, so that nothing overflows */
-    *first = rank > 0 && per > n / rank ? n : cmoe__min64(per * cmoe__max64(rank, 0), n);
-    *end = n - *first < per ? n : *first + per;
+    const int64_t at = rank > 0 && per > n / rank ? n : cmoe__min64(per * cmoe__max64(rank, 0), n);
+    if (first) *first = at;
+    if (end) *end = n - at < per ? n : at + per;
 }

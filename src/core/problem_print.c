@@ -131,6 +131,7 @@ int cmoe_problem_print(const cmoe_problem *p, char *buf, size_t len)
 {
     struct writer w = {.buf = buf, .size = buf ? len : 0};
     if (w.size > 0) buf[0] = '\0';
+    if (!p) return 0;
     put_line(&w, p, true);
     return (int)w.used;
 }
@@ -139,6 +140,7 @@ uint64_t cmoe_problem_hash(const cmoe_problem *p)
 {
     char line[LINE_BYTES] = "";
     struct writer w = {.buf = line, .size = sizeof line};
+    if (!p) return 0;
     put_line(&w, p, false);
     assert(w.used < sizeof line);
     uint64_t hash = 0xcbf29ce484222325U;

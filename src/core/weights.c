@@ -63,6 +63,7 @@ void *cmoe__weights_panel(const cmoe_weights *w, int matrix, int expert, int64_t
 
 const char *cmoe_weights_format(const cmoe_weights *w, int matrix)
 {
+    if (!w) return NULL;
     const struct cmoe_packing_format *const format =
         matrix == 1 || matrix == 2 ? w->format[matrix - 1] : NULL;
     return format ? format->name : "canonical";
@@ -70,7 +71,7 @@ const char *cmoe_weights_format(const cmoe_weights *w, int matrix)
 
 size_t cmoe_weights_owned_bytes(const cmoe_weights *w)
 {
-    return w->owned;
+    return w ? w->owned : 0;
 }
 
 cmoe_status cmoe_weights_matrix(const cmoe_weights *w, int expert, int matrix,

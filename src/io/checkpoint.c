@@ -191,12 +191,12 @@ void cmoe_checkpoint_close(cmoe_checkpoint *c)
 
 int64_t cmoe_checkpoint_count(const cmoe_checkpoint *c)
 {
-    return c->count;
+    return c ? c->count : 0;
 }
 
 const cmoe_tensor_info *cmoe_checkpoint_at(const cmoe_checkpoint *c, int64_t i)
 {
-    return i >= 0 && i < c->count ? &c->tensors[i] : NULL;
+    return c && i >= 0 && i < c->count ? &c->tensors[i] : NULL;
 }
 
 static int against_name(const void *name, const void *tensor)
@@ -206,5 +206,6 @@ static int against_name(const void *name, const void *tensor)
 
 const cmoe_tensor_info *cmoe_checkpoint_find(const cmoe_checkpoint *c, const char *name)
 {
+    if (!c || !name) return NULL;
     return bsearch(name, c->tensors, (size_t)c->count, sizeof c->tensors[0], against_name);
 }

@@ -227,7 +227,7 @@ cmoe_status cmoe_layer_quantize(const cmoe_layer *layer, const cmoe_problem *p,
 
 const cmoe_weights_desc *cmoe_quantized_desc(const cmoe_quantized *q)
 {
-    return &q->desc;
+    return q ? &q->desc : NULL;
 }
 
 static double part_bytes(const cmoe_quantized *q, const struct part *part)
@@ -241,6 +241,7 @@ static double part_bytes(const cmoe_quantized *q, const struct part *part)
 
 double cmoe_quantized_bytes_per_weight(const cmoe_quantized *q)
 {
+    if (!q) return 0;
     const double weights = 3.0 * q->problem.hidden * q->problem.inter;
     return (part_bytes(q, &q->gate) + part_bytes(q, &q->up) + part_bytes(q, &q->down)) / weights;
 }

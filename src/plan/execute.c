@@ -344,6 +344,7 @@ cmoe_status cmoe_execute(const cmoe_plan *plan, const cmoe_tensors *t, void *wor
 int64_t cmoe_sort_capacity(const cmoe_problem *p, int64_t tokens)
 {
     struct cmoe_shape s;
+    if (!p) return 0;
     cmoe__shape(p, &s);
     const int64_t slots = tokens * s.slots, bm = p->block_m > 0 ? p->block_m : 1;
     if (p->sort_format != CMOE_SORT_PACKED && p->sort_format != CMOE_SORT_FLAT) return slots;

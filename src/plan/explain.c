@@ -31,9 +31,10 @@ static const struct cmoe_path *path_for(const cmoe_plan *plan, int tokens)
 
 int cmoe_plan_path(const cmoe_plan *plan, int tokens, char *buf, size_t len)
 {
-    struct text t = {.buf = buf, .len = len};
+    struct text t = {.buf = buf, .len = buf ? len : 0};
+    if (t.len > 0) buf[0] = 0;
+    if (!plan) return 0;
     const struct cmoe_path *path = path_for(plan, tokens);
-    if (len > 0) buf[0] = 0;
     for (int i = 0; i < path->n_steps; i++)
         say(&t, "%s%s", i ? " > " : "", path->step[i].kernel->name);
     return (int)t.used;
@@ -104,9 +105,10 @@ static void say_path(struct text *t, const cmoe_plan *plan, const struct cmoe_pa
 
 int cmoe_plan_explain(const cmoe_plan *plan, int tokens, char *buf, size_t len)
 {
-    struct text t = {.buf = buf, .len = len};
+    struct text t = {.buf = buf, .len = buf ? len : 0};
     char problem[512];
-    if (len > 0) buf[0] = 0;
+    if (t.len > 0) buf[0] = 0;
+    if (!plan) return 0;
     cmoe_problem_print(&plan->p, problem, sizeof problem);
     say(&t, "problem: %s\n", problem);
     say(&t, "device: %s-%s-%dt (%s)\n", plan->dev->backend->name, cmoe__isa_name(plan->props.isa),

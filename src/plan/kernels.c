@@ -21,7 +21,7 @@ int cmoe_kernel_describe(int i, cmoe_kernel_info *info)
 {
     const struct cmoe_backend *backend;
     const struct cmoe_kernel *k = cmoe__kernel_at(i, &backend);
-    if (!k) return 0;
+    if (!k || !info) return 0;
     const bool converts = k->last + 1 == k->first;
     *info = (cmoe_kernel_info){
         .name = k->name,
@@ -45,6 +45,8 @@ int cmoe_kernel_supports(int i, cmoe_device *dev, const cmoe_problem *p, char *w
     bool ok = false;
     if (!k) {
         cmoe__refuse(&reason, "there is no kernel row %d", i);
+    } else if (!dev || !p) {
+        cmoe__refuse(&reason, "the argument %s is NULL", dev ? "p" : "dev");
     } else if (!cmoe__backend_visible(backend, dev)) {
         cmoe__refuse(&reason, "a row of %s, the device is %s", backend->name, dev->backend->name);
     } else {

@@ -172,16 +172,17 @@ void cmoe_plan_destroy(cmoe_plan *plan)
 
 size_t cmoe_plan_workspace_size(const cmoe_plan *plan)
 {
-    return plan->workspace;
+    return plan ? plan->workspace : 0;
 }
 
 const cmoe_problem *cmoe_plan_problem(const cmoe_plan *plan)
 {
-    return &plan->p;
+    return plan ? &plan->p : NULL;
 }
 
 const char *cmoe_plan_weight_format(const cmoe_plan *plan, int matrix)
 {
+    if (!plan) return NULL;
     const char *format = matrix == 1 ? plan->format1 : plan->format2;
     return format && *format ? format : "none";
 }

@@ -7,6 +7,7 @@
 void cmoe_compare(cmoe_dtype dtype, const void *got, const double *want, const double *bound,
                   int64_t n, cmoe_error *out)
 {
+    if (!out) return;
     double squares = 0, wanted = 0;
     int64_t zeros = 0;
     *out = (cmoe_error){.n = n, .first = -1};
