@@ -114,7 +114,7 @@ static void check_products(const struct cmoe_cpu_tile_ops *ops, struct guard *g,
                 make_call(ops, g, rng, m, depths[d], exact, &t);
                 ops->begin();
                 ops->pack(t.rows, m, 2 * t.k, t.a);
-                ops->dot_bf16(m, t.k, t.a, t.panel, t.c, COLS, false);
+                ops->dot_bf16(m, t.k, t.a, t.panel, t.c, COLS, false, (struct cmoe_cpu_ahead){0});
                 ops->end();
                 expect_products(&t, exact);
                 assert_true(guard_check(g));
@@ -196,13 +196,14 @@ static void check_alone(const struct cmoe_cpu_tile_ops *ops, struct guard *g, st
     make_call(ops, g, rng, ops->rows, 128, false, &t);
     ops->begin();
     ops->pack(t.rows, t.m, 2 * t.k, t.a);
-    ops->dot_bf16(t.m, t.k, t.a, t.panel, t.c, COLS, false);
+    ops->dot_bf16(t.m, t.k, t.a, t.panel, t.c, COLS, false, (struct cmoe_cpu_ahead){0});
     memcpy(together, t.c, (size_t)t.m * sizeof *together);
     for (int r = 0; r < t.m; r++) {
         for (int64_t first = 0; first < t.k; first += 64) {
             const void *const row = (const uint16_t *)t.rows[r] + first;
             ops->pack(&row, 1, 2 * 64, t.a);
-            ops->dot_bf16(1, 64, t.a, t.panel + first * COLS, t.c, COLS, first > 0);
+            ops->dot_bf16(1, 64, t.a, t.panel + first * COLS, t.c, COLS, first > 0,
+                          (struct cmoe_cpu_ahead){0});
         }
         assert_same_bytes(t.c, together[r], sizeof *together);
     }
@@ -230,7 +231,7 @@ static void check_subnormals(const struct cmoe_cpu_tile_ops *ops, struct guard *
     t.rows[0] = row;
     ops->begin();
     ops->pack(t.rows, 1, sizeof row, t.a);
-    ops->dot_bf16(1, 2, t.a, panel, t.c, COLS, false);
+    ops->dot_bf16(1, 2, t.a, panel, t.c, COLS, false, (struct cmoe_cpu_ahead){0});
     ops->end();
     for (int j = 0; j < COLS; j++)
         assert_true(t.c[j] == 1.5f);

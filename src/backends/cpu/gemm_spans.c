@@ -157,7 +157,8 @@ static void add_spans(const struct cmoe_cpu_item *it, int r, int m, int64_t at, 
     float *const sums = it->gathered + SUMS;
     for (int64_t i = 0; i < k; i += span) {
         g->tile->dot_bf16(m, cmoe__min64(span, k - i), a + 2 * i * padded,
-                          pairs + 2 * i * CMOE_CPU_PANEL, sums, CMOE_CPU_PANEL, false);
+                          pairs + 2 * i * CMOE_CPU_PANEL, sums, CMOE_CPU_PANEL, false,
+                          (struct cmoe_cpu_ahead){0});
         g->tile->scale(m, sums, CMOE_CPU_PANEL, row_scales(it, at + i) + r, column_scales(it, i), c,
                        ldc, more || i > 0);
     }
@@ -180,7 +181,7 @@ void cmoe__cpu_multiply_spans(const struct cmoe_cpu_item *it, const char *panel,
             }
             g->tile->dot_bf16(
                 m, n, cmoe__cpu_packed_row(it, r) + 2 * at * cmoe__round_up(m, g->tile->unit),
-                pairs, to, ldc, more);
+                pairs, to, ldc, more, (struct cmoe_cpu_ahead){0});
             if (last)
                 g->tile->scale(m, to, ldc, row_scales(it, 0) + r, column_scales(it, 0), to, ldc,
                                false);

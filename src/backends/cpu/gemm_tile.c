@@ -79,6 +79,16 @@ static const void *pairs_of(const struct cmoe_cpu_item *it, int64_t at, int64_t 
     return pairs;
 }
 
+/* What the tiles over n k's fetch: where panels are read as they lie, the same k's of the next one. */
+static struct cmoe_cpu_share share_of(const struct cmoe_cpu_item *it, const char *panel, int64_t n)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    if (g->how != CMOE_CPU_MULTIPLY_FLOATS) return (struct cmoe_cpu_share){.step = 0};
+    if (it->m <= g->tile->rows) return cmoe__cpu_share_soon();
+    const int64_t next = (int64_t)cmoe__cpu_p32_panel(it->run->x.p, g->matrix);
+    return cmoe__cpu_share_ahead(it->m, g->tile->rows, n, panel + next, n * 2 * CMOE_CPU_PANEL);
+}
+
 /* k's [first, first + k), which are packed, of the panel at column j: to column `to` of c. */
 static void multiply_panel(const struct cmoe_cpu_item *it, int64_t j, int64_t first, int64_t k,
                            float *to, int64_t ldc)
@@ -93,11 +103,13 @@ static void multiply_panel(const struct cmoe_cpu_item *it, int64_t j, int64_t fi
     for (int64_t at = 0; at < k; at += block) {
         const int64_t n = cmoe__min64(block, k - at);
         const void *const pairs = pairs_of(it, j, first + at, n);
+        struct cmoe_cpu_share share = share_of(it, pairs, n);
         for (int r = 0, m; r < it->m; r += m) {
             m = cmoe__cpu_next_rows(g, it->m - r);
             const char *const a =
                 cmoe__cpu_packed_row(it, r) + 2 * at * cmoe__round_up(m, g->tile->unit);
-            g->tile->dot_bf16(m, n, a, pairs, to + r * ldc, ldc, first + at > 0);
+            g->tile->dot_bf16(m, n, a, pairs, to + r * ldc, ldc, first + at > 0,
+                              cmoe__cpu_next_share(&share));
         }
     }
 }

@@ -17,7 +17,7 @@ enum {
     /* Fewer rows than these keep pace with memory: they fetch what they read soon, as far ahead as this in
      * bytes. More rows fetch the next panel. */
     CMOE_CPU_STREAM_ROWS = 6,
-    CMOE_CPU_STREAM_AHEAD = 4096,
+    CMOE_CPU_STREAM_AHEAD = 8192,
 };
 
 /* Activation with its defaults filled in. */

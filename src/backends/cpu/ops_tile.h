@@ -25,7 +25,7 @@ struct cmoe_cpu_tile_ops {
 
     /* c[m, a multiple of unit][ldc] = a . panel (+ c when more): 32 columns of k bf16. */
     void (*dot_bf16)(int m, int64_t k, const void *a, const void *panel, float *c, int64_t ldc,
-                     bool more);
+                     bool more, struct cmoe_cpu_ahead ahead);
 
     /* As dot_i8 of ops_quant.h, from rows as they are. NULL: there is none. */
     void (*dot_i8)(const struct cmoe_cpu_panel *l, const void *panel, int m, const void *a,

@@ -142,8 +142,9 @@ CMOE_INLINE void multiply(bool i8, bool two, int64_t bytes, const void *a, const
 }
 
 static void dot_bf16(int m, int64_t k, const void *a, const void *panel, float *c, int64_t ldc,
-                     bool more)
+                     bool more, struct cmoe_cpu_ahead ahead)
 {
+    (void)ahead; /* every step asks for its own */
     if (m > HALF)
         multiply(false, true, 2 * k, a, panel, c, 4 * ldc, more);
     else

@@ -3,9 +3,11 @@
  * same two, and one instruction adds both products to a sum in a register.
  *
  * Its order: the odd k's product, then the even one's, one rounding each; subnormals count as zero. */
+#include "backends/cpu/isa/fetch.h"
 #include "backends/cpu/isa/tile/pack.h"
 
 enum { PAIR_ROWS = 12, VECS = CMOE_CPU_PANEL / VEC, LINE = 4 * CMOE_CPU_PANEL };
+enum { CHUNK_PAIRS = CMOE_CPU_CHUNK / 2 };
 
 /* acc += the pairs of one word of a row by a vector of the panel's. */
 CMOE_INLINE vf dot_pairs(vf acc, uint32_t row, const char *panel)
@@ -36,25 +38,36 @@ static void pack_values(const float *v, int64_t k, int r, int m, void *a)
     pack_floats(v, k, r, m, a);
 }
 
-/* The pairs of one step, at most 16. m is a constant after inlining. */
-CMOE_INLINE void step(int m, int pairs, const char *a, const char *b, vf acc[PAIR_ROWS][VECS])
+/* One pair of k's. m is a constant after inlining. */
+CMOE_INLINE void step(int m, const char *a, const char *b, vf acc[PAIR_ROWS][VECS])
 {
-    for (int i = 0; i < pairs; i++, b += LINE) {
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        uint32_t word;
+        memcpy(&word, a + r * CMOE_CPU_STEP, sizeof word);
         CMOE_UNROLL
-        for (int r = 0; r < m; r++) {
-            uint32_t word;
-            memcpy(&word, a + r * CMOE_CPU_STEP + 4 * i, sizeof word);
-            CMOE_UNROLL
-            for (int v = 0; v < VECS; v++)
-                acc[r][v] = dot_pairs(acc[r][v], word, b + 4 * v * VEC);
-        }
+        for (int v = 0; v < VECS; v++)
+            acc[r][v] = dot_pairs(acc[r][v], word, b + 4 * v * VEC);
+    }
+}
+
+/* A chunk of k's. m and soon are constants after inlining. */
+CMOE_INLINE void chunk(int m, const char *a, const char *b, bool soon, struct cmoe_cpu_ahead ahead,
+                       vf acc[PAIR_ROWS][VECS])
+{
+    CMOE_UNROLL
+    for (int i = 0; i < CHUNK_PAIRS; i++) {
+        if (soon)
+            fetch_soon(b + i * LINE, LINE);
+        else
+            fetch(ahead, i, CHUNK_PAIRS);
+        step(m, a + 4 * i, b + i * LINE, acc);
     }
 }
 
 CMOE_INLINE void tile(int m, int64_t k, const char *a, const char *b, float *c, int64_t ldc,
-                      bool more)
+                      bool more, bool soon, struct cmoe_cpu_ahead ahead)
 {
-    const uintptr_t next = (uintptr_t)(k + 1) / 2 * LINE;
     int64_t pairs = (k + 1) / 2;
     vf acc[PAIR_ROWS][VECS];
     CMOE_UNROLL
@@ -63,12 +76,13 @@ CMOE_INLINE void tile(int m, int64_t k, const char *a, const char *b, float *c, 
         for (int v = 0; v < VECS; v++)
             acc[r][v] = more ? v_load(c + r * ldc + v * VEC) : v_set(0);
     }
-    for (; pairs >= 16; pairs -= 16, a += m * CMOE_CPU_STEP, b += 16 * LINE) {
-        for (uintptr_t line = 0; line < 16 * LINE; line += 64)
-            __builtin_prefetch((const void *)((uintptr_t)b + next + line), 0, 2);
-        step(m, 16, a, b, acc);
-    }
-    if (pairs > 0) step(m, (int)pairs, a, b, acc);
+    for (; pairs >= 2 * CHUNK_PAIRS; pairs -= 2 * CHUNK_PAIRS, a += m * CMOE_CPU_STEP)
+        for (int half = 0; half < 2; half++, b += CHUNK_PAIRS * LINE) {
+            chunk(m, a + 4 * CHUNK_PAIRS * half, b, soon, ahead, acc);
+            ahead.at = (const void *)((uintptr_t)ahead.at + 64U * (unsigned)ahead.lines);
+        }
+    for (; pairs > 0; pairs--, a += 4, b += LINE)
+        step(m, a, b, acc);
     CMOE_UNROLL
     for (int r = 0; r < m; r++) {
         CMOE_UNROLL
@@ -79,12 +93,15 @@ CMOE_INLINE void tile(int m, int64_t k, const char *a, const char *b, float *c, 
 
 /* One body for each number of rows, so that accumulators are registers. */
 static void dot_bf16(int m, int64_t k, const void *a, const void *b, float *c, int64_t ldc,
-                     bool more)
+                     bool more, struct cmoe_cpu_ahead ahead)
 {
     switch (m) {
 #define ROWS(n)                                                                                    \
     case n:                                                                                        \
-        tile(n, k, a, b, c, ldc, more);                                                            \
+        if (ahead.soon)                                                                            \
+            tile(n, k, a, b, c, ldc, more, true, ahead);                                           \
+        else                                                                                       \
+            tile(n, k, a, b, c, ldc, more, false, ahead);                                          \
         break;
         ROWS(1)
         ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
