@@ -134,6 +134,8 @@ static void faster_rows_are_planned(void **state)
         {"t=8 model=gpt-oss-120b scheme=mxfp4-mxfp8", "quantcombine_gemv", true},
         {"t=16 model=gpt-oss-120b scheme=mxfp4-w4a16", "sortcombine_gemv", true},
         {"t=16 model=gpt-oss-120b scheme=mxfp4-w4a8", "quantcombine_gemv", true},
+        {"t=8 model=qwen3-30b-a3b scheme=mxfp4-w4a8:int8", "gemm1_mma_", true},
+        {"t=512 model=qwen3-30b-a3b scheme=mxfp4-w4a8:int8", "__ref", false},
         {"t=16 model=qwen3-30b-a3b scheme=int4-w4a16", "sortcombine_gemv", true},
         {"t=2048 model=mixtral-8x7b scheme=fp8-block", "gemm1requant_rows_", true},
         {"t=2048 model=mixtral-8x7b scheme=fp8-token", "gemm1requant_rows_", true},

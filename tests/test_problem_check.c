@@ -315,6 +315,8 @@ static void options_do_what_they_say(void **state)
         {"int4-w4a16:g64,zp", "w=u4/g64:zp"},
         {"int4-w4a16:channel", "w=i4/channel"},
         {"int4-w4a8:fp8,g128", "x=e4m3/token w=i4/g128 mid=e4m3/token"},
+        {"mxfp4-w4a8:int8", "x=i8/token w=e2m1/mx32 mid=i8/token"},
+        {"mxfp4-w4a8:static,int8,f16", "in=f16 y=f16 x=i8/token w=e2m1/mx32 mid=i8/token"},
         {"mxfp4-w4a4:even", "x=e2m1/mx32:even w=e2m1/mx32 mid=e2m1/mx32:even"},
         {"mxfp4-mxfp8:down", "x=e4m3/mx32:down w=e2m1/mx32 mid=e4m3/mx32:down"},
         {"nvfp4-w4a4:static", "x=e2m1/nv16:static w=e2m1/nv16 mid=e2m1/nv16:static"},

@@ -17,6 +17,7 @@ enum option_set {
     SCOPES = 1 << 5,    /* channel tensor b128: scope of fp8 weights' scales */
     TO_FP8 = 1 << 6,    /* fp8: activations e4m3 a token */
     MX = 1 << 7,        /* up down even ceil: rounding of activations' mx scales */
+    TO_INT8 = 1 << 8,   /* int8: activations i8 a token */
 };
 
 struct scheme {
@@ -51,7 +52,7 @@ static const struct scheme schemes[] = {
     {.name = "mxfp4-w4a16", .x = "bf16",        .w = "e2m1/mx32",    .mid = "bf16",
      .options = TYPES},
     {.name = "mxfp4-w4a8",  .x = "e4m3/tensor:static", .w = "e2m1/mx32", .mid = "e4m3/tensor:static",
-     .options = TYPES | FP8_KINDS | STATIC},
+     .options = TYPES | FP8_KINDS | STATIC | TO_INT8},
     {.name = "mxfp4-mxfp8", .x = "e4m3/mx32",   .w = "e2m1/mx32",    .mid = "e4m3/mx32",
      .options = TYPES | FP8_KINDS | MX},
     {.name = "mxfp4-w4a4",  .x = "e2m1/mx32",   .w = "e2m1/mx32",    .mid = "e2m1/mx32",
@@ -72,7 +73,7 @@ static const struct option {
 } options[] = {
     {"f32", TYPES, CMOE_F32}, {"f16", TYPES, CMOE_F16}, {"bf16", TYPES, CMOE_BF16},
     {"e5m2", FP8_KINDS, CMOE_E5M2}, {"fnuz", FP8_KINDS, CMOE_E4M3FNUZ},
-    {"static", STATIC, 0}, {"zp", ZERO, 0}, {"fp8", TO_FP8, 0},
+    {"static", STATIC, 0}, {"zp", ZERO, 0}, {"fp8", TO_FP8, 0}, {"int8", TO_INT8, 0},
     {"g16", GROUPS, 16}, {"g32", GROUPS, 32}, {"g64", GROUPS, 64}, {"g128", GROUPS, 128},
     {"channel", GROUPS | SCOPES, CMOE_SCALE_CHANNEL}, {"tensor", SCOPES, CMOE_SCALE_TENSOR},
     {"b128", SCOPES, CMOE_SCALE_BLOCK},
@@ -139,6 +140,7 @@ static void apply(struct formats *f, const struct option *option)
         f->w.zero = 1;
     }
     if (option->set & TO_FP8) f->x = f->mid = format_of("e4m3/token");
+    if (option->set & TO_INT8) f->x = f->mid = format_of("i8/token");
     if (option->set & (GROUPS | SCOPES)) set_scope(&f->w, option);
     if (option->set & MX) f->x.mx_rounding = f->mid.mx_rounding = (uint8_t)option->value;
 }

@@ -118,6 +118,7 @@ def micro_formats():
     yield "mxfp4-w4a4", "x=e2m1/mx32:away mid=e2m1/mx32:away"
     yield "mxfp4-w4a8", "x=e4m3/tensor mid=e4m3/tensor"
     yield "mxfp4-w4a8", "x=e5m2/tensor:static mid=e5m2/tensor:static"
+    yield "mxfp4-w4a8", "x=i8/token mid=i8/token"
     yield "nvfp4-w4a4", "x=e2m1/nv16:static mid=e2m1/nv16:static"
     yield "nvfp4-w4a4", "x=e2m1/nv16:away mid=e2m1/nv16:away"
 
