@@ -147,6 +147,9 @@ static const char *const layers[] = {
     "t=150 e=2 k=1 h=2100 i=35 in=f16 x=f16 w=f16 mid=f16 y=f16 won=gemm1",
     "t=7 e=4 k=2 h=40 i=1100 w=bf16 noreduce act=situv2",
     "t=20 e=70 k=3 h=131 i=17 rx route=sigmoid renorm",
+    /* Rows of bf16 that all fit the second cache, and those of which blocks of K do. */
+    "t=90 e=1 k=1 h=4100 i=50 w=bf16 b1 b2",
+    "t=150 e=2 k=1 h=6300 i=35 w=bf16",
 };
 enum { LAYERS = sizeof layers / sizeof *layers };
 

@@ -50,7 +50,7 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
         (void)cmoe__cpu_spans_layout(first ? p->x : p->mid, p->w, g.k, &g.spans);
     if (config->tiles) {
         g.tile = cmoe__cpu_tile_ops((enum cmoe_isa)k->target);
-        g.row_block = CMOE_CPU_TILE_ROWS;
+        g.row_block = cmoe__cpu_tile_block(&g);
     }
     g.cols = g.n;
     if (p32 && first) g.cols = cmoe__cpu_p32_panels(p, 1) * CMOE_CPU_PANEL;
@@ -91,10 +91,16 @@ static bool finishes_panels(const struct cmoe_cpu_gemm *g)
 /* Most columns of an item whose results wait in memory, with its rows in the second cache. */
 enum { WIDE_COLS = 1024 };
 
+/* Tiles of a matrix unit multiply so fast that uneven items would cost more than packing rows again. */
+static bool is_fast(const struct cmoe_cpu_gemm *g)
+{
+    return g->tile && g->tile->unit > 1;
+}
+
 /* Whether items may have more columns than `run`: theirs are as many as `begin` finds best. */
 static bool widens(const struct cmoe_cpu_gemm *g)
 {
-    return finishes_panels(g) || (g->p32 && !g->tile);
+    return finishes_panels(g) || (g->p32 && !is_fast(g));
 }
 
 /* Columns of results that a worker holds. */
@@ -256,8 +262,7 @@ static int64_t items_of(const struct cmoe_cpu_gemm *g, const struct cmoe_exec *x
 }
 
 /* Rows are packed for every run of columns, so that there are no more runs than make items enough: twice as
- * many while an item's time is that of reading weights, and four times where tiles multiply so fast that
- * uneven items would cost more than packing. */
+ * many while an item's time is that of reading weights, and four times for fast tiles. */
 static void widen_runs(const struct cmoe_exec *x, struct cmoe_cpu_gemm *g)
 {
     int64_t blocks = 0;
@@ -265,8 +270,8 @@ static void widen_runs(const struct cmoe_exec *x, struct cmoe_cpu_gemm *g)
     for (int32_t e = 0; e < x->shape->local; e++)
         blocks += cmoe__ceil_div(x->offsets[e + 1] - x->offsets[e], g->row_block);
     const bool few = x->offsets[x->shape->local] < 8 * blocks;
-    if (few && g->tile) return;
-    const int64_t enough = (g->tile ? 4 : (few ? 2 : 1)) * CMOE_CPU_MANY_ITEMS;
+    if (few && is_fast(g)) return;
+    const int64_t enough = (is_fast(g) ? 4 : (few ? 2 : 1)) * CMOE_CPU_MANY_ITEMS;
     const int64_t most = finishes_panels(g) ? g->cols : c_cols(g);
     const int64_t runs =
         cmoe__max64(cmoe__ceil_div(g->cols, most), cmoe__ceil_div(enough, cmoe__max64(1, blocks)));

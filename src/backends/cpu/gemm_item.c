@@ -55,8 +55,25 @@ const char *cmoe__cpu_first_panel(const struct cmoe_cpu_item *it)
     return cmoe__weights_panel(it->run->x.w, it->g->matrix, it->expert, it->col / CMOE_CPU_PANEL);
 }
 
+/* Rows of bf16 of all k's that leave room for panels in the second cache; fewer than these are not worth
+ * reading panels for, and k's are cut instead. Matrix units read rows beside panels, however long. */
+enum { PAIRS_BYTES = 576 << 10, PAIRS_LEAST = 48 };
+
+static int64_t whole_rows(const struct cmoe_cpu_gemm *g)
+{
+    if (g->how != CMOE_CPU_MULTIPLY_FLOATS || g->tile->unit > 1) return 0;
+    return PAIRS_BYTES / (2 * cmoe__max64(1, g->k));
+}
+
+int cmoe__cpu_tile_block(const struct cmoe_cpu_gemm *g)
+{
+    const int64_t fit = whole_rows(g);
+    return fit < PAIRS_LEAST ? CMOE_CPU_TILE_ROWS : (int)cmoe__min64(fit, CMOE_CPU_TILE_ROWS);
+}
+
 int64_t cmoe__cpu_tile_k(const struct cmoe_cpu_gemm *g)
 {
+    if (g->how != CMOE_CPU_MULTIPLY_DOTS && whole_rows(g) >= PAIRS_LEAST) return g->k;
     return g->how == CMOE_CPU_MULTIPLY_DOTS ? g->k : cmoe__min64(g->k, CMOE_CPU_PAIRS_K);
 }
 

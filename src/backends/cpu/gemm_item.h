@@ -121,7 +121,8 @@ int cmoe__cpu_next_rows(const struct cmoe_cpu_gemm *g, int left);
 char *cmoe__cpu_packed_row(const struct cmoe_cpu_item *it, int r);
 /* Whether they finish and store a panel at a time. */
 bool cmoe__cpu_tile_finishes(const struct cmoe_cpu_gemm *g);
-/* k's of a row that are packed at a time, and bytes of one. */
+/* Rows of an item, k's of a row that are packed at a time, and bytes of one. */
+int cmoe__cpu_tile_block(const struct cmoe_cpu_gemm *g);
 int64_t cmoe__cpu_tile_k(const struct cmoe_cpu_gemm *g);
 int cmoe__cpu_tile_bytes(const struct cmoe_cpu_gemm *g);
 /* What it needs of a worker, in floats: a packed row, and where panels are decoded. */

@@ -118,8 +118,9 @@ static void multiply_pairs(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const bool finishes = cmoe__cpu_tile_finishes(g);
-    for (int64_t first = 0; first < g->k; first += CMOE_CPU_PAIRS_K) {
-        const int64_t k = cmoe__min64(CMOE_CPU_PAIRS_K, g->k - first);
+    const int64_t block = cmoe__cpu_tile_k(g);
+    for (int64_t first = 0; first < g->k; first += block) {
+        const int64_t k = cmoe__min64(block, g->k - first);
         pack_rows(it, first, k);
         for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
             multiply_panel(it, j, first, k, finishes ? it->c : it->c + j,
