@@ -147,15 +147,55 @@ def cpu_tables(data):
     return lines + [""]
 
 
+def cpu_peers_file(stem):
+    """What peers did on the machine of cpu-NAME.json or cpu-NAME-MODEL.json."""
+    for name in (stem, stem.rpartition("-")[0]):
+        data = load(f"peers-{name}.json") or load(name.replace("cpu-", "peers-", 1) + ".json")
+        if data:
+            return data
+    return None
+
+
+def cpu_pairs(data, peers):
+    """Ours and every peer's by cell, fastest peer first. Ours of the peers' own run where they were measured in turn."""
+    ours = {(c["model"], c["scheme"], c["tokens"]): c["us_median"] for c in data["cells"]}
+    models, cells = {c["model"] for c in data["cells"]}, {}
+    for p in peers["peers"]:
+        if p["model"] in models:
+            cells.setdefault((p["model"], p["scheme"], p["tokens"]), []).append(p)
+    return [(key, found[0].get("ours_us") or ours[key], sorted(found, key=lambda p: p["us"])) for key, found in cells.items()]
+
+
+def cpu_peers_summary(pairs):
+    """A line a scheme, ours over the fastest peer; then the cells in which ours is slower."""
+    groups, lost = {}, []
+    for (model, scheme, tokens), mine, found in pairs:
+        ratio = mine / found[0]["us"]
+        groups.setdefault(scheme, []).append(ratio)
+        if ratio > 1:
+            lost.append(f"{model} {scheme} {tokens} ({ratio:.2f}, {found[0]['peer']})")
+    lines = ["| scheme | cells | ours faster | ours / fastest peer: best | median | worst |", "|---|---|---|---|---|---|"]
+    for scheme, ratios in groups.items():
+        ratios.sort()
+        lines.append(f"| {scheme} | {len(ratios)} | {sum(r <= 1 for r in ratios)} | {ratios[0]:.2f} | "
+                     f"{ratios[len(ratios) // 2]:.2f} | {ratios[-1]:.2f} |")
+    return lines + ["", "Slower than the fastest peer: " + ("; ".join(lost) if lost else "none") + ".", ""]
+
+
 def cpu_peers(data, peers):
-    """Ours beside the fastest way that a peer has on the same machine."""
+    """Ours beside the fastest way that a peer has on the same machine, and beside the others."""
     if peers is None:
         return []
-    ours = {(c["model"], c["scheme"], c["tokens"]): c["us_median"] for c in data["cells"]}
-    lines = [peers["about"] + ":", "", "| model | scheme | tokens | us | peer us | who | ours / peer |", "|---|---|---|---|---|---|---|"]
-    for p in peers["peers"]:
-        mine = ours[p["model"], p["scheme"], p["tokens"]]
-        lines.append(f"| {p['model']} | {p['scheme']} | {p['tokens']} | {us(mine)} | {us(p['us'])} | {p['peer']} | {mine / p['us']:.2f} |")
+    pairs = cpu_pairs(data, peers)
+    others = any(len(found) > 1 for _, _, found in pairs)
+    lines = [peers["about"] + ":", ""] + (cpu_peers_summary(pairs) if others else [])
+    lines += ["| model | scheme | tokens | us | peer us | who | ours / peer |" + (" others, us |" if others else ""),
+              "|---|---|---|---|---|---|---|" + ("---|" if others else "")]
+    for (model, scheme, tokens), mine, found in pairs:
+        p = found[0]
+        rest = ", ".join(f"{q['peer']} {us(q['us'])}" for q in found[1:])
+        lines.append(f"| {model} | {scheme} | {tokens} | {us(mine)} | {us(p['us'])} | {p['peer']} | {mine / p['us']:.2f} |" +
+                     (f" {rest} |" if others else ""))
     return lines + [""]
 
 
@@ -179,7 +219,7 @@ def main():
     for path in sorted(RESULTS.glob("cpu-*.json"), key=lambda p: p.stem):
         data = load(path.name)
         lines += [f"## {path.stem}", ""] + about(data, path.name) + ceilings(data["cells"]) + cpu_reached(data["cells"]) + cpu_tables(data)
-        lines += cpu_peers(data, load(path.name.replace("cpu-", "peers-")))
+        lines += cpu_peers(data, cpu_peers_file(path.stem))
     (ROOT / "docs" / "performance.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
