@@ -76,7 +76,8 @@ static enum cmoe_cpu_dot choose(const struct cmoe_props *props, cmoe_dtype dtype
 #endif
     const bool vnni = strstr(props->features, "avx512vnni") != NULL;
     const bool bf16 = strstr(props->features, "avx512bf16") != NULL;
-    if (dtype == CMOE_I8 && vnni && probe->dot[CMOE_CPU_DOT_I8]) return CMOE_CPU_DOT_I8;
+    const bool avx2 = props->isa == CMOE_ISA_LEVEL_AVX2;
+    if (dtype == CMOE_I8 && (vnni || avx2) && probe->dot[CMOE_CPU_DOT_I8]) return CMOE_CPU_DOT_I8;
     if (fits_bf16(dtype) && bf16 && probe->dot[CMOE_CPU_DOT_BF16]) return CMOE_CPU_DOT_BF16;
     return CMOE_CPU_DOT_F32;
 }

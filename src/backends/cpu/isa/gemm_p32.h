@@ -9,19 +9,20 @@
 #include "backends/cpu/isa/fetch.h"
 #include "backends/cpu/isa/vec.h"
 
-/* Registers: TILE_ROWS * TILE_VECS accumulators, TILE_VECS (bf16: twice) of the panel, one of a. With few
- * of them converting 16-bit weights in the tile costs more than reading f32 ones. */
+/* Registers: TILE_ROWS * TILE_VECS accumulators, TILE_VECS of the panel (twice as many where K_LOADED is 2), one
+ * of a. With few of them converting 16-bit weights in the tile costs more than reading f32 ones. Every AT_ROWS-th
+ * row multiplies by v_fma_at: AVX-512 has loads to spare for half of them, where four operations a clock limit.
+ * A chunk is straight code in PARTS: between them compilers may move sums about. */
 #if defined CMOE_ISA_AVX512
-enum { TILE_ROWS = 12, TILE_VECS = 2, WIDEN_ROWS = 1 << 30 };
+enum { TILE_ROWS = 12, TILE_VECS = 2, K_LOADED = 2, AT_ROWS = 2, PARTS = 2, WIDEN_ROWS = 1 << 30 };
 #elif defined CMOE_ISA_AVX2
-enum { TILE_ROWS = 6, TILE_VECS = 2, WIDEN_ROWS = 19 };
+enum { TILE_ROWS = 6, TILE_VECS = 2, K_LOADED = 1, AT_ROWS = 1, PARTS = 1, WIDEN_ROWS = 19 };
 #else
-enum { TILE_ROWS = 4, TILE_VECS = 2, WIDEN_ROWS = 13 };
+enum { TILE_ROWS = 4, TILE_VECS = 2, K_LOADED = 2, AT_ROWS = 2, PARTS = 2, WIDEN_ROWS = 13 };
 #endif
 enum { TILE_COLS = TILE_VECS * VEC };
 
-/* acc += a[.][at] * b for every row of the tile; rows of `a` are a chunk apart. Every second row takes its
- * numbers from memory: there are loads to spare for half of them, where four operations a clock limit. */
+/* acc += a[.][at] * b for every row of the tile; rows of `a` are a chunk apart. */
 CMOE_INLINE void p32_step(int m, const float *a, const vf b[TILE_VECS],
                           vf acc[TILE_ROWS][TILE_VECS])
 {
@@ -31,7 +32,24 @@ CMOE_INLINE void p32_step(int m, const float *a, const vf b[TILE_VECS],
         const vf s = v_set(*at);
         CMOE_UNROLL
         for (int v = 0; v < TILE_VECS; v++)
-            acc[r][v] = r % 2 ? v_fma_at(at, b[v], acc[r][v]) : v_fma(s, b[v], acc[r][v]);
+            acc[r][v] = r % AT_ROWS == AT_ROWS - 1 ? v_fma_at(at, b[v], acc[r][v])
+                                                   : v_fma(s, b[v], acc[r][v]);
+    }
+}
+
+/* The panel's row of the first of two k's (odd: of the second), which begin at b. */
+CMOE_INLINE void p32_load(cmoe_dtype w, const char *b, bool odd, vf out[TILE_VECS])
+{
+    const int size = w == CMOE_F32 ? 4 : 2;
+    CMOE_UNROLL
+    for (int v = 0; v < TILE_VECS; v++) {
+        vf both[2];
+        if (w == CMOE_BF16) {
+            v_load_bf16_pairs((const uint16_t *)(const void *)b + 2 * v * VEC, &both[0], &both[1]);
+            out[v] = both[odd];
+        } else {
+            out[v] = v_load_as(w, b + size * (odd * CMOE_CPU_PANEL + v * VEC));
+        }
     }
 }
 
@@ -39,35 +57,28 @@ CMOE_INLINE void p32_step(int m, const float *a, const vf b[TILE_VECS],
 CMOE_INLINE void p32_two(cmoe_dtype w, int m, const float *a, const char *b, bool soon,
                          struct cmoe_cpu_ahead ahead, int step, vf acc[TILE_ROWS][TILE_VECS])
 {
-    const int size = w == CMOE_F32 ? 4 : 2;
     vf b0[TILE_VECS], b1[TILE_VECS];
-    CMOE_UNROLL
-    for (int v = 0; v < TILE_VECS; v++) {
-        if (w == CMOE_BF16) {
-            v_load_bf16_pairs((const uint16_t *)(const void *)b + 2 * v * VEC, &b0[v], &b1[v]);
-        } else {
-            b0[v] = v_load_as(w, b + size * v * VEC);
-            b1[v] = v_load_as(w, b + size * (CMOE_CPU_PANEL + v * VEC));
-        }
-    }
+    p32_load(w, b, false, b0);
+    if (K_LOADED == 2) p32_load(w, b, true, b1);
     if (soon)
-        fetch_soon(b, 2 * CMOE_CPU_PANEL * size);
+        fetch_soon(b, 2 * CMOE_CPU_PANEL * (w == CMOE_F32 ? 4 : 2));
     else
         fetch(ahead, step, CMOE_CPU_CHUNK / 2);
     p32_step(m, a, b0, acc);
+    if (K_LOADED == 1) p32_load(w, b, true, b1);
     p32_step(m, a + 1, b1, acc);
 }
 
-/* A whole chunk, in two halves that are straight code. */
+/* A whole chunk. */
 CMOE_INLINE void p32_chunk(cmoe_dtype w, int m, const float *a, const char *b, bool soon,
                            struct cmoe_cpu_ahead ahead, vf acc[TILE_ROWS][TILE_VECS])
 {
-    enum { HALF = CMOE_CPU_CHUNK / 4 };
+    enum { TWOS = CMOE_CPU_CHUNK / 2 / PARTS };
     const int64_t bytes = 2 * CMOE_CPU_PANEL * (w == CMOE_F32 ? 4 : 2);
-    for (int half = 0; half < 2; half++, a += 2 * HALF, b += HALF * bytes) {
+    for (int part = 0; part < PARTS; part++, a += 2 * TWOS, b += TWOS * bytes) {
         CMOE_UNROLL
-        for (int i = 0; i < HALF; i++)
-            p32_two(w, m, a + 2 * i, b + i * bytes, soon, ahead, half * HALF + i, acc);
+        for (int i = 0; i < TWOS; i++)
+            p32_two(w, m, a + 2 * i, b + i * bytes, soon, ahead, part * TWOS + i, acc);
     }
 }
 

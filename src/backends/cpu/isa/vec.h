@@ -74,11 +74,15 @@ CMOE_INLINE vf v_fma(vf a, vf b, vf c)
 }
 
 /* *s*b + c. AVX-512 multiplies by a number in memory with one micro-operation less than v_set takes, but a load
- * each time: compilers make one v_set of two uses, hence the assembly. */
+ * each time: compilers make one v_set of two uses, hence the assembly. Under AVX2 it keeps a sum in its register:
+ * where others share 16 of them, gcc moves sums about and into memory. */
 CMOE_INLINE vf v_fma_at(const float *s, vf b, vf c)
 {
 #if defined CMOE_ISA_AVX512
     __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(c) : "v"(b), "m"(*s));
+    return c;
+#elif defined CMOE_ISA_AVX2
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(b), "x"(v_set(*s)));
     return c;
 #else
     return v_fma(v_set(*s), b, c);
