@@ -132,9 +132,9 @@ DEV void count_tiles(const cmoe_gpu_wgmma &p, int *first_tile)
     __syncthreads();
 }
 
-/* Barriers of a cluster of two: a stage is empty when the readers of both blocks are done with it, for
- * each block's weights come from both. */
-DEV ring make_ring(const cmoe_gpu_wgmma &p, uint8_t *memory)
+/* readers: arrivals that leave a stage. Barriers of a cluster of two: a stage is empty when the readers of both
+ * blocks are done with it, for each block's weights come from both. */
+DEV ring make_ring(const cmoe_gpu_wgmma &p, uint8_t *memory, int readers = MATH_WARPS)
 {
     ring r;
     r.stages = (shared_address(memory) + 1023) & ~1023u;
@@ -147,7 +147,7 @@ DEV ring make_ring(const cmoe_gpu_wgmma &p, uint8_t *memory)
     if (threadIdx.x == 0) {
         for (int s = 0; s < r.count; s++) {
             barrier_init(r.full + s * 8, LOAD_THREADS + 1);
-            barrier_init(r.empty + s * 8, MATH_WARPS * p.cluster);
+            barrier_init(r.empty + s * 8, readers * p.cluster);
         }
         for (int i = 0; i < 2; i++) {
             barrier_init(shared_address(&r.tail->begun[i]), 1);

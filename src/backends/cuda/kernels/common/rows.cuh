@@ -148,7 +148,7 @@ template <int TYPE, int OUT, bool ACT, bool BLOCK> DEV void gemm_rows(const cmoe
 {
     extern __shared__ uint8_t memory[];
     const cmoe_gpu_wgmma &p = f.gemm;
-    const ring r = make_ring(p, memory);
+    const ring r = make_ring(p, memory, CMOE_WGMMA_MATH);
     if (threadIdx.x < 2)
         prefetch_map(&p.map[threadIdx.x]);
     if (!p.ahead)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * The sums of a tile whose M operand is rows of x: 64 of them a warpgroup, read from the stage into registers once a
  * span, by the stage's weights in four pieces of 64 rows. A thread has two rows of x, so that a piece's sums take two
- * scales; while they are scaled the next piece's products run. */
+ * scales; while they are scaled the next piece's products run. A stage is left by each thread for itself: what its lane
+ * has read no other one answers for. */
 #ifndef CMOE_KERNELS_ROWS_SUM_CUH
 #define CMOE_KERNELS_ROWS_SUM_CUH
 
@@ -94,15 +95,6 @@ DEV void add_piece(float (&total)[PIECE_SUMS], const float (&sums)[PIECE_SUMS], 
         total[i] = BLOCK ? total[i] + sums[i] * s[i / 2 % 2] : total[i] + sums[i];
 }
 
-/* A stage that this warp has read: all lanes' reads come before the arrival of one. */
-DEV void release_rows(uint32_t barrier)
-{
-    __syncwarp();
-    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\n"
-                 "@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(barrier)
-                 : "memory");
-}
-
 /* What a warpgroup has of a tile of e4m3. */
 struct spans {
     float total[PIECES][PIECE_SUMS];
@@ -149,7 +141,7 @@ template <bool BLOCK, bool LAST> DEV void add_span(const ring &r, const lane_pla
     wgmma_done(s.sums[1]);
     if (!LAST)
         s.x = load_span_rows(stage_at(r, c) + lane.rows);
-    release_rows(empty);
+    barrier_arrive(empty);
     add_piece<BLOCK>(s.total[3], s.sums[1], f.row, f.piece.w);
 }
 
@@ -187,7 +179,7 @@ template <int TYPE> DEV void add_all(const cmoe_gpu_wgmma &p, const ring &r, con
 #pragma unroll
         for (int i = 0; i < PIECES; i++)
             wgmma_done(s.total[i]);
-        release_rows(empty);
+        barrier_arrive(empty);
     }
 }
 
@@ -196,7 +188,7 @@ template <int TYPE> DEV void pass(const cmoe_gpu_wgmma &p, const ring &r, cursor
 {
     for (int column = 0; column < p.g.k; column += SPAN / element_bytes<TYPE>) {
         barrier_wait(full_at(r, c), c.parity);
-        release_rows(empty_at(r, c));
+        barrier_arrive(empty_at(r, c));
         advance(c, r);
     }
 }
