@@ -119,6 +119,8 @@ static void faster_rows_are_planned(void **state)
         {"t=512 model=deepseek-v3 scheme=fp8-block", "gemm1gemm2_", true},
         {"t=8 model=deepseek-v3-tp8 scheme=bf16", "gemm1gemm2_", true},
         {"t=8 model=deepseek-v3-tp8 scheme=fp8-block", "gemm1gemm2_", true},
+        {"t=4 model=deepseek-v3-tp8 scheme=fp8-block", "quantcombine_gemv", true},
+        {"t=4 model=deepseek-v3-tp8 scheme=fp8-token", "quantcombine_gemv", true},
         {"t=128 model=mixtral-8x7b scheme=fp8-block", "gemm1gemm2_", true},
         {"t=112 e=8 k=2 h=768 i=2176 scheme=fp8-token", "gemm1gemm2_", true},
         {"t=8 model=mixtral-8x7b scheme=fp8-token", "gemm1gemm2_", true},

@@ -15,7 +15,7 @@ enum {
     MOST_DECODED = 32, /* of 4-bit weights, which the rows for many tokens are slow for */
     SHARED_BYTES = 200 * 1024,
     BOTH_BYTES = 221 * 1024,  /* of a block of either kernel, beside what blocks take anyway */
-    ALONE_BYTES = 115 * 1024, /* two blocks with so much do not fit */
+    ALONE_BYTES = 111 * 1024, /* the least of which two blocks do not fit */
     LEAST_DEPTH = 4,
     RELEASE_STEPS = 5,     /* GEMM2 starts when GEMM1's warps have as many steps to ask for */
     WIDE_BYTES = 16 << 20, /* experts whose rows L2 fetches 256 bytes at a time */
