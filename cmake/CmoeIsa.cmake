@@ -13,10 +13,11 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     # An extension of another set: only the files that gain by it are compiled again.
     set(CMOE_ISA_FLAGS_avx512vnni ${CMOE_ISA_FLAGS_avx512} -mavx512vnni -DCMOE_ISA_AVX512=1)
     set(CMOE_ISA_FILES_avx512vnni ops_quant.c)
-    set(CMOE_ISA_FLAGS_avx512bf16 ${CMOE_ISA_FLAGS_avx512} -mavx512bf16 -DCMOE_ISA_AVX512=1)
-    set(CMOE_ISA_FILES_avx512bf16 tile/bf16.c)
-    set(CMOE_ISA_FLAGS_amx ${CMOE_ISA_FLAGS_avx512} -mamx-tile -mamx-bf16 -mamx-int8
+    set(CMOE_ISA_FLAGS_avx512bf16 ${CMOE_ISA_FLAGS_avx512} -mavx512bf16 -mavx512vbmi
         -DCMOE_ISA_AVX512=1)
+    set(CMOE_ISA_FILES_avx512bf16 tile/bf16.c)
+    set(CMOE_ISA_FLAGS_amx ${CMOE_ISA_FLAGS_avx512} -mavx512bf16 -mavx512vbmi -mamx-tile
+        -mamx-bf16 -mamx-int8 -DCMOE_ISA_AVX512=1)
     set(CMOE_ISA_FILES_amx tile/amx.c)
     list(APPEND CMOE_ISAS avx512vnni avx512bf16 amx)
 endif()

@@ -6,6 +6,7 @@
 #include "harness.h"
 
 #include "backends/cpu/cpuid.h"
+#include "backends/cpu/ops_quant.h"
 #include "backends/cpu/ops_tile.h"
 #include "core/float_bits.h"
 #include "core/numeric.h"
@@ -342,16 +343,129 @@ static void panels_become_pairs(void **state)
     for_tables(check_pairs);
 }
 
+/* --- codes ---------------------------------------------------------------------------------- */
+
+/* Formats whose panels a table may decode: codes alone, or with the scales that go into them. */
+static const struct {
+    cmoe_format f;
+    bool codes;
+} coded[] = {
+    {{.dtype = CMOE_E4M3, .scaling = CMOE_SCALE_CHANNEL}, true},
+    {{.dtype = CMOE_E4M3, .scaling = CMOE_SCALE_BLOCK}, true},
+    {{.dtype = CMOE_E5M2, .scaling = CMOE_SCALE_CHANNEL}, true},
+    {{.dtype = CMOE_E2M1, .scaling = CMOE_SCALE_MX}, false},
+    {{.dtype = CMOE_E2M1, .scaling = CMOE_SCALE_NV}, false},
+    {{.dtype = CMOE_I4, .scaling = CMOE_SCALE_GROUP, .group = 32, .scale_dtype = CMOE_BF16}, false},
+    {{.dtype = CMOE_U4, .scaling = CMOE_SCALE_GROUP, .group = 64, .zero = true}, false},
+    {{.dtype = CMOE_I4, .scaling = CMOE_SCALE_CHANNEL}, true},
+};
+enum { CODED = sizeof coded / sizeof *coded };
+
+/* Any codes and plausible scales. ends: some powers of two at the ends of their range. */
+static void *make_panel(struct guard *g, struct rng *rng, const struct cmoe_cpu_panel *l, bool ends)
+{
+    uint8_t *const panel = guard_alloc(g, (size_t)l->bytes, 4, GUARD_INPUT);
+    for (int64_t i = 0; i < l->bytes; i++)
+        panel[i] = (uint8_t)rng_below(rng, 256);
+    for (int64_t at = l->head; at < l->bytes; at += l->group)
+        for (int j = 0; j < COLS; j++) {
+            const uint8_t any = (uint8_t)rng_between(rng, 2, 247);
+            if (l->scale == CMOE_E8M0)
+                panel[at + j] = ends && j % 9 == 0 ? (uint8_t)(any & 1 ? 0 : 254) : any;
+            else if (l->scale == CMOE_E4M3)
+                panel[at + j] &= 0x7e;
+            else
+                cmoe__store(l->scale == CMOE_NONE ? CMOE_F32 : l->scale, panel + at, j,
+                            0.5f + (float)rng_below(rng, 1000) / 700);
+        }
+    return panel;
+}
+
+static bool same_weight(uint16_t got, uint16_t want)
+{
+    const float a = cmoe__load(CMOE_BF16, &got, 0), b = cmoe__load(CMOE_BF16, &want, 0);
+    return got == want || (a == 0 && b == 0) || (isnan(a) && isnan(b));
+}
+
+/* k's [first, first + k) as the generic table decodes them, each rounded. */
+static void expect_codes(const struct cmoe_cpu_panel *l, const void *panel, int64_t first,
+                         int64_t k, const uint16_t *got)
+{
+    float want[MOST_K * COLS];
+    cmoe__cpu_quant_ops(CMOE_ISA_LEVEL_GENERIC)->decode(l, panel, first, k, want);
+    for (int64_t i = 0; i < k; i++)
+        for (int j = 0; j < COLS; j++) {
+            uint16_t rounded;
+            cmoe__store(CMOE_BF16, &rounded, 0, want[i * COLS + j]);
+            const uint16_t code = got[i / 2 * 2 * COLS + 2 * j + i % 2];
+            if (!same_weight(code, rounded))
+                fail_with("code %d, K=%ld: weight (%ld, %d) is %04x, not %04x", l->code, (long)l->k,
+                          (long)(first + i), j, code, rounded);
+        }
+}
+
+/* Few rows by codes have the bits of dot_bf16 by what decode gives. */
+static void expect_stream(const struct cmoe_cpu_tile_ops *ops, const struct cmoe_cpu_panel *l,
+                          const void *panel, int64_t first, const struct call *t)
+{
+    float want[MOST_ROWS * COLS];
+    for (int more = 0; more < 2; more++) {
+        for (int i = 0; i < t->m * COLS; i++)
+            want[i] = t->c[i] = (float)i;
+        ops->dot_bf16(t->m, t->k, t->a, t->panel, want, COLS, more, (struct cmoe_cpu_ahead){0});
+        assert_true(ops->stream(l, panel, first, t->k, t->m, t->a, t->c, COLS, more));
+        for (int i = 0; i < t->m * COLS; i++)
+            assert_true(t->c[i] == want[i] || (isnan(t->c[i]) && isnan(want[i])));
+    }
+}
+
+static void check_coded(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng,
+                        int format, int64_t depth, int64_t first, bool ends)
+{
+    const cmoe_problem p = {.hidden = (int32_t)depth, .inter = 32, .w = coded[format].f};
+    const int64_t k = depth - first;
+    const int m = 1 + (int)rng_below(rng, (uint64_t)cmoe__max64(1, ops->few));
+    struct cmoe_cpu_panel l;
+    struct call t;
+    cmoe__cpu_panel_layout(&p, 1, &l);
+    const void *const panel = make_panel(g, rng, &l, ends);
+    l.global = false;
+    if (coded[format].codes) l.scale = CMOE_NONE;
+    uint16_t *const pairs =
+        guard_alloc(g, (size_t)(cmoe__round_up(k, 2) * COLS) * 2, 4, GUARD_OUTPUT);
+    const bool done = ops->decode(&l, panel, first, k, pairs);
+    assert_true(done || ends);
+    if (done) expect_codes(&l, panel, first, k, pairs);
+    make_call(ops, g, rng, m, k, true, &t);
+    t.panel = pairs;
+    ops->pack(t.rows, m, 2 * k, t.a);
+    if (done && ops->stream) expect_stream(ops, &l, panel, first, &t);
+    assert_true(guard_check(g));
+    guard_reset(g);
+}
+
+static void check_codes(const struct cmoe_cpu_tile_ops *ops, struct guard *g, struct rng *rng)
+{
+    for (int format = 0; format < CODED && ops->decode; format++)
+        for (int d = 0; d < DEPTHS; d++)
+            for (int64_t first = 0; first < depths[d]; first += 32)
+                for (int ends = 0; ends < 2; ends++)
+                    check_coded(ops, g, rng, format, depths[d], first, ends);
+}
+
+static void codes_become_pairs(void **state)
+{
+    (void)state;
+    for_tables(check_codes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(products_lie_within_the_bound),
-        cmocka_unit_test(rows_are_alone),
-        cmocka_unit_test(subnormals_are_small),
-        cmocka_unit_test(quads_are_exact),
-        cmocka_unit_test(panels_become_pairs),
-        cmocka_unit_test(values_are_packed_alike),
-        cmocka_unit_test(sums_are_scaled),
+        cmocka_unit_test(products_lie_within_the_bound), cmocka_unit_test(rows_are_alone),
+        cmocka_unit_test(subnormals_are_small),          cmocka_unit_test(quads_are_exact),
+        cmocka_unit_test(panels_become_pairs),           cmocka_unit_test(codes_become_pairs),
+        cmocka_unit_test(values_are_packed_alike),       cmocka_unit_test(sums_are_scaled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

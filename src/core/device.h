@@ -12,7 +12,7 @@ enum cmoe_isa {
     CMOE_ISA_LEVEL_AVX2,
     CMOE_ISA_LEVEL_AVX512,
     CMOE_ISA_LEVEL_AVX512VNNI,
-    CMOE_ISA_LEVEL_AVX512BF16, /* and VNNI */
+    CMOE_ISA_LEVEL_AVX512BF16, /* and VBMI and VNNI */
     CMOE_ISA_LEVEL_AMX,        /* bf16 and int8 tiles, and all of the above */
     CMOE_ISA_LEVELS
 };

@@ -135,7 +135,7 @@ enum cmoe_isa cmoe__cpuid_isa(void)
     static const char *const avx2[] = {"avx2", "fma", "f16c", NULL};
     static const char *const avx512[] = {"avx512f", "avx512dq", "avx512bw", "avx512vl", NULL};
     static const char *const vnni[] = {"avx512vnni", NULL};
-    static const char *const bf16[] = {"avx512bf16", NULL};
+    static const char *const bf16[] = {"avx512bf16", "avx512vbmi", NULL};
     static const char *const amx[] = {"amx-bf16", "amx-int8", "amx-tile", NULL};
     const struct cpu c = ask();
     if (!has_all(&c, avx2)) return CMOE_ISA_LEVEL_GENERIC;

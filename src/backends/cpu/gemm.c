@@ -29,7 +29,8 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
         .matrix = matrix,
         .p32 = p32,
         .decodes = config->decodes,
-        .how = config->how,
+        .how = config->tiles && config->how == CMOE_CPU_MULTIPLY_CODES ? CMOE_CPU_MULTIPLY_SPANS
+                                                                       : config->how,
         .quant = cmoe__cpu_quant_ops((enum cmoe_isa)k->target),
         .a_dtype = (cmoe_dtype)(first ? p->x.dtype : p->mid.dtype),
         .w_dtype = (cmoe_dtype)p->w.dtype,
@@ -46,7 +47,7 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
         const int64_t fit = DIGIT_BYTES / cmoe__max64(1, cmoe__cpu_digits_row(&g));
         g.row_block = (int)cmoe__max64(DIGIT_LEAST, cmoe__min64(g.row_block, fit / 8 * 8));
     }
-    if (config->how == CMOE_CPU_MULTIPLY_SPANS)
+    if (g.how == CMOE_CPU_MULTIPLY_SPANS)
         (void)cmoe__cpu_spans_layout(first ? p->x : p->mid, p->w, g.k, &g.spans);
     if (config->tiles) {
         g.tile = cmoe__cpu_tile_ops((enum cmoe_isa)k->target);

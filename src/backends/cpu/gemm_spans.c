@@ -30,11 +30,23 @@ static int64_t own_span(cmoe_format f, int64_t k)
     return folds(f) || span >= k ? 0 : span;
 }
 
+/* Weights whose scales are rounded into them, for rows of bf16: groups so short that scaling sums costs more, and
+ * zero points. */
+static bool rounds(cmoe_format a, cmoe_format w)
+{
+    return a.scaling == CMOE_SCALE_NONE && (w.scaling == CMOE_SCALE_GROUP || w.zero);
+}
+
 bool cmoe__cpu_spans_layout(cmoe_format a, cmoe_format w, int64_t k, struct cmoe_cpu_spans *out)
 {
     struct cmoe_cpu_spans s = {.x = own_span(a, k), .w = own_span(w, k), .w_folds = folds(w)};
+    s.plain = a.scaling == CMOE_SCALE_NONE;
+    if (s.plain ? a.dtype != CMOE_BF16 : w.scaling == CMOE_SCALE_NONE) return false;
+    if (rounds(a, w)) {
+        *out = (struct cmoe_cpu_spans){.plain = true, .w_folds = true, .rounds = true};
+        return true;
+    }
     const int64_t low = cmoe__min64(s.x, s.w), high = cmoe__max64(s.x, s.w);
-    if (a.scaling == CMOE_SCALE_NONE || w.scaling == CMOE_SCALE_NONE) return false;
     s.span = low > 0 ? low : high;
     if (s.span > 0 && (s.span % STEP_K != 0 || high % s.span != 0 || CMOE_CPU_K_BLOCK % high != 0))
         return false;
@@ -121,46 +133,123 @@ static void load_scales(const struct cmoe_cpu_gemm *g, const char *panel, int64_
         memcpy(out, panel, CMOE_CPU_PANEL * sizeof *out);
         return;
     }
+    if (!g->spans.w_folds && l->scale == CMOE_F32) {
+        memcpy(out, panel + l->head + group * l->group, CMOE_CPU_PANEL * sizeof *out);
+        return;
+    }
     for (int j = 0; j < CMOE_CPU_PANEL; j++)
         out[j] =
             g->spans.w_folds ? 1.0f : cmoe__load(l->scale, panel + l->head + group * l->group, j);
 }
 
-/* Codes [first, first + k) of a panel as pairs, with the scales that go into them, and the others. */
-static const void *decode_pairs(const struct cmoe_cpu_item *it, const char *panel, int64_t first,
-                                int64_t k)
+/* What a pass over k's of a panel reads. */
+struct pass {
+    const char *panel;
+    struct cmoe_cpu_panel codes; /* its layout, without the scales that stay apart */
+    int64_t first, packed;       /* k of the panel, and in packed rows */
+    const uint16_t *pairs; /* of all k's from there on; NULL: codes go straight into few rows */
+    bool scaled;           /* sums have to be */
+    bool rounds;           /* decoded weights are no bf16 yet */
+};
+
+/* Whether a flushed sum of codes would be more than 0 after its scale: one above 1, or NaN. */
+static bool enlarges(const struct cmoe_cpu_gemm *g, const char *panel)
+{
+    const struct cmoe_cpu_panel *const l = &g->panel; /* one scale a channel or block: f32 */
+    bool any = false;
+    for (int64_t at = l->head; at < l->bytes; at += l->group) {
+        const float *const scale = (const float *)(const void *)(panel + at);
+        for (int j = 0; j < CMOE_CPU_PANEL; j++)
+            any |= !(scale[j] <= 1);
+    }
+    return any;
+}
+
+/* Codes [first, first + k) of a panel as pairs, with the scales that go into them. */
+static const uint16_t *decode_pairs(const struct cmoe_cpu_item *it, const struct pass *pass,
+                                    int64_t first, int64_t k)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
-    const int64_t span = g->spans.span > 0 ? g->spans.span : k;
     float *const decoded = it->gathered + DECODED;
     uint16_t *const pairs = (uint16_t *)(void *)(it->gathered + PAIRS);
-    struct cmoe_cpu_panel codes = g->panel;
-    codes.global = false;
-    if (!g->spans.w_folds) codes.scale = CMOE_NONE;
+    if (g->tile->decode && g->tile->decode(&pass->codes, pass->panel, first, k, pairs))
+        return pairs;
     for (int64_t at = 0; at < k; at += CMOE_CPU_PIECE) {
         const int64_t n = cmoe__min64(CMOE_CPU_PIECE, k - at);
-        g->quant->decode(&codes, panel, first + at, n, decoded);
-        g->tile->join(n, decoded, pairs + at * CMOE_CPU_PANEL);
+        uint16_t *const to = pairs + at * CMOE_CPU_PANEL;
+        g->quant->decode(&pass->codes, pass->panel, first + at, n, decoded);
+        (pass->rounds ? g->tile->pair : g->tile->join)(n, decoded, to);
     }
-    for (int64_t at = 0; at < k; at += span)
-        load_scales(g, panel, first + at, column_scales(it, at));
     return pairs;
 }
 
-/* Rows [r, r + m) by k's [at, at + k) of those that are packed, added to c a span at a time. */
-static void add_spans(const struct cmoe_cpu_item *it, int r, int m, int64_t at, int64_t k,
-                      const char *pairs, float *c, int64_t ldc, bool more)
+/* What the tiles of a pass over n k's fetch: the codes of as many that follow. */
+static struct cmoe_cpu_share share_of(const struct cmoe_cpu_item *it, const struct pass *pass,
+                                      int64_t n)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
-    const int64_t padded = cmoe__round_up(m, g->tile->unit), span = g->spans.span;
-    const char *const a = cmoe__cpu_packed_row(it, r) + 2 * at * padded;
+    const int64_t bytes = g->panel.bytes;
+    return cmoe__cpu_share_ahead(it->m, g->tile->rows, n,
+                                 pass->panel + bytes * (pass->first + n) / g->k, bytes * n / g->k);
+}
+
+/* Rows [r, r + m) by k's [at, at + k) of the pass. ahead: of its first k. */
+static void dot(const struct cmoe_cpu_item *it, const struct pass *pass, int r, int m, int64_t at,
+                int64_t k, float *c, int64_t ldc, bool more, struct cmoe_cpu_ahead ahead)
+{
+    const struct cmoe_cpu_tile_ops *const tile = it->g->tile;
+    const char *const a =
+        cmoe__cpu_packed_row(it, r) + 2 * (pass->packed + at) * cmoe__round_up(m, tile->unit);
+    const uint16_t *pairs = pass->pairs + (pass->pairs ? at * CMOE_CPU_PANEL : 0);
+    if (!pairs && tile->stream(&pass->codes, pass->panel, pass->first + at, k, m, a, c, ldc, more))
+        return;
+    if (!pairs) pairs = decode_pairs(it, pass, pass->first + at, k);
+    ahead.at = (const char *)ahead.at + at / CMOE_CPU_CHUNK * 64 * ahead.lines;
+    tile->dot_bf16(m, k, a, pairs, c, ldc, more, ahead);
+}
+
+/* Scales of m rows from r on. */
+static const float *scales_of(const struct cmoe_cpu_item *it, int r, int64_t at)
+{
+    static const float ones[TILE] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                     1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    return it->g->spans.plain ? ones : row_scales(it, at) + r;
+}
+
+/* Rows [r, r + m) by n k's of the pass, added to c a span at a time. */
+static void add_spans(const struct cmoe_cpu_item *it, const struct pass *pass, int r, int m,
+                      int64_t n, struct cmoe_cpu_ahead ahead, float *c, int64_t ldc)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const int64_t span = g->spans.span;
     float *const sums = it->gathered + SUMS;
-    for (int64_t i = 0; i < k; i += span) {
-        g->tile->dot_bf16(m, cmoe__min64(span, k - i), a + 2 * i * padded,
-                          pairs + 2 * i * CMOE_CPU_PANEL, sums, CMOE_CPU_PANEL, false,
-                          (struct cmoe_cpu_ahead){0});
-        g->tile->scale(m, sums, CMOE_CPU_PANEL, row_scales(it, at + i) + r, column_scales(it, i), c,
-                       ldc, more || i > 0);
+    for (int64_t i = 0; i < n; i += span) {
+        dot(it, pass, r, m, i, cmoe__min64(span, n - i), sums, CMOE_CPU_PANEL, false, ahead);
+        g->tile->scale(m, sums, CMOE_CPU_PANEL, scales_of(it, r, pass->packed + i),
+                       column_scales(it, i), c, ldc, pass->first + i > 0);
+    }
+}
+
+/* n k's of the pass by all rows; the last ones finish results. */
+static void multiply_pass(const struct cmoe_cpu_item *it, const struct pass *pass, int64_t n,
+                          float *c, int64_t ldc)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const int64_t span = g->spans.span > 0 && pass->scaled ? g->spans.span : n;
+    for (int64_t i = 0; i < n && pass->scaled; i += span)
+        load_scales(g, pass->panel, pass->first + i, column_scales(it, i));
+    struct cmoe_cpu_share share = share_of(it, pass, n);
+    for (int r = 0, m; r < it->m; r += m) {
+        m = cmoe__cpu_next_rows(g, it->m - r);
+        const struct cmoe_cpu_ahead ahead = cmoe__cpu_next_share(&share);
+        float *const to = c + r * ldc;
+        if (g->spans.span > 0 && pass->scaled) {
+            add_spans(it, pass, r, m, n, ahead, to, ldc);
+            continue;
+        }
+        dot(it, pass, r, m, 0, n, to, ldc, pass->first > 0, ahead);
+        if (pass->scaled && pass->first + n == g->k)
+            g->tile->scale(m, to, ldc, scales_of(it, r, 0), column_scales(it, 0), to, ldc, false);
     }
 }
 
@@ -168,23 +257,19 @@ void cmoe__cpu_multiply_spans(const struct cmoe_cpu_item *it, const char *panel,
                               int64_t k, float *c, int64_t ldc)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
+    const bool folds = g->spans.w_folds || (g->spans.plain && enlarges(g, panel));
+    struct pass pass = {.panel = panel,
+                        .codes = g->panel,
+                        .scaled = !g->spans.plain || !folds || g->panel.global,
+                        .rounds = g->spans.plain && folds && !g->spans.w_folds};
+    pass.rounds |= g->spans.rounds;
+    pass.codes.global = false;
+    if (!folds) pass.codes.scale = CMOE_NONE;
     for (int64_t at = 0, n; at < k; at += n) {
         n = cmoe__min64(CMOE_CPU_K_BLOCK, k - at);
-        const void *const pairs = decode_pairs(it, panel, first + at, n);
-        const bool more = first + at > 0, last = first + at + n == g->k;
-        for (int r = 0, m; r < it->m; r += m) {
-            m = cmoe__cpu_next_rows(g, it->m - r);
-            float *const to = c + r * ldc;
-            if (g->spans.span > 0) {
-                add_spans(it, r, m, at, n, pairs, to, ldc, more);
-                continue;
-            }
-            g->tile->dot_bf16(
-                m, n, cmoe__cpu_packed_row(it, r) + 2 * at * cmoe__round_up(m, g->tile->unit),
-                pairs, to, ldc, more, (struct cmoe_cpu_ahead){0});
-            if (last)
-                g->tile->scale(m, to, ldc, row_scales(it, 0) + r, column_scales(it, 0), to, ldc,
-                               false);
-        }
+        pass.first = first + at;
+        pass.packed = at;
+        pass.pairs = it->m <= g->tile->few ? NULL : decode_pairs(it, &pass, pass.first, n);
+        multiply_pass(it, &pass, n, c, ldc);
     }
 }

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * An item by the target's pairs of bf16 or quads of int8 (ops_tile.h).
  *
- * Panels of bf16 and of int8 are read as they lie. Other weights become a panel of bf16 pairs in
- * scratch, which all rows of the item pass over. */
+ * Panels of bf16 and of int8 are read as they lie; codes are gemm_spans.c's. */
 #include "backends/cpu/gemm_item.h"
 
 #include "backends/cpu/ops_quant.h"
@@ -18,9 +17,7 @@ bool cmoe__cpu_tile_finishes(const struct cmoe_cpu_gemm *g)
 
 int64_t cmoe__cpu_tile_scratch(const struct cmoe_cpu_gemm *g)
 {
-    if (g->how == CMOE_CPU_MULTIPLY_SPANS) return cmoe__cpu_spans_scratch(g);
-    if (g->how != CMOE_CPU_MULTIPLY_CODES) return 0;
-    return CMOE_CPU_PANEL * (CMOE_CPU_PIECE + CMOE_CPU_K_BLOCK / 2);
+    return g->how == CMOE_CPU_MULTIPLY_SPANS ? cmoe__cpu_spans_scratch(g) : 0;
 }
 
 static void pack_rows(const struct cmoe_cpu_item *it, int64_t first, int64_t k)
@@ -33,7 +30,7 @@ static void pack_rows(const struct cmoe_cpu_item *it, int64_t first, int64_t k)
     const void *rows[CMOE_CPU_TILE_ROWS];
     for (int r = 0, m; r < it->m; r += m) {
         m = cmoe__cpu_next_rows(it->g, it->m - r);
-        if (it->g->how == CMOE_CPU_MULTIPLY_SPANS) {
+        if (it->g->how == CMOE_CPU_MULTIPLY_SPANS && !it->g->spans.plain) {
             cmoe__cpu_pack_spans(it, r, m, first, k, cmoe__cpu_packed_row(it, r));
             continue;
         }
@@ -59,31 +56,10 @@ static void row_scales(const struct cmoe_cpu_item *it, float *scale)
     }
 }
 
-/* Panel `at` columns into the item's run, from its k `first` on, as pairs. */
-static const void *pairs_of(const struct cmoe_cpu_item *it, int64_t at, int64_t first, int64_t k)
-{
-    const struct cmoe_cpu_gemm *const g = it->g;
-    const char *const panels = cmoe__cpu_first_panel(it);
-    const int64_t panel = at / CMOE_CPU_PANEL;
-    if (g->how == CMOE_CPU_MULTIPLY_FLOATS) {
-        const int64_t bytes = (int64_t)cmoe__cpu_p32_panel(it->run->x.p, g->matrix);
-        return panels + panel * bytes + first * 2 * CMOE_CPU_PANEL;
-    }
-    float *const decoded = it->gathered;
-    uint16_t *const pairs = (uint16_t *)(void *)(decoded + CMOE_CPU_PIECE * CMOE_CPU_PANEL);
-    for (int64_t i = 0; i < k; i += CMOE_CPU_PIECE) {
-        const int64_t n = cmoe__min64(CMOE_CPU_PIECE, k - i);
-        g->quant->decode(&g->panel, panels + panel * g->panel.bytes, first + i, n, decoded);
-        g->tile->pair(n, decoded, pairs + i * CMOE_CPU_PANEL);
-    }
-    return pairs;
-}
-
-/* What the tiles over n k's fetch: where panels are read as they lie, the same k's of the next one. */
+/* What the tiles over n k's fetch: the same k's of the next panel. */
 static struct cmoe_cpu_share share_of(const struct cmoe_cpu_item *it, const char *panel, int64_t n)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
-    if (g->how != CMOE_CPU_MULTIPLY_FLOATS) return (struct cmoe_cpu_share){.step = 0};
     if (it->m <= g->tile->rows) return cmoe__cpu_share_soon();
     const int64_t next = (int64_t)cmoe__cpu_p32_panel(it->run->x.p, g->matrix);
     return cmoe__cpu_share_ahead(it->m, g->tile->rows, n, panel + next, n * 2 * CMOE_CPU_PANEL);
@@ -94,23 +70,19 @@ static void multiply_panel(const struct cmoe_cpu_item *it, int64_t j, int64_t fi
                            float *to, int64_t ldc)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
+    const char *const panels = cmoe__cpu_first_panel(it);
     if (g->how == CMOE_CPU_MULTIPLY_SPANS) {
-        const char *const panel = cmoe__cpu_first_panel(it) + j / CMOE_CPU_PANEL * g->panel.bytes;
+        const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
         cmoe__cpu_multiply_spans(it, panel, first, k, to, ldc);
         return;
     }
-    const int64_t block = g->how == CMOE_CPU_MULTIPLY_CODES ? CMOE_CPU_K_BLOCK : k;
-    for (int64_t at = 0; at < k; at += block) {
-        const int64_t n = cmoe__min64(block, k - at);
-        const void *const pairs = pairs_of(it, j, first + at, n);
-        struct cmoe_cpu_share share = share_of(it, pairs, n);
-        for (int r = 0, m; r < it->m; r += m) {
-            m = cmoe__cpu_next_rows(g, it->m - r);
-            const char *const a =
-                cmoe__cpu_packed_row(it, r) + 2 * at * cmoe__round_up(m, g->tile->unit);
-            g->tile->dot_bf16(m, n, a, pairs, to + r * ldc, ldc, first + at > 0,
-                              cmoe__cpu_next_share(&share));
-        }
+    const int64_t bytes = (int64_t)cmoe__cpu_p32_panel(it->run->x.p, g->matrix);
+    const char *const pairs = panels + j / CMOE_CPU_PANEL * bytes + first * 2 * CMOE_CPU_PANEL;
+    struct cmoe_cpu_share share = share_of(it, pairs, k);
+    for (int r = 0, m; r < it->m; r += m) {
+        m = cmoe__cpu_next_rows(g, it->m - r);
+        g->tile->dot_bf16(m, k, cmoe__cpu_packed_row(it, r), pairs, to + r * ldc, ldc, first > 0,
+                          cmoe__cpu_next_share(&share));
     }
 }
 

@@ -82,7 +82,7 @@ static bool takes_spans(const struct cmoe_kernel *k, const struct cmoe_query *q,
 {
     struct cmoe_cpu_spans s;
     if (!takes_panels(k, q, why)) return false;
-    if (!cmoe__cpu_spans_layout(a, q->p->w, cmoe__max64(q->shape->H, q->shape->I), &s))
+    if (!cmoe__cpu_spans_layout(a, q->p->w, cmoe__max64(q->shape->H, q->shape->I), &s) || s.plain)
         return cmoe__refuse(why, "%s=%s is not quantised, or its groups are not whole steps", name,
                             cmoe_dtype_name((cmoe_dtype)a.dtype));
     if (q->p->flags & CMOE_BATCH_INVARIANT)
@@ -182,8 +182,8 @@ static const struct speed {
 };
 
 /* To decode a weight for spans: with this they and the f32 rows cost the same at 16 rows, where a Xeon
- * 8581C is as fast with either (docs/perf-log-cpu.md, 13). */
-static const double spans_decode_ns = 0.4;
+ * 8581C is as fast with either (docs/perf-log-cpu.md, 13); and where tables in registers do it. */
+static const double spans_decode_ns = 0.4, table_decode_ns = 0.03;
 
 /* A barrier between loops, a loop of one item, and a step of a plan: us. */
 static const double barrier_us = 0.2, loop_us = 0.3, step_us = 0.5;
@@ -209,8 +209,16 @@ static double product_rate(const struct cmoe_kernel *k, const struct cmoe_query 
                                                           : 0.3 * s->dots; /* three bytes */
     if (!config->tiles) return s->flops;
     const double pairs = s->pairs > 0 ? s->pairs : s->flops * props->pairs;
-    if (config->how == CMOE_CPU_MULTIPLY_SPANS) return pairs * spans_share(k, q, x);
+    if (config->how != CMOE_CPU_MULTIPLY_FLOATS) return pairs * spans_share(k, q, x);
     return pairs;
+}
+
+/* Whether tiles of bf16 decode weights in registers (isa/tile/code_pairs.h). */
+static bool looks_up(cmoe_format w)
+{
+    const bool apart = w.scaling != CMOE_SCALE_GROUP && w.scaling != CMOE_SCALE_MX;
+    if (w.dtype == CMOE_E4M3 || w.dtype == CMOE_E5M2) return apart;
+    return w.dtype == CMOE_I4 || w.dtype == CMOE_U4 || w.dtype == CMOE_E2M1;
 }
 
 static double larger(double a, double b)
@@ -225,7 +233,8 @@ static double decode_us(const struct cmoe_kernel *k, const struct cmoe_query *q,
     const struct cmoe_shape *const s = q->shape;
     const bool spans = config->how == CMOE_CPU_MULTIPLY_SPANS;
     const bool packed = config->how == CMOE_CPU_MULTIPLY_CODES || spans;
-    const double ns = spans ? spans_decode_ns : packed ? speeds[k->target].decode_ns : 2;
+    const double slow = spans ? spans_decode_ns : packed ? speeds[k->target].decode_ns : 2;
+    const double ns = config->tiles && looks_up(q->p->w) ? table_decode_ns : slow;
     const int panel_rows = config->tiles ? CMOE_CPU_TILE_ROWS : CMOE_CPU_PANEL_ROWS;
     const int block = packed ? panel_rows : CMOE_CPU_ROW_BLOCK;
     if (!config->decodes && !packed) return 0;

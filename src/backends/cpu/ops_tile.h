@@ -43,6 +43,17 @@ struct cmoe_cpu_tile_ops {
     void (*pair)(int64_t k, const float *w, uint16_t *out);
     /* The same of values that are bf16 already. */
     void (*join)(int64_t k, const float *w, uint16_t *out);
+
+    /* The same of weights [first, first + k) of a panel of codes, as `decode` of ops_quant.h and one of both
+     * give them; first is a multiple of a step's k's. false, or NULL: not done here. */
+    bool (*decode)(const struct cmoe_cpu_panel *l, const void *panel, int64_t first, int64_t k,
+                   uint16_t *out);
+
+    /* What dot_bf16 gives of that, for at most `few` rows and without the detour. false, c as it was, or
+     * NULL: not done here. */
+    int few;
+    bool (*stream)(const struct cmoe_cpu_panel *l, const void *panel, int64_t first, int64_t k,
+                   int m, const void *a, float *c, int64_t ldc, bool more);
 };
 
 extern const struct cmoe_cpu_tile_ops cmoe__cpu_tile_ops_avx512bf16;

@@ -36,7 +36,7 @@ enum cmoe_cpu_multiply {
     CMOE_CPU_MULTIPLY_CODES,  /* f32 by packed quantised weights, decoded */
     CMOE_CPU_MULTIPLY_DOTS,   /* int8 by packed int8 */
     CMOE_CPU_MULTIPLY_DIGITS, /* anything as integers by packed 4-bit codes */
-    CMOE_CPU_MULTIPLY_SPANS,  /* codes by packed codes, both as bf16, scales apart */
+    CMOE_CPU_MULTIPLY_SPANS,  /* codes or bf16 by packed codes, both as bf16, scales apart */
 };
 
 /* The family's config. */
@@ -64,7 +64,9 @@ struct cmoe_cpu_digits {
 struct cmoe_cpu_spans {
     int64_t x, w; /* a scale of a row, of a column */
     int64_t span; /* both */
+    bool plain;   /* rows are bf16 themselves */
     bool w_folds; /* scales of weights are part of the operands */
+    bool rounds;  /* and are rounded into them */
 };
 
 /* One GEMM of a run: geometry and how it is cut into items. */

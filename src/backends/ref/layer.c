@@ -78,7 +78,18 @@ struct product {
     double unit; /* weight_unit */
     bool narrow; /* narrow_sums */
     bool flush;  /* subnormals may count as 0 */
+    double
+        code; /* the largest code, where sums of codes may be scaled instead of weights; else 0 */
 };
+
+/* Whether a sum of products with codes may overflow before it is scaled. */
+static bool may_overflow(const double *a, int64_t n, double code)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += fabs(a[i]);
+    return !(code * sum < 0x1p127);
+}
 
 static struct dot dot(const double *a, const double *d, const double *q, const double *w, int64_t n,
                       struct product kind)
@@ -87,6 +98,7 @@ static struct dot dot(const double *a, const double *d, const double *q, const d
     const double unit = kind.unit;
     if (kind.held > 0) out.lost += held_error(a, w, n, kind.held);
     if (kind.flush) out.lost += flush_error(a, w, n);
+    if (kind.code > 0 && may_overflow(a, n, kind.code)) out.lost = INFINITY;
     double squares = 0, moved_squares = 0;
     for (int64_t i = 0; i < n; i++) {
         const double product = a[i] * w[i], off = d[i] * w[i], loose = q ? q[i] * w[i] : 0;
@@ -115,11 +127,23 @@ static double held_from(cmoe_format a, cmoe_format w)
     return a.dtype == CMOE_BF16 ? 0x1p-13 : (a.dtype == CMOE_F16 ? 0x1p-10 : 0);
 }
 
+/* By what codes multiply bf16 before a scale of a channel, tensor or block does. */
+static double code_from(cmoe_format a, cmoe_format w)
+{
+    if (a.dtype != CMOE_BF16 || a.scaling != CMOE_SCALE_NONE || !cmoe__format_is_quantized(w))
+        return 0;
+    if (w.scaling != CMOE_SCALE_CHANNEL && w.scaling != CMOE_SCALE_TENSOR &&
+        w.scaling != CMOE_SCALE_BLOCK)
+        return 0;
+    return (double)cmoe__dtype_max((cmoe_dtype)w.dtype);
+}
+
 static struct product product_of(cmoe_format a, cmoe_format w)
 {
     return (struct product){.unit = weight_unit(a, w),
                             .held = held_from(a, w),
                             .narrow = narrow_sums(a, w),
+                            .code = code_from(a, w),
                             .flush = a.dtype == CMOE_BF16 && a.scaling == CMOE_SCALE_NONE};
 }
 

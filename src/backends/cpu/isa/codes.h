@@ -6,7 +6,6 @@
 #ifndef CMOE_BACKENDS_CPU_ISA_CODES_H
 #define CMOE_BACKENDS_CPU_ISA_CODES_H
 
-#include "backends/cpu/isa/tile_i8.h"
 #include "backends/cpu/isa/vec.h"
 #include "backends/cpu/ops_quant.h"
 
@@ -237,39 +236,6 @@ CMOE_INLINE vf row_values(cmoe_dtype dtype, const uint8_t *p)
     if (dtype == CMOE_I8) return load_s8(p);
     if (dtype == CMOE_E2M1) return e2m1((vi)row_nibbles(p), 0);
     return vi_to_float((vi)(row_nibbles(p) << 28) >> 28);
-}
-
-CMOE_INLINE void decode_x_as(cmoe_dtype dtype, const struct cmoe_cpu_x_scale *s, const void *codes,
-                             int64_t k, float *a, int64_t stride)
-{
-    const int bits = dtype == CMOE_I4 || dtype == CMOE_E2M1 ? 4 : 8;
-    for (int64_t at = 0; at < k; at += CMOE_CPU_CHUNK, a += stride) {
-        const uint8_t *from = (const uint8_t *)codes + at * bits / 8;
-        const int64_t n = k - at;
-        uint8_t tail[CMOE_CPU_CHUNK] = {0};
-        if (n < CMOE_CPU_CHUNK) from = memcpy(tail, from, (size_t)(n * bits + 7) / 8);
-        const vf scale = v_set(s->span ? s->of_group[at / s->span] : s->one);
-#pragma GCC unroll 4
-        for (int i = 0; i < CMOE_CPU_CHUNK; i += VEC)
-            v_store(a + i, row_values(dtype, from + i * bits / 8) * scale * v_set(s->global));
-    }
-}
-
-static void decode_x(cmoe_dtype dtype, const struct cmoe_cpu_x_scale *s, const void *codes,
-                     int64_t k, float *a, int64_t stride)
-{
-    if (dtype == CMOE_E4M3)
-        decode_x_as(CMOE_E4M3, s, codes, k, a, stride);
-    else if (dtype == CMOE_E4M3FNUZ)
-        decode_x_as(CMOE_E4M3FNUZ, s, codes, k, a, stride);
-    else if (dtype == CMOE_E5M2)
-        decode_x_as(CMOE_E5M2, s, codes, k, a, stride);
-    else if (dtype == CMOE_I8)
-        decode_x_as(CMOE_I8, s, codes, k, a, stride);
-    else if (dtype == CMOE_E2M1)
-        decode_x_as(CMOE_E2M1, s, codes, k, a, stride);
-    else
-        decode_x_as(CMOE_I4, s, codes, k, a, stride);
 }
 
 #endif

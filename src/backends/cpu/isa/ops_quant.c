@@ -2,6 +2,7 @@
  * The quantised table of one instruction set; compiled once for each, like ops.c. */
 #include "backends/cpu/ops_quant.h"
 
+#include "backends/cpu/isa/decode_x.h"
 #include "backends/cpu/isa/panel_decode.h"
 #include "backends/cpu/isa/quantize.h"
 #include "backends/cpu/isa/tile_i8.h"

@@ -23,23 +23,6 @@ enum { QUAD_BYTES = 4, DOT8_ROWS = 4, PARTS = 4 };
 #endif
 enum { DOT8_VECS = 2 };
 
-CMOE_INLINE vi vi_load(const void *p)
-{
-    vi v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-CMOE_INLINE vi vi_set(int32_t s)
-{
-    return (vi){0} + s;
-}
-
-CMOE_INLINE vf vi_to_float(vi v)
-{
-    return __builtin_convertvector(v, vf);
-}
-
 /* Four codes a word to operands of the dot. */
 CMOE_INLINE void split_codes(vi b, vi part[PARTS])
 {

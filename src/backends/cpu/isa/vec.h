@@ -50,6 +50,23 @@ CMOE_INLINE vf v_float(vi v)
     return (vf)v;
 }
 
+CMOE_INLINE vi vi_load(const void *p)
+{
+    vi v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+CMOE_INLINE vi vi_set(int32_t s)
+{
+    return (vi){0} + s;
+}
+
+CMOE_INLINE vf vi_to_float(vi v)
+{
+    return __builtin_convertvector(v, vf);
+}
+
 CMOE_INLINE vf v_set(float s)
 {
 #if defined CMOE_ISA_AVX512

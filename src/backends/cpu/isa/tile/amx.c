@@ -4,6 +4,7 @@
  *
  * Tiles 0 to 3 hold results (upper left, upper right, lower left, lower right), 4 and 5 rows, 6 and 7
  * columns. */
+#include "backends/cpu/isa/tile/code_pairs.h"
 #include "backends/cpu/isa/tile/pack.h"
 #include "backends/cpu/probe.h"
 
@@ -226,4 +227,7 @@ const struct cmoe_cpu_tile_ops cmoe__cpu_tile_ops_amx = {
     .dot_i8 = dot_i8,
     .pair = pair,
     .join = join,
+#ifndef CMOE_EMULATE
+    .decode = decode_pairs,
+#endif
 };

@@ -4,6 +4,7 @@
  *
  * Its order: the odd k's product, then the even one's, one rounding each; subnormals count as zero. */
 #include "backends/cpu/isa/fetch.h"
+#include "backends/cpu/isa/tile/code_pairs.h"
 #include "backends/cpu/isa/tile/pack.h"
 
 enum { PAIR_ROWS = 12, VECS = CMOE_CPU_PANEL / VEC, LINE = 4 * CMOE_CPU_PANEL };
@@ -109,6 +110,112 @@ static void dot_bf16(int m, int64_t k, const void *a, const void *b, float *c, i
     }
 }
 
+/* --- few rows by codes ---------------------------------------------------------------------- */
+
+#ifndef CMOE_EMULATE
+enum { FEW_ROWS = 6, HALF_STEP = 16 /* k's whose codes lie in whole units of one group */ };
+
+/* HALF_STEP k's, or the `k` that are left of a group; a: the rows' words of the first two. */
+CMOE_INLINE void stream_codes(enum pair_kind kind, const struct pair_terms *t, const char *unit,
+                              int k, int m, const char *a, vf acc[FEW_ROWS][VECS])
+{
+    const int step = pair_step(kind);
+    CMOE_UNROLL
+    for (int at = 0; at < HALF_STEP; at += step, unit += pair_bytes(kind), a += 2 * step) {
+        __m512i pairs[4][2];
+        if (at >= k) return;
+        ask_for(unit, pair_bytes(kind));
+        unit_pairs(kind, t, unit, k - at, pairs);
+        CMOE_UNROLL
+        for (int i = 0; i < step / 2; i++) {
+            if (at + 2 * i >= k) return;
+            CMOE_UNROLL
+            for (int r = 0; r < m; r++) {
+                uint32_t word;
+                memcpy(&word, a + r * CMOE_CPU_STEP + 4 * i, sizeof word);
+                CMOE_UNROLL
+                for (int v = 0; v < VECS; v++)
+                    acc[r][v] = (vf)_mm512_dpbf16_ps((__m512)acc[r][v],
+                                                     (__m512bh)_mm512_set1_epi32((int)word),
+                                                     (__m512bh)pairs[i][v]);
+            }
+        }
+    }
+}
+
+/* Where k lies in m packed rows. */
+CMOE_INLINE const char *packed_at(const char *a, int m, int64_t k)
+{
+    return a + k / (CMOE_CPU_STEP / 2) * CMOE_CPU_STEP * m + k % (CMOE_CPU_STEP / 2) * 2;
+}
+
+CMOE_INLINE bool stream_as(enum pair_kind kind, int m, const struct cmoe_cpu_panel *l,
+                           const void *panel, int64_t first, int64_t k, const char *a, float *c,
+                           int64_t ldc, bool more)
+{
+    struct pair_place p = find_pairs(l, panel, first);
+    struct pair_terms t;
+    vf acc[FEW_ROWS][VECS];
+    begin_pairs(kind, l, &t);
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
+        for (int v = 0; v < VECS; v++)
+            acc[r][v] = more ? v_load(c + r * ldc + v * VEC) : v_set(0);
+    }
+    for (int64_t at = 0; at < k;) {
+        const char *const group = p.group, *unit;
+        int64_t n = group_pairs(kind, l, k - at, &p, &unit);
+        if (!begin_group(kind, l, group, unit, n, &t)) return false;
+        for (; n >= HALF_STEP; n -= HALF_STEP, at += HALF_STEP,
+                               unit += HALF_STEP / pair_step(kind) * pair_bytes(kind))
+            stream_codes(kind, &t, unit, HALF_STEP, m, packed_at(a, m, at), acc);
+        if (n > 0) stream_codes(kind, &t, unit, (int)n, m, packed_at(a, m, at), acc);
+        at += n;
+    }
+    CMOE_UNROLL
+    for (int r = 0; r < m; r++) {
+        CMOE_UNROLL
+        for (int v = 0; v < VECS; v++)
+            v_store(c + r * ldc + v * VEC, acc[r][v]);
+    }
+    return true;
+}
+
+CMOE_INLINE bool stream_kind(enum pair_kind kind, int m, const struct cmoe_cpu_panel *l,
+                             const void *panel, int64_t first, int64_t k, const char *a, float *c,
+                             int64_t ldc, bool more)
+{
+    switch (m) {
+#    define ROWS(n)                                                                                \
+    case n:                                                                                        \
+        return stream_as(kind, n, l, panel, first, k, a, c, ldc, more);
+        ROWS(1)
+        ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
+#    undef ROWS
+    }
+    return false;
+}
+
+static bool stream_pairs(const struct cmoe_cpu_panel *l, const void *panel, int64_t first,
+                         int64_t k, int m, const void *a, float *c, int64_t ldc, bool more)
+{
+    switch (pair_kind_of(l)) {
+    case PAIRS_F8:
+        return stream_kind(PAIRS_F8, m, l, panel, first, k, a, c, ldc, more);
+    case PAIRS_MX4:
+        return stream_kind(PAIRS_MX4, m, l, panel, first, k, a, c, ldc, more);
+    case PAIRS_NV4:
+        return stream_kind(PAIRS_NV4, m, l, panel, first, k, a, c, ldc, more);
+    case PAIRS_U4:
+        return stream_kind(PAIRS_U4, m, l, panel, first, k, a, c, ldc, more);
+    case PAIRS_NONE:
+        break;
+    }
+    return false;
+}
+#endif
+
 const struct cmoe_cpu_tile_ops cmoe__cpu_tile_ops_avx512bf16 = {
     .rows = PAIR_ROWS,
     .unit = 1,
@@ -120,4 +227,9 @@ const struct cmoe_cpu_tile_ops cmoe__cpu_tile_ops_avx512bf16 = {
     .dot_bf16 = dot_bf16,
     .pair = pair,
     .join = join,
+#ifndef CMOE_EMULATE
+    .few = FEW_ROWS,
+    .stream = stream_pairs,
+    .decode = decode_pairs,
+#endif
 };
