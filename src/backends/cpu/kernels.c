@@ -183,7 +183,11 @@ static const struct speed {
 
 /* To decode a weight for spans: with this they and the f32 rows cost the same at 16 rows, where a Xeon
  * 8581C is as fast with either (docs/perf-log-cpu.md, 13); and where tables in registers do it. */
-static const double spans_decode_ns = 0.4, table_decode_ns = 0.03;
+static const double spans_decode_ns = 0.4, table_decode_ns = 0.03, rounded_decode_ns = 0.09;
+
+/* Of the rate of int8 dots, rows of three bytes; where the tiles of bf16 are twice as fast as f32, so that on a
+ * Zen 5 these take over between 2 and 4 rows an expert (docs/perf-log-cpu.md, 31). */
+static const double three_bytes = 0.3, three_bytes_beside_pairs = 0.2;
 
 /* A barrier between loops, a loop of one item, and a step of a plan: us. */
 static const double barrier_us = 0.2, loop_us = 0.3, step_us = 0.5;
@@ -204,9 +208,11 @@ static double product_rate(const struct cmoe_kernel *k, const struct cmoe_query 
     const struct cmoe_cpu_config *const config = k->config;
     const struct speed *const s = &speeds[k->target];
     if (config->how == CMOE_CPU_MULTIPLY_DOTS) return s->dots;
-    if (config->how == CMOE_CPU_MULTIPLY_DIGITS)
-        return x.dtype == CMOE_I8 || x.dtype == CMOE_E2M1 ? s->dots
-                                                          : 0.3 * s->dots; /* three bytes */
+    if (config->how == CMOE_CPU_MULTIPLY_DIGITS && x.dtype != CMOE_I8 && x.dtype != CMOE_E2M1) {
+        const bool beside = props->isa == CMOE_ISA_LEVEL_AVX512BF16 && props->pairs > 1;
+        return s->dots * (beside ? three_bytes_beside_pairs : three_bytes);
+    }
+    if (config->how == CMOE_CPU_MULTIPLY_DIGITS) return s->dots;
     if (!config->tiles) return s->flops;
     const double pairs = s->pairs > 0 ? s->pairs : s->flops * props->pairs;
     if (config->how != CMOE_CPU_MULTIPLY_FLOATS) return pairs * spans_share(k, q, x);
@@ -234,7 +240,10 @@ static double decode_us(const struct cmoe_kernel *k, const struct cmoe_query *q,
     const bool spans = config->how == CMOE_CPU_MULTIPLY_SPANS;
     const bool packed = config->how == CMOE_CPU_MULTIPLY_CODES || spans;
     const double slow = spans ? spans_decode_ns : packed ? speeds[k->target].decode_ns : 2;
-    const double ns = config->tiles && looks_up(q->p->w) ? table_decode_ns : slow;
+    const bool rounded =
+        q->p->w.dtype != CMOE_E2M1 && cmoe_dtype_bits((cmoe_dtype)q->p->w.dtype) == 4;
+    const double table = rounded ? rounded_decode_ns : table_decode_ns;
+    const double ns = config->tiles && looks_up(q->p->w) ? table : slow;
     const int panel_rows = config->tiles ? CMOE_CPU_TILE_ROWS : CMOE_CPU_PANEL_ROWS;
     const int block = packed ? panel_rows : CMOE_CPU_ROW_BLOCK;
     if (!config->decodes && !packed) return 0;

@@ -87,7 +87,7 @@ CMOE_INLINE int pair_step(enum pair_kind kind)
 
 /* What all codes of a group share: tables, and scales of 32 columns. */
 struct pair_terms {
-    __m512i table[4], order, less[2];
+    __m512i table[4], order, mix, less[2];
     vf scale[2], zero[2];
 };
 
@@ -109,6 +109,12 @@ CMOE_INLINE void begin_pairs(enum pair_kind kind, const struct cmoe_cpu_panel *l
     /* Bytes of a word hold k, k + 4: in this order 16-bit halves hold k, k + 1 at one place. */
     t->order =
         _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+    if (kind == PAIRS_U4) {
+        uint16_t mix[32];
+        for (int i = 0; i < 32; i++)
+            mix[i] = (uint16_t)(i / 2 + i % 2 * 16);
+        t->mix = _mm512_loadu_si512(mix);
+    }
     if (kind == PAIRS_MX4)
         t->table[0] = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)e2m1_large));
     else
@@ -191,9 +197,7 @@ CMOE_INLINE __m512i nibble_pair(enum pair_kind kind, const struct pair_terms *t,
     if (kind == PAIRS_U4) {
         /* Nearest, ties to even, with NaN kept: the upper halves are the odd k's. */
         const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
-        const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(both));
-        const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1));
-        return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+        return _mm512_permutexvar_epi16(t->mix, both);
     }
     return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32((__m512i)even, 16), (__m512i)odd);
 }
