@@ -187,6 +187,8 @@ def cpu_peers(data, peers):
     if peers is None:
         return []
     pairs = cpu_pairs(data, peers)
+    if not pairs:
+        return []
     others = any(len(found) > 1 for _, _, found in pairs)
     lines = [peers["about"] + ":", ""] + (cpu_peers_summary(pairs) if others else [])
     lines += ["| model | scheme | tokens | us | peer us | who | ours / peer |" + (" others, us |" if others else ""),
