@@ -16,6 +16,7 @@
 enum {
     STEP_K = CMOE_CPU_STEP / 2, /* k's of a step of bf16: the shortest span */
     TILE = 32,                  /* most rows of a call of any table */
+    STREAM_TILES = 2,           /* that each decode in registers: more share what is decoded once */
 };
 
 static bool folds(cmoe_format f)
@@ -147,6 +148,7 @@ struct pass {
     const char *panel;
     struct cmoe_cpu_panel codes; /* its layout, without the scales that stay apart */
     int64_t first, packed;       /* k of the panel, and in packed rows */
+    int64_t k;                   /* how many of both */
     const uint16_t *pairs; /* of all k's from there on; NULL: codes go straight into few rows */
     bool scaled;           /* sums have to be */
     bool rounds;           /* decoded weights are no bf16 yet */
@@ -194,7 +196,7 @@ static struct cmoe_cpu_share share_of(const struct cmoe_cpu_item *it, const stru
 }
 
 /* Rows [r, r + m) by k's [at, at + k) of the pass. ahead: of its first k. */
-static void dot(const struct cmoe_cpu_item *it, const struct pass *pass, int r, int m, int64_t at,
+static void dot(const struct cmoe_cpu_item *it, struct pass *pass, int r, int m, int64_t at,
                 int64_t k, float *c, int64_t ldc, bool more, struct cmoe_cpu_ahead ahead)
 {
     const struct cmoe_cpu_tile_ops *const tile = it->g->tile;
@@ -204,6 +206,7 @@ static void dot(const struct cmoe_cpu_item *it, const struct pass *pass, int r, 
     if (!pairs && tile->stream(&pass->codes, pass->panel, pass->first + at, k, m, a, c, ldc, more))
         return;
     if (!pairs) pairs = decode_pairs(it, pass, pass->first + at, k);
+    if (k == pass->k) pass->pairs = pairs; /* for the next tile */
     ahead.at = (const char *)ahead.at + at / CMOE_CPU_CHUNK * 64 * ahead.lines;
     tile->dot_bf16(m, k, a, pairs, c, ldc, more, ahead);
 }
@@ -217,8 +220,8 @@ static const float *scales_of(const struct cmoe_cpu_item *it, int r, int64_t at)
 }
 
 /* Rows [r, r + m) by n k's of the pass, added to c a span at a time. */
-static void add_spans(const struct cmoe_cpu_item *it, const struct pass *pass, int r, int m,
-                      int64_t n, struct cmoe_cpu_ahead ahead, float *c, int64_t ldc)
+static void add_spans(const struct cmoe_cpu_item *it, struct pass *pass, int r, int m, int64_t n,
+                      struct cmoe_cpu_ahead ahead, float *c, int64_t ldc)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const int64_t span = g->spans.span;
@@ -231,8 +234,8 @@ static void add_spans(const struct cmoe_cpu_item *it, const struct pass *pass, i
 }
 
 /* n k's of the pass by all rows; the last ones finish results. */
-static void multiply_pass(const struct cmoe_cpu_item *it, const struct pass *pass, int64_t n,
-                          float *c, int64_t ldc)
+static void multiply_pass(const struct cmoe_cpu_item *it, struct pass *pass, int64_t n, float *c,
+                          int64_t ldc)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const int64_t span = g->spans.span > 0 && pass->scaled ? g->spans.span : n;
@@ -269,7 +272,9 @@ void cmoe__cpu_multiply_spans(const struct cmoe_cpu_item *it, const char *panel,
         n = cmoe__min64(CMOE_CPU_K_BLOCK, k - at);
         pass.first = first + at;
         pass.packed = at;
-        pass.pairs = it->m <= g->tile->few ? NULL : decode_pairs(it, &pass, pass.first, n);
+        pass.k = n;
+        pass.pairs =
+            it->m <= STREAM_TILES * g->tile->few ? NULL : decode_pairs(it, &pass, pass.first, n);
         multiply_pass(it, &pass, n, c, ldc);
     }
 }

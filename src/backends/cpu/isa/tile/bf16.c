@@ -113,7 +113,7 @@ static void dot_bf16(int m, int64_t k, const void *a, const void *b, float *c, i
 /* --- few rows by codes ---------------------------------------------------------------------- */
 
 #ifndef CMOE_EMULATE
-enum { FEW_ROWS = 10, HALF_STEP = 16 /* k's whose codes lie in whole units of one group */ };
+enum { FEW_ROWS = 12, HALF_STEP = 16 /* k's whose codes lie in whole units of one group */ };
 
 /* HALF_STEP k's, or the `k` that are left of a group; a: the rows' words of the first two. */
 CMOE_INLINE void stream_codes(enum pair_kind kind, const struct pair_terms *t, const char *unit,
@@ -191,7 +191,7 @@ CMOE_INLINE bool stream_kind(enum pair_kind kind, int m, const struct cmoe_cpu_p
     case n:                                                                                        \
         return stream_as(kind, n, l, panel, first, k, a, c, ldc, more);
         ROWS(1)
-        ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10)
+        ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
 #    undef ROWS
     }
     return false;
