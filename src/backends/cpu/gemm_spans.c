@@ -202,12 +202,13 @@ static void dot(const struct cmoe_cpu_item *it, struct pass *pass, int r, int m,
     const struct cmoe_cpu_tile_ops *const tile = it->g->tile;
     const char *const a =
         cmoe__cpu_packed_row(it, r) + 2 * (pass->packed + at) * cmoe__round_up(m, tile->unit);
-    const uint16_t *pairs = pass->pairs + (pass->pairs ? at * CMOE_CPU_PANEL : 0);
+    const uint16_t *pairs = pass->pairs ? pass->pairs + at * CMOE_CPU_PANEL : NULL;
     if (!pairs && tile->stream(&pass->codes, pass->panel, pass->first + at, k, m, a, c, ldc, more))
         return;
     if (!pairs) pairs = decode_pairs(it, pass, pass->first + at, k);
     if (k == pass->k) pass->pairs = pairs; /* for the next tile */
-    ahead.at = (const char *)ahead.at + at / CMOE_CPU_CHUNK * 64 * ahead.lines;
+    ahead.at =
+        (const void *)((uintptr_t)ahead.at + (uintptr_t)(at / CMOE_CPU_CHUNK * 64 * ahead.lines));
     tile->dot_bf16(m, k, a, pairs, c, ldc, more, ahead);
 }
 

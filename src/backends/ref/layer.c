@@ -78,8 +78,7 @@ struct product {
     double unit; /* weight_unit */
     bool narrow; /* narrow_sums */
     bool flush;  /* subnormals may count as 0 */
-    double
-        code; /* the largest code, where sums of codes may be scaled instead of weights; else 0 */
+    double code; /* the largest, where sums of codes may be scaled instead of weights; else 0 */
 };
 
 /* Whether a sum of products with codes may overflow before it is scaled. */
