@@ -2,6 +2,7 @@
  * Contexts: options old and new, the environment, the log, and every allocation failing in turn. */
 #include "core/context.h"
 #include "harness.h"
+#include "harness_files.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -163,8 +164,10 @@ static void messages_are_single_lines(void **state)
 static void cmoe_log_writes_to_stderr(void **state)
 {
     (void)state;
-    char path[] = "/tmp/cmoe_test_XXXXXX", text[256] = "";
-    const int file = mkstemp(path), old = dup(2);
+    FILE *const heard = tmpfile();
+    assert_non_null(heard);
+    char text[256] = "";
+    const int file = fileno(heard), old = dup(2);
     setenv("CMOE_LOG", "1", 1);
     cmoe_context *const ctx = create(NULL);
     fflush(stderr);
@@ -177,8 +180,7 @@ static void cmoe_log_writes_to_stderr(void **state)
     cmoe_context_destroy(ctx);
     assert_true(pread(file, text, sizeof text - 1, 0) > 0);
     assert_string_equal(text, "cmoe: warning: heard\n");
-    close(file);
-    unlink(path);
+    fclose(heard);
     clear_environment(NULL);
 }
 
@@ -187,8 +189,11 @@ static void cmoe_log_writes_to_stderr(void **state)
 static void tuned_files_are_read_whole(void **state)
 {
     (void)state;
-    char path[] = "/tmp/cmoe_test_XXXXXX";
-    FILE *const file = fdopen(mkstemp(path), "w");
+    struct folder f;
+    folder_make(&f);
+    const char *const path = folder_path(&f, "tuned.csv");
+    FILE *const file = fopen(path, "w");
+    assert_non_null(file);
     for (int i = 0; i < 40000; i++)
         fprintf(file, "%d\n", i % 10000);
     const long size = ftell(file);
@@ -202,7 +207,7 @@ static void tuned_files_are_read_whole(void **state)
     ctx = create(NULL);
     assert_int_equal(strlen(ctx->tuned), size);
     cmoe_context_destroy(ctx);
-    unlink(path);
+    folder_remove(&f);
     /* The environment may name a file that is not there: said, and no failure. */
     struct lines lines = {0};
     ctx = create(&(cmoe_context_options){.log = keep_line, .user = &lines});

@@ -3,6 +3,7 @@
  * made can be destroyed, and execution itself needs no memory, so it is right or it never began. And
  * every status code is provoked by some function, or known to be returned by none yet. */
 #include "harness_call.h"
+#include "harness_files.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -145,11 +146,10 @@ static void every_allocation(void **state)
         {"t=9 e=4 k=2 h=64 i=48 scheme=nvfp4-w4a4", "cpu", NULL},
         {"t=9 e=4 k=2 h=64 i=48 scheme=int8-smooth", "ref", NULL},
     };
-    char tuned[] = "/tmp/cmoe-test-XXXXXX";
-    const int fd = mkstemp(tuned);
-    assert_true(fd >= 0);
-    assert_int_equal(write(fd, "# empty\n", 8), 8);
-    close(fd);
+    struct folder f;
+    folder_make(&f);
+    folder_text(&f, "tuned.csv", "# empty\n");
+    const char *const tuned = folder_path(&f, "tuned.csv");
     long injected = 0;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const cmoe_problem p = test_problem(cases[i].problem);
@@ -165,7 +165,7 @@ static void every_allocation(void **state)
         injected += fail_each(&base, 0) + fail_each(&base, 1);
         call_done(&made);
     }
-    unlink(tuned);
+    folder_remove(&f);
     printf("%ld allocations failed\n", injected);
     assert_true(injected > 100);
 }
@@ -255,13 +255,13 @@ static cmoe_status provoke_io(struct rig *rig)
 static cmoe_status provoke_corrupt(struct rig *rig)
 {
     (void)rig;
-    char path[] = "/tmp/cmoe-test-XXXXXX";
-    const int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    assert_int_equal(ftruncate(fd, (off_t)129 << 20), 0); /* no table is that large */
-    close(fd);
+    struct folder f;
+    folder_make(&f);
+    folder_text(&f, "tuned.csv", "");
+    const char *const path = folder_path(&f, "tuned.csv");
+    assert_int_equal(truncate(path, (off_t)129 << 20), 0); /* no table is that large */
     const cmoe_status status = context_with_table(path);
-    unlink(path);
+    folder_remove(&f);
     return status;
 }
 

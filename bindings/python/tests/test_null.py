@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Every public function of the C libraries, called with nothing but zeros: a NULL object is refused or
-answered with nothing (cmoe/cmoe.h), never followed. Each call is made in a process of its own."""
+answered with nothing (cmoe/cmoe.h), never followed. A library's calls are made in a process of their own; the
+test sees crashes, not what was answered."""
 
 import os
 import subprocess
@@ -44,5 +45,5 @@ def test_nothing_is_never_followed(stem, listed):
         text=True,
         env=dict(os.environ, LD_LIBRARY_PATH=str(core.parent)),
     )
-    called = ran.stdout.split()
+    called = ran.stdout.split() or ["nothing"]
     assert ran.returncode == 0 and called[-1] == "done", f"{called[-1]}(0, ...) ended with {ran.returncode}"
