@@ -9,8 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { LINE_BYTES = 2048 };
-
 /* Bytes of a problem without the padding at its end. */
 #define FIELDS (offsetof(cmoe_problem, mid) + sizeof(cmoe_format))
 
@@ -23,7 +21,7 @@ static cmoe_problem defaults(void)
 
 static void assert_line(const cmoe_problem *p, const char *want)
 {
-    char line[LINE_BYTES];
+    char line[CMOE_PROBLEM_TEXT];
     const int n = cmoe_problem_print(p, line, sizeof line);
     assert_string_equal(line, want);
     assert_int_equal(n, strlen(want));
@@ -213,7 +211,7 @@ static void printed_problems_read_back(void **state)
     size_t longest = 0;
     for (int i = 0; i < 10000; i++) {
         const cmoe_problem p = random_problem(&r);
-        char line[LINE_BYTES], again[LINE_BYTES];
+        char line[CMOE_PROBLEM_TEXT], again[CMOE_PROBLEM_TEXT];
         const int n = cmoe_problem_print(&p, line, sizeof line);
         assert_int_equal(n, strlen(line));
         cmoe_problem q = defaults();
@@ -224,7 +222,7 @@ static void printed_problems_read_back(void **state)
         assert_int_equal(cmoe_problem_hash(&p), cmoe_problem_hash(&q));
         if ((size_t)n > longest) longest = (size_t)n;
     }
-    assert_in_range(longest, 200, 1200); /* the hash has room for 1535 */
+    assert_in_range(longest, 200, CMOE_PROBLEM_TEXT - 1);
 }
 
 static void every_field_changes_the_line_and_the_hash(void **state)
@@ -232,7 +230,7 @@ static void every_field_changes_the_line_and_the_hash(void **state)
     (void)state;
     const cmoe_problem p = defaults();
     const uint64_t hash = cmoe_problem_hash(&p);
-    char line[LINE_BYTES], other[LINE_BYTES];
+    char line[CMOE_PROBLEM_TEXT], other[CMOE_PROBLEM_TEXT];
     cmoe_problem_print(&p, line, sizeof line);
     for (size_t i = sizeof p.struct_size; i < FIELDS; i++) {
         const bool reserved = i == offsetof(cmoe_problem, reserved[0]) ||
@@ -254,7 +252,7 @@ static void printing_follows_snprintf(void **state)
 {
     (void)state;
     const cmoe_problem p = test_problem("model=deepseek-v3 t=4096");
-    char whole[LINE_BYTES], part[LINE_BYTES];
+    char whole[CMOE_PROBLEM_TEXT], part[CMOE_PROBLEM_TEXT];
     const int n = cmoe_problem_print(&p, whole, sizeof whole);
     assert_int_equal(cmoe_problem_print(&p, NULL, 0), n);
     for (int len = 0; len <= n + 2; len++) {
@@ -266,6 +264,24 @@ static void printing_follows_snprintf(void **state)
         assert_memory_equal(part, whole, written);
         assert_int_equal(part[written], '\0');
     }
+}
+
+/* Bytes of any kind, which no caller should pass, with every flag: as long as lines get. */
+static void no_line_is_longer_than_said(void **state)
+{
+    (void)state;
+    struct rng r = {test_seed()};
+    int longest = 0;
+    for (int i = 0; i < 10000; i++) {
+        cmoe_problem p = defaults();
+        for (size_t at = sizeof p.struct_size; at < FIELDS; at++)
+            ((unsigned char *)&p)[at] = (unsigned char)(i < 256 ? i : (int)rng_below(&r, 256));
+        for (const struct cmoe_flag_name *f = cmoe__flag_names; f->name; f++)
+            p.flags |= f->flag;
+        const int n = cmoe_problem_print(&p, NULL, 0);
+        if (n > longest) longest = n;
+    }
+    assert_in_range(longest, 600, CMOE_PROBLEM_TEXT - 1);
 }
 
 static void the_locale_does_not_matter(void **state)
@@ -343,6 +359,7 @@ int main(void)
         cmocka_unit_test(printed_problems_read_back),
         cmocka_unit_test(every_field_changes_the_line_and_the_hash),
         cmocka_unit_test(printing_follows_snprintf),
+        cmocka_unit_test(no_line_is_longer_than_said),
         cmocka_unit_test(the_locale_does_not_matter),
         cmocka_unit_test(hashes_never_change),
         cmocka_unit_test(counts_follow_from_sizes),

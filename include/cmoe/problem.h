@@ -90,9 +90,13 @@ CMOE_API cmoe_status cmoe_problem_check(const cmoe_problem *p) CMOE_MUST_CHECK;
  *  @return CMOE_OK or CMOE_ERR_INVALID naming the word that was not understood. */
 CMOE_API cmoe_status cmoe_problem_parse(cmoe_problem *p, const char *text) CMOE_MUST_CHECK;
 
+/** Bytes that hold the line of any problem, the terminating 0 included. */
+enum { CMOE_PROBLEM_TEXT = 1536 };
+
 /** Write the canonical line: sizes always, other keys where they differ from the default, in a
  *  fixed order. Parsing it gives an equal problem. snprintf rules: returns the length needed
- *  without the terminating 0, writes at most len bytes. */
+ *  without the terminating 0, writes at most len bytes (CMOE_PROBLEM_TEXT are
+ *  always enough). */
 CMOE_API int cmoe_problem_print(const cmoe_problem *p, char *buf, size_t len);
 
 /** FNV-1a of the canonical line without max_tokens: the key of tuned tables. */

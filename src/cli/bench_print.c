@@ -98,7 +98,7 @@ static void json_lane(struct cli_json *json, const struct bench_cell *cell, int 
 
 void bench_print_json(FILE *out, const struct bench_cell *cell)
 {
-    char problem[CLI_PROBLEM_TEXT];
+    char problem[CMOE_PROBLEM_TEXT];
     cmoe_problem_print(cell->problem, problem, sizeof problem);
     struct cli_json json = {.out = out};
     cli_json_open(&json, NULL, '{');

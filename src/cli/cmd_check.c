@@ -55,7 +55,7 @@ static void report_failure(const struct check *check, const cmoe_kernel_info *ro
                            const struct gen_call *call, enum gen_kind kind,
                            const struct cli_trial *trial)
 {
-    char problem[CLI_PROBLEM_TEXT];
+    char problem[CMOE_PROBLEM_TEXT];
     cmoe_problem_print(&call->problem, problem, sizeof problem);
     fflush(stdout);
     fprintf(stderr, "FAIL %s, %s inputs: %s\n", row->name, kind == GEN_EXACT ? "exact" : "real",
@@ -137,7 +137,7 @@ static int check_all(struct check *check, int64_t count)
     const char *text = cli_args_value(check->args, "problem");
     int code = CLI_OK;
     if (text != NULL) {
-        char copy[8 * CLI_PROBLEM_TEXT];
+        char copy[8 * CMOE_PROBLEM_TEXT];
         if (snprintf(copy, sizeof copy, "%s", text) >= (int)sizeof copy)
             return cli_fail(CLI_USAGE, "check: --problem is too long");
         char *rest = copy;

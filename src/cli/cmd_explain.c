@@ -17,7 +17,7 @@ static char *explain(const cmoe_plan *plan, int tokens)
 
 static void print_json(const cmoe_plan *plan, const char *device, int tokens, const char *report)
 {
-    char problem[CLI_PROBLEM_TEXT], path[CLI_PATH_TEXT];
+    char problem[CMOE_PROBLEM_TEXT], path[CLI_PATH_TEXT];
     cmoe_problem_print(cmoe_plan_problem(plan), problem, sizeof problem);
     cmoe_plan_path(plan, tokens, path, sizeof path);
     struct cli_json json = {.out = stdout};

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PROBLEM = 1024, EXAMPLES = 5, FILES = 1024 };
+enum { EXAMPLES = 5, FILES = 1024 };
 
 /* ---- tensors by name ---- */
 
@@ -85,7 +85,7 @@ static void count_tensors(const cmoe_checkpoint *c, struct tensors *out)
 
 struct layers {
     int checked, complete;
-    char problem[PROBLEM];
+    char problem[CMOE_PROBLEM_TEXT];
     bool converted; /* opening a layer copies its experts */
     double expert_bytes;
     char missing[EXAMPLES][512];

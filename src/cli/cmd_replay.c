@@ -75,7 +75,7 @@ static cmoe_status run_call(struct replay *replay, cmoe_tensors *tensors)
 
 static void print_result(const struct replay *replay)
 {
-    char problem[CLI_PROBLEM_TEXT];
+    char problem[CMOE_PROBLEM_TEXT];
     cmoe_problem_print(&replay->call.problem, problem, sizeof problem);
     const cmoe_error *error = &replay->error;
     if (!cli_args_given(replay->args, "json")) {

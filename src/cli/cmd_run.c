@@ -93,7 +93,7 @@ static void print_error(const char *what, const cmoe_error *error)
 
 static void print_text(const struct run *run)
 {
-    char problem[CLI_PROBLEM_TEXT];
+    char problem[CMOE_PROBLEM_TEXT];
     cmoe_problem_print(&run->layer.problem, problem, sizeof problem);
     printf("%-12s %s\n", "problem", problem);
     printf("%-12s %s\n", "device", run->session.label);
@@ -121,7 +121,7 @@ static void json_error(struct cli_json *json, const char *key, const cmoe_error 
 
 static void print_json(const struct run *run)
 {
-    char problem[CLI_PROBLEM_TEXT];
+    char problem[CMOE_PROBLEM_TEXT];
     cmoe_problem_print(&run->layer.problem, problem, sizeof problem);
     struct cli_json json = {.out = stdout};
     cli_json_open(&json, NULL, '{');

@@ -54,7 +54,7 @@ cmoe_status cli_job_run(struct cli_session *session, const struct cli_job *job,
 void cli_job_close(struct cli_job *job);
 
 /* Room for a problem's line and for a plan's path. */
-enum { CLI_PROBLEM_TEXT = 1024, CLI_PATH_TEXT = 1024 };
+enum { CLI_PATH_TEXT = 1024 };
 
 /* What --model, then --scheme (if wanted), then --problem say. @return an exit code. */
 struct cli_args;

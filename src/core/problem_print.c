@@ -9,9 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Room for every key with its longest value; checked by an assertion and by the tests. */
-enum { LINE_BYTES = 1536 };
-
 struct writer {
     char *buf;
     size_t size, used; /* used: what a large enough buffer would hold */
@@ -138,7 +135,7 @@ int cmoe_problem_print(const cmoe_problem *p, char *buf, size_t len)
 
 uint64_t cmoe_problem_hash(const cmoe_problem *p)
 {
-    char line[LINE_BYTES] = "";
+    char line[CMOE_PROBLEM_TEXT] = "";
     struct writer w = {.buf = line, .size = sizeof line};
     if (!p) return 0;
     put_line(&w, p, false);

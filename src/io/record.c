@@ -166,11 +166,8 @@ static cmoe_status write_all(struct writer *w)
 {
     const cmoe_record *const call = w->call;
     struct cmoe_field fields[CMOE_MAX_FIELDS];
-    char line[1024];
-    if (cmoe_problem_print(call->problem, line, sizeof line) >= (int)sizeof line) {
-        return CMOE_FAIL(CMOE_ERR_OVERFLOW, "the problem's line has more than %zu characters",
-                         sizeof line - 1);
-    }
+    char line[CMOE_PROBLEM_TEXT];
+    cmoe_problem_print(call->problem, line, sizeof line);
     say(w, "cmoe record 1\nproblem %s\ntokens %d\nvocab %lld\n", line, call->tensors->n_tokens,
         (long long)call->tensors->vocab);
     say_text(w, "device", call->device);

@@ -106,7 +106,7 @@ static void say_path(struct text *t, const cmoe_plan *plan, const struct cmoe_pa
 int cmoe_plan_explain(const cmoe_plan *plan, int tokens, char *buf, size_t len)
 {
     struct text t = {.buf = buf, .len = buf ? len : 0};
-    char problem[512];
+    char problem[CMOE_PROBLEM_TEXT];
     if (t.len > 0) buf[0] = 0;
     if (!plan) return 0;
     cmoe_problem_print(&plan->p, problem, sizeof problem);
