@@ -3,7 +3,6 @@
  * and of every group above it (version 2 and version 1). */
 #include "core/cpus.h"
 
-#include "core/numa.h"
 #include "core/threads.h"
 
 #include <stdio.h>
@@ -102,6 +101,13 @@ int cmoe__cpu_quota(const char *root)
     }
     fclose(file);
     return least;
+}
+
+struct cmoe_cpus cmoe__cpus_allowed(void)
+{
+    struct cmoe_cpus cpus;
+    if (sched_getaffinity(0, sizeof cpus.set, cpus.set) != 0) memset(&cpus, 0, sizeof cpus);
+    return cpus;
 }
 
 static int affinity(void)

@@ -3,8 +3,6 @@
  * process may use are not counted: nobody there would read what is put near them. */
 #include "core/numa.h"
 
-#include "core/cpus.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,13 +48,6 @@ static bool node_cpus(const char *root, int node, const struct cmoe_cpus *allowe
     if (!read_list(path, &own)) return false;
     CPU_AND_S(sizeof out->set, out->set, own.set, allowed->set);
     return CPU_COUNT_S(sizeof out->set, out->set) > 0;
-}
-
-struct cmoe_cpus cmoe__cpus_allowed(void)
-{
-    struct cmoe_cpus cpus;
-    if (sched_getaffinity(0, sizeof cpus.set, cpus.set) != 0) memset(&cpus, 0, sizeof cpus);
-    return cpus;
 }
 
 void cmoe__numa_read(const char *root, const struct cmoe_cpus *allowed, struct cmoe_numa *out)
