@@ -6,6 +6,7 @@
 #ifndef CMOE_BACKENDS_CPU_ISA_CODES_H
 #define CMOE_BACKENDS_CPU_ISA_CODES_H
 
+#include "backends/cpu/isa/fetch.h"
 #include "backends/cpu/isa/vec.h"
 #include "backends/cpu/ops_quant.h"
 

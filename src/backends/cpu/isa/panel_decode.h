@@ -255,8 +255,7 @@ CMOE_INLINE void stream_piece(enum kind kind, const struct cmoe_cpu_panel *l, co
     load_terms(kind, l, panel, p->group, col, vecs, &t);
     for (; left >= step; left -= step, at += step, unit += l->unit) {
         for (int line = 0; line < (step == 1 ? 1 : 2) && col == 0; line++)
-            __builtin_prefetch(
-                (const void *)((uintptr_t)unit + CMOE_CPU_STREAM_AHEAD + 64U * (unsigned)line));
+            fetch_line((uintptr_t)unit + CMOE_CPU_STREAM_AHEAD + 64U * (unsigned)line, true);
         stream_unit(kind, unit, step, col, vecs, &t, m, a_at(a, m, at), acc);
     }
     if (left > 0) stream_unit(kind, unit, (int)left, col, vecs, &t, m, a_at(a, m, at), acc);

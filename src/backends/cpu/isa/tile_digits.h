@@ -41,10 +41,7 @@ CMOE_INLINE void decode_words(bool floats, bool streams, int i, int from, int to
         const int at = (DIGIT_VECS * i + v) * 4 * VEC;
         const vi word = vi_load(s->unit + at);
         vi low = word & 0x0f0f0f0f, high = (vi)((vu)word >> 4) & 0x0f0f0f0f;
-        if (streams)
-            __builtin_prefetch((const char *)s->ahead + at, 0, 3);
-        else
-            __builtin_prefetch((const char *)s->ahead + at, 0, 2);
+        fetch_line(s->ahead + (unsigned)at, streams);
         if (floats) {
             low = (vi)_mm512_shuffle_epi8(table, (__m512i)low);
             high = (vi)_mm512_shuffle_epi8(table, (__m512i)high);

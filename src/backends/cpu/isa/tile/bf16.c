@@ -52,17 +52,29 @@ CMOE_INLINE void step(int m, const char *a, const char *b, vf acc[PAIR_ROWS][VEC
     }
 }
 
-/* A chunk of k's. m and soon are constants after inlining. */
-CMOE_INLINE void chunk(int m, const char *a, const char *b, bool soon, struct cmoe_cpu_ahead ahead,
+/* A chunk of k's. m is a constant after inlining. */
+CMOE_INLINE void chunk(int m, const char *a, const char *b, struct cmoe_cpu_ahead ahead,
                        vf acc[PAIR_ROWS][VECS])
 {
     CMOE_UNROLL
     for (int i = 0; i < CHUNK_PAIRS; i++) {
-        if (soon)
-            fetch_soon(b + i * LINE, LINE);
-        else
-            fetch(ahead, i, CHUNK_PAIRS);
+        fetch(ahead, i, CHUNK_PAIRS);
         step(m, a + 4 * i, b + i * LINE, acc);
+    }
+}
+
+/* The pairs of a step of rows, whose panel is fetched soon before it is read: a few at a time, since a loop of
+ * 32 loads ahead of memory is 4 to 9 % slower than one of 8 (docs/perf-log-cpu.md, 34). */
+CMOE_INLINE void step_soon(int m, const char *a, const char *b, vf acc[PAIR_ROWS][VECS])
+{
+    enum { PAIRS = 4 };
+#pragma GCC unroll 1
+    for (int at = 0; at < 2 * CHUNK_PAIRS; at += PAIRS, a += 4 * PAIRS, b += PAIRS * LINE) {
+        CMOE_UNROLL
+        for (int i = 0; i < PAIRS; i++) {
+            fetch_soon(b + i * LINE, LINE);
+            step(m, a + 4 * i, b + i * LINE, acc);
+        }
     }
 }
 
@@ -77,9 +89,13 @@ CMOE_INLINE void tile(int m, int64_t k, const char *a, const char *b, float *c, 
         for (int v = 0; v < VECS; v++)
             acc[r][v] = more ? v_load(c + r * ldc + v * VEC) : v_set(0);
     }
+    for (; soon && pairs >= 2 * CHUNK_PAIRS; pairs -= 2 * CHUNK_PAIRS, a += m * CMOE_CPU_STEP) {
+        step_soon(m, a, b, acc);
+        b += 2 * CHUNK_PAIRS * LINE;
+    }
     for (; pairs >= 2 * CHUNK_PAIRS; pairs -= 2 * CHUNK_PAIRS, a += m * CMOE_CPU_STEP)
         for (int half = 0; half < 2; half++, b += CHUNK_PAIRS * LINE) {
-            chunk(m, a + 4 * CHUNK_PAIRS * half, b, soon, ahead, acc);
+            chunk(m, a + 4 * CHUNK_PAIRS * half, b, ahead, acc);
             ahead.at = (const void *)((uintptr_t)ahead.at + 64U * (unsigned)ahead.lines);
         }
     for (; pairs > 0; pairs--, a += 4, b += LINE)

@@ -253,8 +253,7 @@ CMOE_INLINE int pair_bytes(enum pair_kind kind)
 CMOE_INLINE void ask_for(const char *unit, int bytes)
 {
     for (int line = 0; line < bytes; line += 64)
-        __builtin_prefetch(
-            (const void *)((uintptr_t)unit + CMOE_CPU_STREAM_AHEAD + (unsigned)line));
+        fetch_line((uintptr_t)unit + CMOE_CPU_STREAM_AHEAD + (unsigned)line, true);
 }
 
 /* --- into scratch --------------------------------------------------------------------------- */
