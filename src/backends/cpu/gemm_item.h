@@ -139,5 +139,7 @@ void cmoe__cpu_pack_spans(const struct cmoe_cpu_item *it, int r, int m, int64_t 
 /* c[it->m][ldc] (+)= those k's of all rows, which are packed, times the panel's; whole after the last. */
 void cmoe__cpu_multiply_spans(const struct cmoe_cpu_item *it, const char *panel, int64_t first,
                               int64_t k, float *c, int64_t ldc);
+/* k's of the item's rows that are packed at a time. */
+int64_t cmoe__cpu_spans_block(const struct cmoe_cpu_item *it);
 
 #endif

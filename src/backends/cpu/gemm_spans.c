@@ -257,10 +257,9 @@ static void multiply_pass(const struct cmoe_cpu_item *it, struct pass *pass, int
     }
 }
 
-void cmoe__cpu_multiply_spans(const struct cmoe_cpu_item *it, const char *panel, int64_t first,
-                              int64_t k, float *c, int64_t ldc)
+/* A pass over a panel, whose k's are still to be said. */
+static struct pass begin_pass(const struct cmoe_cpu_gemm *g, const char *panel)
 {
-    const struct cmoe_cpu_gemm *const g = it->g;
     const bool folds = g->spans.w_folds || (g->spans.plain && enlarges(g, panel));
     struct pass pass = {.panel = panel,
                         .codes = g->panel,
@@ -269,6 +268,44 @@ void cmoe__cpu_multiply_spans(const struct cmoe_cpu_item *it, const char *panel,
     pass.rounds |= g->spans.rounds;
     pass.codes.global = false;
     if (!folds) pass.codes.scale = CMOE_NONE;
+    return pass;
+}
+
+/* Whether the item's rows are one tile that decodes as it goes and whose sums are scaled at the end. */
+static bool streams(const struct cmoe_cpu_item *it)
+{
+    return it->m <= it->g->tile->few && it->g->spans.span == 0;
+}
+
+int64_t cmoe__cpu_spans_block(const struct cmoe_cpu_item *it)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    const int64_t room = g->row_block * cmoe__cpu_tile_row(g) * 4;
+    const int64_t all = it->m * cmoe__round_up(2 * g->k, CMOE_CPU_STEP);
+    return streams(it) && all <= room ? g->k : cmoe__cpu_tile_k(g);
+}
+
+/* All k's at once. false: not so, c as it was. */
+static bool stream_panel(const struct cmoe_cpu_item *it, const struct pass *pass, int64_t first,
+                         int64_t k, float *c, int64_t ldc)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    if (!streams(it) || !g->tile->stream(&pass->codes, pass->panel, first, k, it->m,
+                                         cmoe__cpu_packed_row(it, 0), c, ldc, first > 0))
+        return false;
+    if (pass->scaled && first + k == g->k) {
+        load_scales(g, pass->panel, 0, column_scales(it, 0));
+        g->tile->scale(it->m, c, ldc, scales_of(it, 0, 0), column_scales(it, 0), c, ldc, false);
+    }
+    return true;
+}
+
+void cmoe__cpu_multiply_spans(const struct cmoe_cpu_item *it, const char *panel, int64_t first,
+                              int64_t k, float *c, int64_t ldc)
+{
+    const struct cmoe_cpu_gemm *const g = it->g;
+    struct pass pass = begin_pass(g, panel);
+    if (stream_panel(it, &pass, first, k, c, ldc)) return;
     for (int64_t at = 0, n; at < k; at += n) {
         n = cmoe__min64(CMOE_CPU_K_BLOCK, k - at);
         pass.first = first + at;

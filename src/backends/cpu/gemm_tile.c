@@ -90,7 +90,8 @@ static void multiply_pairs(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const bool finishes = cmoe__cpu_tile_finishes(g);
-    const int64_t block = cmoe__cpu_tile_k(g);
+    const bool spans = g->how == CMOE_CPU_MULTIPLY_SPANS;
+    const int64_t block = spans ? cmoe__cpu_spans_block(it) : cmoe__cpu_tile_k(g);
     for (int64_t first = 0; first < g->k; first += block) {
         const int64_t k = cmoe__min64(block, g->k - first);
         pack_rows(it, first, k);

@@ -49,9 +49,10 @@ struct cmoe_cpu_tile_ops {
     bool (*decode)(const struct cmoe_cpu_panel *l, const void *panel, int64_t first, int64_t k,
                    uint16_t *out);
 
-    /* What dot_bf16 gives of that, for at most `few` rows and without the detour. false, c as it was, or
-     * NULL: not done here. */
-    int few;
+    /* What dot_bf16 gives of that, for at most `few` rows and without the detour; of at most `few_apart` the
+     * second of every two pairs of k's goes to a sum of its own, which is added at the end. false, c as it was,
+     * or NULL: not done here. */
+    int few, few_apart;
     bool (*stream)(const struct cmoe_cpu_panel *l, const void *panel, int64_t first, int64_t k,
                    int m, const void *a, float *c, int64_t ldc, bool more);
 };

@@ -29,6 +29,14 @@ CMOE_INLINE void fetch_line(uintptr_t at, bool first)
 #endif
 }
 
+/* The lines of a group's scales `ahead` of it; those of its codes are not all there are. */
+CMOE_INLINE void fetch_scales(const char *group, uintptr_t ahead, int64_t bytes, bool first)
+{
+    fetch_line((uintptr_t)group + ahead, first);
+    for (int64_t at = 64; at < bytes; at += 64)
+        fetch_line((uintptr_t)group + ahead + (uintptr_t)at, first);
+}
+
 /* Every steps-th line from the first-th on: all at once would fill the buffers that loads need. No loop, whose
  * turns would cost more than the lines; `first` and `steps` are constants after inlining. */
 CMOE_INLINE void fetch(struct cmoe_cpu_ahead ahead, int first, int steps)

@@ -201,6 +201,7 @@ CMOE_INLINE void find_span(struct digit_kind kind, bool few, const struct cmoe_c
     const int64_t units = (l->k - p->at + 7) >> 3;
     out->unit = p->group + l->scales + p->in * (4 * CMOE_CPU_PANEL / 8);
     out->ahead = (uintptr_t)out->unit + ahead;
+    if (p->in == 0) fetch_scales(p->group, ahead, l->scales, few);
     if (units < kind.quads / 2) {
         memset(last, 0, SPAN_BYTES);
         out->unit = memcpy(last, out->unit, (size_t)units * 4 * CMOE_CPU_PANEL);

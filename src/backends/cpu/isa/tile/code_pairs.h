@@ -136,6 +136,7 @@ static bool only_zeros(const char *units, int64_t bytes, __mmask32 small)
 CMOE_INLINE bool begin_group(enum pair_kind kind, const struct cmoe_cpu_panel *l, const char *group,
                              const char *unit, int64_t k, struct pair_terms *t)
 {
+    if (kind != PAIRS_F8) fetch_scales(group, CMOE_CPU_STREAM_AHEAD, l->scales, true);
     if (kind == PAIRS_MX4) {
         const __m256i code = _mm256_loadu_si256((const void *)group);
         const __mmask32 small = _mm256_cmplt_epu8_mask(code, _mm256_set1_epi8(E8M0_LEAST));
