@@ -217,10 +217,49 @@ static int close_rig(void **state)
     return 0;
 }
 
+/* cmoe_reference's y and bounds of a problem, *n of each; the caller frees them. */
+static double *expected_of(struct rig *rig, const char *text, size_t *n)
+{
+    const cmoe_problem p = test_problem(text);
+    const struct gen_options options = {.kind = GEN_REAL, .seed = 1};
+    struct prepared made;
+    expect_ok(call_prepare(rig, &p, &options, &made));
+    *n = (size_t)(made.call.y_rows * p.hidden);
+    double *const out = malloc(2 * *n * sizeof *out);
+    assert_non_null(out);
+    memcpy(out, made.want, *n * sizeof *out);
+    memcpy(out + *n, made.bound, *n * sizeof *out);
+    call_done(&made);
+    return out;
+}
+
+/* A sum of e4m3 may lose more under one scale a row; what it should be stays, and so does any other bound. */
+static void fast_sums_widen_bounds_under_one_scale(void **state)
+{
+    struct rig *const rig = *state;
+    static const char *const schemes[] = {"fp8-token", "fp8-tensor", "fp8-block", "bf16"};
+    for (size_t i = 0; i < sizeof schemes / sizeof schemes[0]; i++) {
+        char plain[128], fast[160];
+        size_t n = 0, same = 0, wider = 0;
+        snprintf(plain, sizeof plain, "t=3 e=2 k=1 h=640 i=512 scheme=%s", schemes[i]);
+        snprintf(fast, sizeof fast, "%s fastsums", plain);
+        double *const a = expected_of(rig, plain, &n), *const b = expected_of(rig, fast, &n);
+        assert_memory_equal(a, b, n * sizeof *a);
+        for (size_t j = n; j < 2 * n; j++) {
+            same += a[j] == b[j];
+            wider += b[j] > 1.5 * a[j];
+        }
+        assert_int_equal(i < 2 ? wider : same, n);
+        free(a);
+        free(b);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_and_intervals),
+        cmocka_unit_test(fast_sums_widen_bounds_under_one_scale),
         cmocka_unit_test(ref_covers_everything),
         cmocka_unit_test(every_row),
     };

@@ -43,7 +43,7 @@ small+=';t=20 e=12 k=3 h=40 i=36 stages=route..sort sort=flat bm=16 scheme=bf16'
 small+=';t=6 e=4 k=2 h=40 i=36 reduced scheme=f16;t=9 e=5 k=2 h=264 i=192 reduced scheme=bf16'
 small+=';t=200 e=1 k=1 h=256 i=128 reduced scheme=fp8-block;t=200 e=1 k=1 h=128 i=128 reduced scheme=fp8-token'
 small+=';t=20 e=3 k=2 h=256 i=128 reduced scheme=fp8-block;t=20 e=3 k=2 h=256 i=256 reduced scheme=fp8-token'
-small+=';t=60 e=2 k=1 h=64 i=2304 reduced scheme=fp8-token'
+small+=';t=60 e=2 k=1 h=64 i=2304 reduced scheme=fp8-token;t=300 e=1 k=1 h=768 i=256 reduced fastsums scheme=fp8-token'
 # More stages than the rings have
 small+=';t=200 e=1 k=1 h=656 i=128 reduced scheme=fp8-token;t=200 e=1 k=1 h=328 i=128 reduced scheme=bf16'
 

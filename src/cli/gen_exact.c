@@ -128,6 +128,8 @@ bool gen_exact_possible(const cmoe_problem *p, const char **why)
         obstacle = "renorm_eps is large enough to round weights";
     else if ((p->flags & CMOE_REDUCED) != 0)
         obstacle = "16-bit GEMM2 results are allowed";
+    else if ((p->flags & CMOE_FAST_SUMS) != 0)
+        obstacle = "sums of few bits are allowed";
     else if (p->hidden - p->hidden_pad < 4)
         obstacle = "fewer than 4 columns";
     else if (p->x.scaling == CMOE_SCALE_NV && p->hidden - p->hidden_pad <= 32)

@@ -46,6 +46,7 @@ static const char *const problems[] = {
     "gemm1combine*: t=60 e=16 k=4 h=1536 i=128 renorm reduced scheme=fp8-token",
     "t=1024 e=2 k=2 h=2048 i=2048 renorm reduced scheme=fp8-block",
     "t=1024 e=2 k=2 h=2048 i=2048 renorm reduced scheme=fp8-token",
+    "t=1024 e=2 k=2 h=2048 i=2048 renorm reduced fastsums scheme=fp8-token",
     "t=4 e=16 k=4 h=512 i=384 renorm scheme=fp8-token",
     "t=2 e=16 k=4 h=512 i=384 renorm scheme=mxfp4-w4a16",
     "t=1 e=16 k=4 h=512 i=384 renorm scheme=int8-w8a8",

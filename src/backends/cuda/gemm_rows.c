@@ -13,7 +13,8 @@
 /* As measured on an H100: the share of the tensor cores' rate inside a tile, spans' worth of time outside;
  * rows an expert from which on these may win, with biases in the results of the others, and are many; too few
  * experts for one's second tile to be made up for by another's missing one. */
-#define BUSY 0.75
+#define BUSY       0.75
+#define UNPROMOTED 0.92 /* of the time, sums of e4m3 that never go on in f32 */
 enum {
     OTHER_SPANS = 4,
     ENOUGH_ROWS = 120,
@@ -111,11 +112,13 @@ double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_qu
     const int64_t n_tiles = cmoe__ceil_div(outputs, 2 * CMOE_WGMMA_HALF),
                   spans = cmoe__ceil_div(columns * (wide ? 2 : 1), CMOE_WGMMA_SPAN);
     const double usual = hit * (double)n_tiles * usual_tiles(each, q->tokens);
+    const bool fast = (p->flags & CMOE_FAST_SUMS) && cmoe__cuda_wgmma_one_scale(p);
     const bool odd = odd_rounds(usual, q->props->threads);
     const double tiles = odd ? 2.0 * q->props->threads : usual;
     const double flops = tiles * 4.0 * CMOE_WGMMA_ROWS * CMOE_WGMMA_HALF *
                          (CMOE_WGMMA_SPAN / (wide ? 2.0 : 1.0)) * ((double)spans + OTHER_SPANS);
-    const double arithmetic = flops / (q->props->gflops * 1e3 * BUSY * (wide ? 1 : 2));
+    const double arithmetic =
+        flops * (fast ? UNPROMOTED : 1) / (q->props->gflops * 1e3 * BUSY * (wide ? 1 : 2));
     const double memory = 1.1 * cmoe__cuda_wgmma_bytes(k, q) / (0.92e3 * q->props->gbps);
     const double us =
         CMOE_WGMMA_START_US +
@@ -137,8 +140,11 @@ static enum cmoe_cuda_function function_of(const cmoe_problem *p, const struct c
                      : p->w.dtype == CMOE_F16        ? 1
                      : cmoe__cuda_wgmma_one_scale(p) ? 2
                                                      : 3;
-    if (in_two(k, p)) return CMOE_CUDA_cmoe_rows_e4m3_short;
-    return (enum cmoe_cuda_function)functions[type][k->first == CMOE_STAGE_GEMM2];
+    const bool fast = p->flags & CMOE_FAST_SUMS, second = k->first == CMOE_STAGE_GEMM2;
+    if (in_two(k, p))
+        return fast ? CMOE_CUDA_cmoe_rows_e4m3_fast_short : CMOE_CUDA_cmoe_rows_e4m3_short;
+    if (type == 2 && fast && second) return CMOE_CUDA_cmoe_rows_e4m3_fast_z;
+    return (enum cmoe_cuda_function)functions[type][second];
 }
 
 /* Weights or rows that no copy engine reads. */

@@ -19,27 +19,33 @@ struct dot {
 };
 
 /* Tensor cores may add 32 products of two e4m3 numbers to a sum after cutting all of them off 13 bits
- * below the largest one's leading bit; a kernel adds at most 128 so before it goes on in f32. With
- * a scale for every 32 products nothing is gained by it. */
-static bool narrow_sums(cmoe_format a, cmoe_format w)
+ * below the largest one's leading bit; a kernel adds at most 128 so before it goes on in f32, or with
+ * CMOE_FAST_SUMS all that share a scale. With one for every 32 products nothing is gained by it.
+ * Returns how many it may be, 0: none. */
+static int64_t narrow_sums(const cmoe_problem *p, cmoe_format a)
 {
+    const cmoe_format w = p->w;
     const bool groups = a.scaling == CMOE_SCALE_MX || w.scaling == CMOE_SCALE_MX;
-    return a.dtype == CMOE_E4M3 && w.dtype == CMOE_E4M3 && !groups;
+    const bool rows = (a.scaling == CMOE_SCALE_TENSOR || a.scaling == CMOE_SCALE_TOKEN) &&
+                      (w.scaling == CMOE_SCALE_TENSOR || w.scaling == CMOE_SCALE_CHANNEL);
+    if (a.dtype != CMOE_E4M3 || w.dtype != CMOE_E4M3 || groups) return 0;
+    return (p->flags & CMOE_FAST_SUMS) && rows ? INT64_MAX : 128;
 }
 
-static double narrow_error(const double *a, const double *w, int64_t n)
+static double narrow_error(const double *a, const double *w, int64_t n, int64_t span)
 {
-    enum { SPAN = 128, STEP = 32 };
+    enum { STEP = 32, STEPS = 4 };
     double error = 0;
-    for (int64_t begin = 0; begin < n; begin += SPAN) {
-        const int64_t end = begin + SPAN < n ? begin + SPAN : n;
+    for (int64_t begin = 0, end; begin < n; begin = end) {
+        end = span < n - begin ? begin + span : n;
         double sum = 0, largest = 0;
         for (int64_t i = begin; i < end; i++) {
             sum += a[i] * w[i];
             largest = fmax(largest, fabs(a[i] * w[i]));
             if ((i + 1) % STEP == 0) largest = fmax(largest, fabs(sum));
         }
-        error += (double)(end - begin + SPAN / STEP) * 0x1p-13 * largest;
+        const int64_t steps = (end - begin + STEP - 1) / STEP;
+        error += (double)(end - begin + (steps > STEPS ? steps : STEPS)) * 0x1p-13 * largest;
     }
     return error;
 }
@@ -74,11 +80,11 @@ static double held_error(const double *a, const double *w, int64_t n, double exa
 
 /* What a kernel may make of a product of two formats. */
 struct product {
-    double held; /* held_error's `exact`; 0: exact in any case */
-    double unit; /* weight_unit */
-    bool narrow; /* narrow_sums */
-    bool flush;  /* subnormals may count as 0 */
-    double code; /* the largest, where sums of codes may be scaled instead of weights; else 0 */
+    double held;    /* held_error's `exact`; 0: exact in any case */
+    double unit;    /* weight_unit */
+    int64_t narrow; /* narrow_sums */
+    bool flush;     /* subnormals may count as 0 */
+    double code;    /* the largest, where sums of codes may be scaled instead of weights; else 0 */
 };
 
 /* Whether a sum of products with codes may overflow before it is scaled. */
@@ -93,7 +99,7 @@ static bool may_overflow(const double *a, int64_t n, double code)
 static struct dot dot(const double *a, const double *d, const double *q, const double *w, int64_t n,
                       struct product kind)
 {
-    struct dot out = {.lost = kind.narrow ? narrow_error(a, w, n) : 0};
+    struct dot out = {.lost = kind.narrow ? narrow_error(a, w, n, kind.narrow) : 0};
     const double unit = kind.unit;
     if (kind.held > 0) out.lost += held_error(a, w, n, kind.held);
     if (kind.flush) out.lost += flush_error(a, w, n);
@@ -137,11 +143,12 @@ static double code_from(cmoe_format a, cmoe_format w)
     return (double)cmoe__dtype_max((cmoe_dtype)w.dtype);
 }
 
-static struct product product_of(cmoe_format a, cmoe_format w)
+static struct product product_of(const cmoe_problem *p, cmoe_format a)
 {
+    const cmoe_format w = p->w;
     return (struct product){.unit = weight_unit(a, w),
                             .held = held_from(a, w),
-                            .narrow = narrow_sums(a, w),
+                            .narrow = narrow_sums(p, a),
                             .code = code_from(a, w),
                             .flush = a.dtype == CMOE_BF16 && a.scaling == CMOE_SCALE_NONE};
 }
@@ -194,7 +201,7 @@ static void first_gemm(struct cmoe_layer_error *l, int32_t e)
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
     const int32_t begin = x->offsets[e], count = x->offsets[e + 1] - begin;
-    const struct product kind = product_of(p->x, p->w);
+    const struct product kind = product_of(p, p->x);
     for (int32_t i = 0; i < count; i++)
         cmoe__layer_input(l, x->rows[begin + i], l->xv + i * s->H, l->xd + i * s->H);
     for (int64_t n = 0; n < s->rows1 && count > 0; n++) {
@@ -345,7 +352,7 @@ static void second_gemm(struct cmoe_layer_error *l, int32_t e)
     const struct cmoe_exec *x = &l->x;
     const cmoe_problem *p = x->p;
     const struct cmoe_shape *s = x->shape;
-    const struct product kind = product_of(p->mid, p->w);
+    const struct product kind = product_of(p, p->mid);
     for (int64_t n = 0; n < s->h_used; n++) {
         struct cmoe_row r;
         cmoe__weights_row(x->w, 2, e, n, &r);

@@ -108,7 +108,8 @@ template <int TYPE, bool BLOCK> DEV void produce_rows(const cmoe_gpu_rows &f, co
     }
 }
 
-template <int TYPE, int OUT, bool ACT, bool BLOCK> DEV void consume_rows(const cmoe_gpu_wgmma &p, const ring &r)
+template <int TYPE, int OUT, bool ACT, bool BLOCK, bool FAST>
+DEV void consume_rows(const cmoe_gpu_wgmma &p, const ring &r)
 {
     constexpr bool SCALED = TYPE == CMOE_E4M3 && !BLOCK;
     cursor c = {0, 0};
@@ -123,7 +124,7 @@ template <int TYPE, int OUT, bool ACT, bool BLOCK> DEV void consume_rows(const c
         const bool some = place_of().strip * STRIP < count;
         if (!some)
             pass<TYPE>(p, r, c);
-        else if constexpr (TYPE == CMOE_E4M3)
+        else if constexpr (TYPE == CMOE_E4M3 && !FAST)
             add_spans<BLOCK>(p, r, place_of(), c, s);
         else
             add_all<TYPE>(p, r, place_of(), c, s);
@@ -143,8 +144,9 @@ template <int TYPE, int OUT, bool ACT, bool BLOCK> DEV void consume_rows(const c
     }
 }
 
-/* What copies no engine makes are left to the kernels whose M operand is weights. */
-template <int TYPE, int OUT, bool ACT, bool BLOCK> DEV void gemm_rows(const cmoe_gpu_rows &f)
+/* What copies no engine makes are left to the kernels whose M operand is weights. FAST: sums of e4m3 stay where they
+ * are, too. */
+template <int TYPE, int OUT, bool ACT, bool BLOCK, bool FAST = false> DEV void gemm_rows(const cmoe_gpu_rows &f)
 {
     extern __shared__ uint8_t memory[];
     const cmoe_gpu_wgmma &p = f.gemm;
@@ -159,7 +161,7 @@ template <int TYPE, int OUT, bool ACT, bool BLOCK> DEV void gemm_rows(const cmoe
         produce_rows<TYPE, BLOCK>(f, r);
     } else {
         more_registers<232>();
-        consume_rows<TYPE, OUT, ACT, BLOCK>(p, r);
+        consume_rows<TYPE, OUT, ACT, BLOCK, FAST>(p, r);
     }
 }
 

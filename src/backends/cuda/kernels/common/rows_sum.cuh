@@ -158,7 +158,7 @@ template <bool BLOCK> DEV void add_spans(const cmoe_gpu_wgmma &p, const ring &r,
     add_span<BLOCK, true>(r, lane, c, s);
 }
 
-/* 16 bits: the sums stay where they are. */
+/* 16 bits, or e4m3 whose sums may be of few bits: the sums stay where they are. */
 template <int TYPE> DEV void add_all(const cmoe_gpu_wgmma &p, const ring &r, const place &at, cursor &c, spans &s)
 {
     constexpr int STEP = SPAN / element_bytes<TYPE>;
