@@ -6,6 +6,7 @@
 #include "harness_call.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char *const problems[] = {
