@@ -6,6 +6,7 @@
 #include "harness.h"
 
 #include "backends/cpu/cpuid.h"
+#include "backends/cpu/gemm_item.h"
 #include "core/device.h"
 #include "core/numeric.h"
 #include "harness_threads.h"
@@ -219,6 +220,51 @@ static void a_token_does_not_see_the_others(void **state)
     cmoe_context_destroy(ctx);
 }
 
+/* z of more than 32 MiB is stored past the caches, tile by tile; of half the tokens it is not. */
+static void far_results_are_the_same(void **state)
+{
+    enum { TOKENS = 2060, HALF = TOKENS / 2, HIDDEN = 2048 };
+    cmoe_context *const ctx = test_context(2, NULL);
+    struct layer l;
+    (void)state;
+    layer_make(&l, "t=2060 e=2 k=2 h=2048 i=16 renorm b2 rx binv");
+    const char *const x = l.t.x;
+    const size_t half = l.y_bytes / 2;
+    char *const all = malloc(l.y_bytes);
+    assert_non_null(all);
+    layer_run(&l, ctx, "p32", NULL, NULL, 0);
+    memcpy(all, l.t.y, l.y_bytes);
+    for (int i = 0; i < 2; i++) {
+        l.t.n_tokens = HALF;
+        l.t.x = x + (size_t)2 * HIDDEN * HALF * (size_t)i;
+        layer_run(&l, ctx, "p32", NULL, NULL, 0);
+        assert_same_bytes(l.t.y, all + half * (size_t)i, half);
+    }
+    free(all);
+    layer_free(&l);
+    cmoe_context_destroy(ctx);
+}
+
+/* What tiles fetch together is what comes next, each line once. */
+static void shares_leave_nothing_out(void **state)
+{
+    static const char next[1];
+    (void)state;
+    for (int m = 13; m <= 128; m++)
+        for (int64_t k = 16; k <= 4096; k += 368) {
+            const int64_t chunks = (k + 15) / 16, lines = chunks * 16;
+            struct cmoe_cpu_share s = cmoe__cpu_share_ahead(m, 12, k, next, lines * 64);
+            int64_t at = 0;
+            for (int r = 0; r < m; r += 12) {
+                const struct cmoe_cpu_ahead now = cmoe__cpu_next_share(&s);
+                assert_int_equal((uintptr_t)now.at - (uintptr_t)next, at * 64);
+                assert_int_equal(now.soon, 0);
+                at += now.lines * chunks;
+            }
+            assert_int_equal(at, lines);
+        }
+}
+
 /* Slots counted in several chunks come out as from one pass: by expert, then in order. */
 static void many_slots_are_sorted(void **state)
 {
@@ -353,6 +399,8 @@ int main(void)
         cmocka_unit_test(layers_are_within_the_bound),
         cmocka_unit_test(same_bits_on_any_threads),
         cmocka_unit_test(a_token_does_not_see_the_others),
+        cmocka_unit_test(far_results_are_the_same),
+        cmocka_unit_test(shares_leave_nothing_out),
         cmocka_unit_test(many_slots_are_sorted),
         cmocka_unit_test(the_cap_is_honoured),
         cmocka_unit_test(every_target_can_be_pinned),

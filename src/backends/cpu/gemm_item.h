@@ -43,39 +43,55 @@ static inline int cmoe__cpu_cut_size(struct cmoe_cpu_cut cut, int i)
     return cut.each + (i < cut.larger);
 }
 
-/* What the tiles over n k's fetch beside their work: `bytes` of the weights that come next, an equal
- * share each. */
+/* What the tiles over n k's fetch beside their work: some of the weights that come next each, all of them
+ * together and nothing twice. */
 struct cmoe_cpu_share {
-    struct cmoe_cpu_ahead ahead; /* of the first tile */
-    int64_t step;                /* bytes from share to share */
+    const char *next; /* what comes next */
+    uint32_t chunks;  /* of a tile's k's */
+    uint32_t lines;   /* that every tile would fetch a chunk if it were alone */
+    uint32_t tiles, tile;
+    bool soon; /* each what it reads itself instead */
 };
 
 static inline struct cmoe_cpu_share cmoe__cpu_share_ahead(int m, int tile, int64_t n,
                                                           const char *next, int64_t bytes)
 {
     const uint32_t chunks = (uint32_t)(n + CMOE_CPU_CHUNK - 1) / CMOE_CPU_CHUNK;
-    const uint32_t tiles = (uint32_t)(m + tile - 1) / (uint32_t)tile;
-    const uint32_t lines = ((uint32_t)(bytes / 64) + tiles * chunks - 1) / (tiles * chunks);
-    return (struct cmoe_cpu_share){.ahead = {.at = next, .lines = (int)lines},
-                                   .step = (int64_t)(lines * chunks) * 64};
+    const uint32_t lines = ((uint32_t)(bytes / 64) + chunks - 1) / chunks;
+    return (struct cmoe_cpu_share){.next = next,
+                                   .chunks = chunks,
+                                   .lines = lines,
+                                   .tiles = (uint32_t)(m + tile - 1) / (uint32_t)tile};
 }
 
 /* What the only tile over a panel fetches. */
 static inline struct cmoe_cpu_share cmoe__cpu_share_soon(void)
 {
-    return (struct cmoe_cpu_share){.ahead = {.soon = true}};
+    return (struct cmoe_cpu_share){.soon = true, .tiles = 1};
 }
 
-/* The share of the tile now; moves on to the next one's. */
+/* The share of the tile now; moves on to the next one's. Earlier tiles have the larger ones. */
 static inline struct cmoe_cpu_ahead cmoe__cpu_next_share(struct cmoe_cpu_share *s)
 {
-    const struct cmoe_cpu_ahead now = s->ahead;
-    s->ahead.at = (const void *)((uintptr_t)now.at + (uintptr_t)s->step);
-    return now;
+    const uint32_t from = (s->lines * s->tile + s->tiles - 1) / s->tiles;
+    const uint32_t to = (s->lines * (s->tile + 1) + s->tiles - 1) / s->tiles;
+    s->tile++;
+    return (struct cmoe_cpu_ahead){
+        .at = (const void *)((uintptr_t)s->next + (uintptr_t)from * s->chunks * 64),
+        .lines = (int)(to - from),
+        .soon = s->soon};
 }
 
 /* Results of all rows for the panel at column j of the item, c[m][ldc], to where they belong. */
 void cmoe__cpu_store_panel(const struct cmoe_cpu_item *it, int64_t j, const float *c, int64_t ldc);
+
+/* Whether that is better done tile by tile: stores past the caches wait for memory while the next tile
+ * multiplies; others do better all at once, and so do activations. */
+bool cmoe__cpu_stores_tiles(const struct cmoe_cpu_item *it);
+
+/* The same for m of the rows from r on, c[m][ldc]. */
+void cmoe__cpu_store_tile(const struct cmoe_cpu_item *it, int r, int m, int64_t j, const float *c,
+                          int64_t ldc);
 
 /* k's that integer dots add up at a time: all, or so many that rows and panels of them fit the second cache,
  * and bytes of a packed row of them. */

@@ -128,15 +128,19 @@ static void pack_dots(const struct cmoe_cpu_item *it, bool grouped, int64_t firs
     }
 }
 
-/* k's [first, first + k), which are packed, of all rows by one panel. */
+/* k's [first, first + k), which are packed, of all rows by the panel at column j: to c, or to where all k's
+ * belong. */
 static void multiply_dots(const struct cmoe_cpu_item *it, const struct packed *a, const char *panel,
-                          int64_t first, int64_t k, struct cmoe_cpu_share share, float *to,
-                          int64_t ldc)
+                          int64_t first, int64_t k, struct cmoe_cpu_share share, int64_t j)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const struct cmoe_cpu_quant_ops *const ops = g->quant;
+    const bool finishes = cmoe__cpu_dot_block(g) == g->k;
+    const bool tiles = finishes && cmoe__cpu_stores_tiles(it);
+    const int64_t ldc = finishes ? CMOE_CPU_PANEL : g->run;
+    float *const to = finishes ? it->c : it->c + j;
     for (int r = 0, i = 0, m; r < it->m; r += m, i++) {
-        float *const c = to + r * ldc;
+        float *const c = tiles ? to : to + r * ldc;
         const char *const words = a->words + r * a->row_bytes;
         m = cmoe__cpu_cut_size(a->cut, i);
         if (g->panel.code == CMOE_CPU_CODE_U4)
@@ -145,7 +149,9 @@ static void multiply_dots(const struct cmoe_cpu_item *it, const struct packed *a
         else
             ops->dot_i8(&g->panel, panel, first, k, m, words, a->scale + r, c, ldc,
                         cmoe__cpu_next_share(&share));
+        if (tiles) cmoe__cpu_store_tile(it, r, m, j, c, ldc);
     }
+    if (finishes && !tiles) cmoe__cpu_store_panel(it, j, to, ldc);
 }
 
 void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
@@ -153,7 +159,7 @@ void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
     const struct cmoe_cpu_gemm *const g = it->g;
     const bool grouped = g->panel.code == CMOE_CPU_CODE_U4;
     const int tile = grouped ? g->quant->dot4_rows : g->quant->dot_rows;
-    const bool soon = it->m <= tile, finishes = cmoe__cpu_dot_block(g) == g->k;
+    const bool soon = it->m <= tile;
     /* One tile reads panels from end to end, where there is room for its rows. */
     const bool whole =
         soon && tile * cmoe__round_up(g->k, 4) <= g->row_block * cmoe__cpu_dot_block(g);
@@ -174,10 +180,8 @@ void cmoe__cpu_multiply_dots(const struct cmoe_cpu_item *it)
         pack_dots(it, grouped, first, k, &a);
         for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
             const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
-            share.ahead.at = panel + skip;
-            multiply_dots(it, &a, panel, first, k, share, finishes ? it->c : it->c + j,
-                          finishes ? CMOE_CPU_PANEL : g->run);
-            if (finishes) cmoe__cpu_store_panel(it, j, it->c, CMOE_CPU_PANEL);
+            share.next = panel + skip;
+            multiply_dots(it, &a, panel, first, k, share, j);
         }
     }
 }

@@ -48,6 +48,19 @@ static bool is_plain(const struct cmoe_cpu_item *it)
            (p->weight_on != CMOE_WEIGHT_ON_GEMM1 && p->weight_on != CMOE_WEIGHT_ON_ACT);
 }
 
+/* Whether gu or z is more than a cache keeps until it is read. */
+static bool is_far(const struct cmoe_cpu_item *it)
+{
+    const struct cmoe_exec *const x = &it->run->x;
+    const int64_t all = x->offsets[x->shape->local] * it->g->n_stride * (int64_t)sizeof *x->z;
+    return all >= CMOE_CPU_FAR_BYTES;
+}
+
+bool cmoe__cpu_stores_tiles(const struct cmoe_cpu_item *it)
+{
+    return !it->g->fused && is_far(it);
+}
+
 /* n results of every row to logical columns [to, to + n) of gu or z. */
 static void store_columns(const struct cmoe_cpu_item *it, const float *c, int64_t ldc, int64_t to,
                           int64_t n)
@@ -57,11 +70,9 @@ static void store_columns(const struct cmoe_cpu_item *it, const float *c, int64_
     const struct finish f = finish_columns(it, to, n);
     if (n == CMOE_CPU_PANEL && is_plain(it)) {
         float *rows[CMOE_CPU_TILE_ROWS];
-        const int64_t all = x->offsets[x->shape->local] * it->g->n_stride * (int64_t)sizeof *out;
         for (int r = 0; r < it->m; r++)
             rows[r] = out + it->rows[r] * it->g->n_stride;
-        it->run->ops->store_panel(it->m, c, ldc, f.biased ? f.bias : NULL,
-                                  all >= CMOE_CPU_FAR_BYTES, rows);
+        it->run->ops->store_panel(it->m, c, ldc, f.biased ? f.bias : NULL, is_far(it), rows);
         return;
     }
     for (int r = 0; r < it->m; r++)
@@ -158,4 +169,14 @@ void cmoe__cpu_store_panel(const struct cmoe_cpu_item *it, int64_t j, const floa
         const int64_t n = cmoe__min64(CMOE_CPU_PANEL, it->cols - j);
         store_columns(it, c, ldc, col, cmoe__min64(n, it->g->n - col));
     }
+}
+
+void cmoe__cpu_store_tile(const struct cmoe_cpu_item *it, int r, int m, int64_t j, const float *c,
+                          int64_t ldc)
+{
+    struct cmoe_cpu_item part = *it;
+    part.rows += r;
+    part.m = m;
+    if (it->h) part.h += r * it->run->x.shape->I;
+    cmoe__cpu_store_panel(&part, j, c, ldc);
 }

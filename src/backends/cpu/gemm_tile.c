@@ -65,15 +65,19 @@ static struct cmoe_cpu_share share_of(const struct cmoe_cpu_item *it, const char
     return cmoe__cpu_share_ahead(it->m, g->tile->rows, n, panel + next, n * 2 * CMOE_CPU_PANEL);
 }
 
-/* k's [first, first + k), which are packed, of the panel at column j: to column `to` of c. */
-static void multiply_panel(const struct cmoe_cpu_item *it, int64_t j, int64_t first, int64_t k,
-                           float *to, int64_t ldc)
+/* k's [first, first + k), which are packed, of the panel at column j: to c, or to where all k's belong. */
+static void multiply_panel(const struct cmoe_cpu_item *it, int64_t j, int64_t first, int64_t k)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
     const char *const panels = cmoe__cpu_first_panel(it);
+    const bool finishes = cmoe__cpu_tile_finishes(g);
+    const bool tiles = finishes && cmoe__cpu_stores_tiles(it);
+    const int64_t ldc = finishes ? CMOE_CPU_PANEL : g->run;
+    float *const to = finishes ? it->c : it->c + j;
     if (g->how == CMOE_CPU_MULTIPLY_SPANS) {
         const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
         cmoe__cpu_multiply_spans(it, panel, first, k, to, ldc);
+        if (finishes) cmoe__cpu_store_panel(it, j, to, ldc);
         return;
     }
     const int64_t bytes = (int64_t)cmoe__cpu_p32_panel(it->run->x.p, g->matrix);
@@ -81,25 +85,24 @@ static void multiply_panel(const struct cmoe_cpu_item *it, int64_t j, int64_t fi
     struct cmoe_cpu_share share = share_of(it, pairs, k);
     for (int r = 0, m; r < it->m; r += m) {
         m = cmoe__cpu_next_rows(g, it->m - r);
-        g->tile->dot_bf16(m, k, cmoe__cpu_packed_row(it, r), pairs, to + r * ldc, ldc, first > 0,
+        float *const c = tiles ? to : to + r * ldc;
+        g->tile->dot_bf16(m, k, cmoe__cpu_packed_row(it, r), pairs, c, ldc, first > 0,
                           cmoe__cpu_next_share(&share));
+        if (tiles) cmoe__cpu_store_tile(it, r, m, j, c, ldc);
     }
+    if (finishes && !tiles) cmoe__cpu_store_panel(it, j, to, ldc);
 }
 
 static void multiply_pairs(const struct cmoe_cpu_item *it)
 {
     const struct cmoe_cpu_gemm *const g = it->g;
-    const bool finishes = cmoe__cpu_tile_finishes(g);
     const bool spans = g->how == CMOE_CPU_MULTIPLY_SPANS;
     const int64_t block = spans ? cmoe__cpu_spans_block(it) : cmoe__cpu_tile_k(g);
     for (int64_t first = 0; first < g->k; first += block) {
         const int64_t k = cmoe__min64(block, g->k - first);
         pack_rows(it, first, k);
-        for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
-            multiply_panel(it, j, first, k, finishes ? it->c : it->c + j,
-                           finishes ? CMOE_CPU_PANEL : g->run);
-            if (finishes) cmoe__cpu_store_panel(it, j, it->c, CMOE_CPU_PANEL);
-        }
+        for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL)
+            multiply_panel(it, j, first, k);
     }
 }
 

@@ -7,6 +7,7 @@
 #include "backends/cpu/run.h"
 
 #include "core/size.h"
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -166,6 +167,31 @@ static int best(const float *key, const bool *used, int n, bool last)
     return at;
 }
 
+/* The k best of n keys that are not used, best first; of equal ones the first, or the last, comes first. One
+ * pass: few keys are better than the worst of those kept. */
+static void best_of(const float *key, const bool *used, int n, int k, bool last, int32_t *at)
+{
+    int kept = 0;
+    for (int e = 0; e < n && k > 0; e++) {
+        const float v = key[e];
+        int i = kept;
+        if (used[e]) continue;
+        if (kept == k) {
+            const float worst = key[at[--i]];
+            if (!(better(v, worst) || (last && !better(worst, v)))) continue;
+        } else {
+            kept++;
+        }
+        for (; i > 0; i--) {
+            const float next = key[at[i - 1]];
+            if (!(better(v, next) || (last && !better(next, v)))) break;
+            at[i] = at[i - 1];
+        }
+        at[i] = e;
+    }
+    assert(kept == k);
+}
+
 static void make_keys(const cmoe_problem *p, const float *bias, struct selection *s)
 {
     const bool by_score = (p->flags & (CMOE_ROUTE_BIAS | CMOE_GROUP_SUM2)) != 0;
@@ -217,10 +243,7 @@ static bool select_ids(const cmoe_problem *p, const float *bias, struct selectio
     make_keys(p, bias, s);
     memset(s->used, 0, (size_t)p->experts * sizeof *s->used);
     if (p->groups > 0) keep_groups(p, s);
-    for (int i = 0; i < p->topk; i++) {
-        ids[i] = best(s->key, s->used, p->experts, p->flags & CMOE_TIE_HIGH);
-        s->used[ids[i]] = true;
-    }
+    best_of(s->key, s->used, p->experts, p->topk, p->flags & CMOE_TIE_HIGH, ids);
     return true;
 }
 

@@ -43,11 +43,11 @@ CMOE_INLINE void fetch(struct cmoe_cpu_ahead ahead, int first, int steps)
 {
     const uintptr_t at = (uintptr_t)ahead.at + 64U * (unsigned)first;
     if (ahead.lines <= first) return;
-    fetch_line(at, false);
+    fetch_line(at, true);
     CMOE_UNROLL
     for (int i = 1; i < FETCH_MOST; i++) {
         if (ahead.lines <= first + i * steps) return;
-        fetch_line(at + 64U * (unsigned)(i * steps), false);
+        fetch_line(at + 64U * (unsigned)(i * steps), true);
     }
 }
 
