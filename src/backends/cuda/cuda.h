@@ -44,6 +44,7 @@ struct cmoe_cuda {
     int arch; /* 90: compute capability 9.0; cmoe__cuda_load may lower it */
     /* Blocks of the largest cluster that sorts, and that routes and sorts: 8 or 16. */
     int sort_cluster, route_cluster;
+    int slice_clusters; /* that run at once, of the kernels of slices.c */
 };
 
 /* Where one half of every expert lies, when that is what a tensor map can say: rows at a stride, experts

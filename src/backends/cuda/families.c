@@ -6,6 +6,7 @@
 #include "backends/cuda/decoded.h"
 #include "backends/cuda/gemv.h"
 #include "backends/cuda/route.h"
+#include "backends/cuda/slices.h"
 #include "backends/cuda/sort.h"
 #include "backends/cuda/tiles.h"
 #include "backends/cuda/wgmma.h"
@@ -136,6 +137,8 @@ static const struct cmoe_family decoded = {cmoe__cuda_decoded_supports, cmoe__cu
                                            cmoe__cuda_decoded_scratch, cmoe__cuda_decoded};
 static const struct cmoe_family gemv = {cmoe__cuda_gemv_supports, cmoe__cuda_gemv_cost,
                                         cmoe__cuda_gemv_scratch, cmoe__cuda_gemv};
+static const struct cmoe_family slices = {cmoe__cuda_slices_supports, cmoe__cuda_slices_cost,
+                                          cmoe__cuda_slices_scratch, cmoe__cuda_slices};
 static const struct cmoe_family combine = {cmoe__cuda_starts_here, cmoe__cuda_cost_us, NULL,
                                            cmoe__cuda_combine};
 static const struct cmoe_family export_sort = {cmoe__conversion_supports, convert_cost_us, NULL,

@@ -2,6 +2,7 @@
  * The embedded fatbins and their kernels. */
 #include "backends/cuda/cuda.h"
 
+#include "backends/cuda/params_slices.h"
 #include "core/fail.h"
 #include <string.h>
 
@@ -57,6 +58,28 @@ static int largest_cluster(const struct cmoe_cuda *cuda, enum cmoe_cuda_function
     return n > 0 ? LARGE : USUAL;
 }
 
+/* Clusters of the kernels of slices.c that run at once, with as much shared memory as they ask for at most. */
+static int slice_clusters(const struct cmoe_cuda *cuda)
+{
+    const CUfunction f = cuda->function[CMOE_CUDA_cmoe_slices_e4m3_block];
+    CUlaunchAttribute cluster = {.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                                 .value.clusterDim = {CMOE_SLICE_CLUSTER, 1, 1}};
+    const CUlaunchConfig config = {
+        .gridDimX = CMOE_SLICE_CLUSTER,
+        .gridDimY = 1,
+        .gridDimZ = 1,
+        .blockDimX = CMOE_SLICE_THREADS,
+        .blockDimY = 1,
+        .blockDimZ = 1,
+        .sharedMemBytes = (unsigned)cuda->shared_limit,
+        .attrs = &cluster,
+        .numAttrs = 1,
+    };
+    int n = 0;
+    if (!f || cuda->driver->cuOccupancyMaxActiveClusters(&n, f, &config) != CUDA_SUCCESS) return 0;
+    return n;
+}
+
 /* Under CUDA_FORCE_PTX_JIT=1 the driver takes PTX alone, which *_sm90a lack: a Hopper GPU then runs the
  * portable rows, as one of the architecture that their PTX is made for. Other failures show when the
  * files are loaded. */
@@ -107,6 +130,7 @@ cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda)
     }
     cuda->sort_cluster = largest_cluster(cuda, CMOE_CUDA_cmoe_sort_cluster, 1024);
     cuda->route_cluster = largest_cluster(cuda, CMOE_CUDA_cmoe_route_sort_cluster, 512);
+    cuda->slice_clusters = slice_clusters(cuda);
     return CMOE_OK;
 }
 
