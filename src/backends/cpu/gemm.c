@@ -208,7 +208,7 @@ static void multiply_p32(const struct cmoe_cpu_item *it)
     const int64_t block = pass_k(it);
     for (int64_t first = 0; first < g->k; first += block) {
         const int64_t k = cmoe__min64(block, g->k - first);
-        pack_block(it, it->run->ops->tile_rows, first, k);
+        if (!it->packed || k < g->k) pack_block(it, it->run->ops->tile_rows, first, k);
         for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
             const char *const b = panels + j / CMOE_CPU_PANEL * panel_bytes + first * k_bytes;
             multiply_panel(it, b, b + panel_bytes, k, j, first > 0);
@@ -243,7 +243,7 @@ static void multiply_rows(const struct cmoe_cpu_item *it)
     const struct cmoe_cpu_gemm *const g = it->g;
     const struct cmoe_cpu_ops *const ops = it->run->ops;
     const int64_t k_padded = block_k(g);
-    pack_block(it, ops->dot_rows, 0, g->k);
+    if (!it->packed) pack_block(it, ops->dot_rows, 0, g->k);
     for (int64_t j = 0; j < it->cols; j += ops->dot_cols) {
         const void *rows[GATHER_ROWS];
         const int n = (int)cmoe__min64(ops->dot_cols, it->cols - j);
@@ -311,6 +311,8 @@ static int begin(struct cmoe_cpu_run *run, struct cmoe_cpu_gemm *g)
         next += items_of(g, &run->x, e);
     }
     g->item_of[local] = (int32_t)next;
+    run->in_order =
+        g->nodes == 1 && run->x.offsets[local] * g->runs < (int64_t)CMOE_CPU_STREAM_ROWS * next;
     assert(next <= INT32_MAX / CMOE_NODES); /* more would be results of terabytes */
     return (int)next;
 }
@@ -337,6 +339,18 @@ static int32_t expert_of(const struct cmoe_cpu_gemm *g, int32_t local, int item)
     return low;
 }
 
+/* Whether the worker's last item had the same rows: those of one expert, or, of x, one row. They are its last from
+ * here on. */
+static bool knows_rows(const struct cmoe_cpu_item *it, struct cmoe_cpu_packed *last)
+{
+    const int64_t x_row = it->g->matrix == 1 ? cmoe__exec_x_row(&it->run->x, it->rows[0]) : -1;
+    const bool same =
+        last->rows == it->m &&
+        (last->of == it->rows || (it->g->matrix == 1 && it->m == 1 && last->x_row == x_row));
+    *last = (struct cmoe_cpu_packed){.rows = it->m, .of = it->rows, .x_row = x_row};
+    return same;
+}
+
 static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int item, int worker)
 {
     const struct cmoe_exec *const x = &run->x;
@@ -353,7 +367,7 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
     if (col >= end) return;
     float *const scratch = cmoe__cpu_worker(run, worker);
     const int64_t k = block_k(g);
-    const struct cmoe_cpu_item it = {
+    struct cmoe_cpu_item it = {
         .run = run,
         .g = g,
         .expert = e,
@@ -368,6 +382,7 @@ static void do_item(struct cmoe_cpu_run *run, const struct cmoe_cpu_gemm *g, int
                  ? scratch + g->row_block * (k + c_cols(g)) + gathered_floats(g)
                  : NULL,
     };
+    it.packed = knows_rows(&it, &run->packed[worker]);
     if (g->tile)
         cmoe__cpu_multiply_tiles(&it);
     else if (g->how == CMOE_CPU_MULTIPLY_DOTS)

@@ -74,7 +74,7 @@ int64_t cmoe__cpu_digits_row(const struct cmoe_cpu_gemm *g)
 
 int64_t cmoe__cpu_digits_scratch(const struct cmoe_cpu_gemm *g)
 {
-    return 2 * g->row_block * g->digits.spans + CMOE_CPU_K_BLOCK;
+    return 2 * g->row_block * g->digits.spans + CMOE_CPU_K_BLOCK + CMOE_CPU_PANEL_ROWS;
 }
 
 /* An item's rows as integers. */
@@ -83,7 +83,7 @@ struct packed {
     int32_t *offsets;
     float *scales; /* of every span, or one */
     float *chunk;  /* k's of one row in f32 */
-    bool streams[CMOE_CPU_PANEL_ROWS];
+    bool *streams; /* of every row */
     bool any;
 };
 
@@ -131,9 +131,10 @@ static void pack_rows(const struct cmoe_cpu_item *it, struct packed *to)
     to->offsets = (int32_t *)(void *)it->gathered;
     to->scales = it->gathered + spans;
     to->chunk = to->scales + spans;
+    to->streams = (bool *)(to->chunk + CMOE_CPU_K_BLOCK);
     to->any = false;
-    memset(to->streams, 0, sizeof to->streams);
-    for (int64_t first = 0; first < g->k; first += CMOE_CPU_K_BLOCK)
+    if (!it->packed) memset(to->streams, 0, (size_t)it->m * sizeof *to->streams);
+    for (int64_t first = 0; first < g->k && !it->packed; first += CMOE_CPU_K_BLOCK)
         pack_block(it, first, cmoe__min64(CMOE_CPU_K_BLOCK, g->k - first), to);
     for (int r = 0; r < it->m; r++)
         to->any |= to->streams[r];

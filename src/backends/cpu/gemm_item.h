@@ -15,6 +15,7 @@ struct cmoe_cpu_item {
     int expert;
     const int32_t *rows; /* slot rows of the block */
     int m;
+    bool packed;       /* the rows are in `a` from the worker's item before, where all k's fit */
     int64_t col, cols; /* columns [col, col + cols) */
     float *a, *c, *gathered;
     float *h; /* [m][I]: what ACT makes, where the item quantises it; else NULL */

@@ -121,6 +121,7 @@ static void pack_dots(const struct cmoe_cpu_item *it, bool grouped, int64_t firs
         m = cmoe__cpu_cut_size(to->cut, i);
         dot_rows(it, r, m, first, rows, to->scale + r);
         char *const words = to->words + r * to->row_bytes;
+        if (it->packed && k == g->k) continue;
         if (grouped)
             g->quant->pack_u4(&g->panel, rows, m, words, to->offsets + r * to->groups);
         else

@@ -100,7 +100,7 @@ static void multiply_pairs(const struct cmoe_cpu_item *it)
     const int64_t block = spans ? cmoe__cpu_spans_block(it) : cmoe__cpu_tile_k(g);
     for (int64_t first = 0; first < g->k; first += block) {
         const int64_t k = cmoe__min64(block, g->k - first);
-        pack_rows(it, first, k);
+        if (!it->packed || k < g->k) pack_rows(it, first, k);
         for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL)
             multiply_panel(it, j, first, k);
     }
@@ -112,7 +112,7 @@ static void multiply_quads(const struct cmoe_cpu_item *it)
     const char *const panels = cmoe__cpu_first_panel(it);
     float scale[CMOE_CPU_TILE_ROWS];
     row_scales(it, scale);
-    pack_rows(it, 0, g->k);
+    if (!it->packed) pack_rows(it, 0, g->k);
     for (int64_t j = 0; j < it->cols; j += CMOE_CPU_PANEL) {
         const char *const panel = panels + j / CMOE_CPU_PANEL * g->panel.bytes;
         for (int r = 0, m; r < it->m; r += m) {

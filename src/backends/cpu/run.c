@@ -153,6 +153,7 @@ size_t cmoe__cpu_lay_out(const struct cmoe_kernel *k, const cmoe_problem *p,
         g->item_of = reserve(&l, (int64_t)s->local + 1, sizeof *g->item_of);
         worker = larger(worker, cmoe__cpu_gemm_worker(g));
     }
+    run->packed = reserve(&l, workers, sizeof *run->packed);
     run->worker_bytes = (worker + 63) / 64 * 64;
     run->worker_scratch = reserve(&l, workers, run->worker_bytes);
     return l.bytes;
@@ -208,15 +209,38 @@ static void add_stage(struct chain *c, int stage)
 struct spread {
     struct cmoe_cpu_run *run;
     const struct cmoe_cpu_loop *loop;
-    atomic_int next;
 };
 
-/* Worker i takes items from one counter: i names its scratch, nothing else. */
+/* Items that a worker has taken and not begun. */
+struct share {
+    int next, end;
+};
+
+/* The worker's next item, or -1. Items in order come several at once, fewer and fewer, so that what one fetches
+ * past an item's end is what it reads next, and all end together. */
+static int take(struct cmoe_cpu_run *run, struct share *s)
+{
+    enum { PARTS = 4 }; /* of a worker's share of what is left */
+    if (s->next < s->end) return s->next++;
+    const int n_items = run->n_items * run->nodes;
+    int at = atomic_load_explicit(&run->taken, memory_order_relaxed), n;
+    do {
+        if (at >= n_items) return -1;
+        n = run->in_order ? (n_items - at) / (PARTS * run->x.n_threads) : 1;
+        if (n < 1) n = 1;
+    } while (!atomic_compare_exchange_weak_explicit(&run->taken, &at, at + n, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    *s = (struct share){.next = at + 1, .end = at + n};
+    return at;
+}
+
+/* Worker i names its scratch, nothing else. */
 static void spread_worker(void *arg, int i, int n)
 {
-    struct spread *const s = arg;
+    const struct spread *const s = arg;
+    struct share share = {0};
     (void)n;
-    for (int item; (item = atomic_fetch_add(&s->next, 1)) < s->run->n_items * s->run->nodes;)
+    for (int item; (item = take(s->run, &share)) >= 0;)
         s->loop->item(s->run, item, i);
 }
 
@@ -224,7 +248,11 @@ static void spread_worker(void *arg, int i, int n)
 static void begin(struct cmoe_cpu_run *run, const struct cmoe_cpu_loop *loop)
 {
     run->nodes = 1;
+    run->in_order = false;
     run->n_items = loop->begin(run);
+    atomic_store_explicit(&run->taken, 0, memory_order_relaxed);
+    for (int i = 0; i < run->x.n_threads; i++)
+        run->packed[i].rows = 0;
 }
 
 /* Items of every node for its members of a team. */
@@ -239,7 +267,6 @@ static void run_loop(struct cmoe_cpu_run *run, const struct cmoe_cpu_loop *loop)
 {
     struct spread s = {.run = run, .loop = loop};
     begin(run, loop);
-    atomic_init(&s.next, 0);
     const int items = run->n_items * run->nodes;
     const int workers = items < run->x.n_threads ? items : run->x.n_threads;
     if (workers == 1)
@@ -260,8 +287,11 @@ static void walk(void *arg, struct cmoe_team *team)
             cmoe__team_restart(team, c->run->nodes);
         }
         cmoe__team_barrier(team);
-        for (int item; (item = cmoe__team_take(team, c->run->nodes, c->run->n_items)) >= 0;)
-            c->loop[i]->item(c->run, item, team->rank);
+        struct spread s = {.run = c->run, .loop = c->loop[i]};
+        if (c->run->nodes > 1)
+            take_shares(&s, team);
+        else
+            spread_worker(&s, team->rank, team->size);
         cmoe__team_barrier(team);
     }
 }

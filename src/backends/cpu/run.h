@@ -10,7 +10,9 @@
 
 #include "backends/cpu/ops.h"
 #include "backends/cpu/panel.h"
+#include "core/attr.h"
 #include "plan/kernel.h"
+#include <stdatomic.h>
 
 enum {
     CMOE_CPU_LOOPS = 10,     /* most loops of a row */
@@ -108,8 +110,19 @@ struct cmoe_cpu_run {
     int sort_chunks;
     char *worker_scratch; /* [workers][worker_bytes] */
     size_t worker_bytes;
-    int n_items; /* of the loop that is running, of each node */
-    int nodes;   /* that share it: their items follow each other */
+    struct cmoe_cpu_packed *packed; /* [workers] */
+    int n_items;                    /* of the loop that is running, of each node */
+    int nodes;                      /* that share it: their items follow each other */
+    bool
+        in_order; /* items read what lies side by side: workers take several that follow one another */
+    CMOE_ALIGNED(64) atomic_int taken; /* items, where one node has them all */
+};
+
+/* Whose rows a worker has packed last; those of its next item are often the same. */
+struct cmoe_cpu_packed {
+    CMOE_ALIGNED(64) int rows; /* 0: nobody's */
+    const int32_t *of;
+    int64_t x_row; /* of the first */
 };
 
 struct cmoe_cpu_loop {
