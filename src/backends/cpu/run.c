@@ -263,12 +263,13 @@ static void take_shares(void *arg, struct cmoe_team *team)
         s->loop->item(s->run, item, team->rank);
 }
 
-static void run_loop(struct cmoe_cpu_run *run, const struct cmoe_cpu_loop *loop)
+/* most: threads that may take part. */
+static void run_loop(struct cmoe_cpu_run *run, const struct cmoe_cpu_loop *loop, int most)
 {
     struct spread s = {.run = run, .loop = loop};
     begin(run, loop);
     const int items = run->n_items * run->nodes;
-    const int workers = items < run->x.n_threads ? items : run->x.n_threads;
+    const int workers = items < most ? items : most;
     if (workers == 1)
         spread_worker(&s, 0, 1);
     else if (workers > 1 && run->nodes > 1)
@@ -331,11 +332,11 @@ cmoe_status cmoe__cpu_run(const struct cmoe_step *step, const struct cmoe_exec *
     (void)cmoe__cpu_lay_out(k, x->p, x->shape, x->tokens, x->n_threads, &run, x->scratch);
     for (int stage = k->first; stage <= k->last; stage++)
         add_stage(&chain, stage);
+    const int most = cmoe__cpu_is_tiny(x->p, x->shape, x->tokens) ? 1 : x->n_threads;
     if (k->last < CMOE_STAGE_COMBINE || k->first == k->last)
         for (int i = 0; i < chain.n_loops; i++)
-            run_loop(&run, chain.loop[i]);
+            run_loop(&run, chain.loop[i], most);
     else
-        cmoe__team_run(x->threads, cmoe__cpu_is_tiny(x->p, x->shape, x->tokens) ? 1 : x->n_threads,
-                       walk, &chain);
+        cmoe__team_run(x->threads, most, walk, &chain);
     return CMOE_OK;
 }
