@@ -112,8 +112,9 @@ static double quantise_us(const cmoe_problem *p, const struct cmoe_shape *s, int
     return ROUND_US * ceil(rounds / (double)strips_of(s));
 }
 
-/* One start, longer with a handful of tokens, and nearly no multiprocessor waits between the GEMMs: but with
- * less than half a tile of GEMM1 for each, those that have one load at their own rate either way. */
+/* One start, and nearly no multiprocessor waits between the GEMMs: but with less than half a tile of GEMM1 for
+ * each, those that have one load at their own rate either way. A handful of tokens takes longer than bytes say;
+ * under one scale a row so do the rows beside this one, whose prices do not say it either. */
 static double pair_us(const struct cmoe_query *q)
 {
     enum { START_US = 6, FEW = 8, FEW_US = 10, ODD_US = 2 };
@@ -123,7 +124,8 @@ static double pair_us(const struct cmoe_query *q)
     const double tiles =
         cmoe__experts_hit(q->p, q->tokens) * (double)cmoe__ceil_div(q->shape->I, CMOE_WGMMA_HALF);
     if (tiles < 0.5 * (double)q->props->threads) return two + ODD_US;
-    return START_US + (q->tokens <= FEW ? FEW_US : 0) + 0.95 * (two - 2 * CMOE_WGMMA_START_US) +
+    const bool few = q->tokens <= FEW && !cmoe__cuda_wgmma_one_scale(q->p);
+    return START_US + (few ? FEW_US : 0) + 0.95 * (two - 2 * CMOE_WGMMA_START_US) +
            quantise_us(q->p, q->shape, q->tokens);
 }
 
