@@ -418,7 +418,7 @@ static void expect_sums(const struct cmoe_cpu_tile_ops *ops, const struct call *
         return;
     }
     for (int64_t i = 0; i < words; i++)
-        turn[i / COLS % 2][i] = ((const uint32_t *)t->panel)[i];
+        memcpy(&turn[i / COLS % 2][i], t->panel + 2 * i, sizeof turn[0][0]);
     ops->dot_bf16(t->m, t->k, t->a, turn[0], c, COLS, more, none);
     ops->dot_bf16(t->m, t->k, t->a, turn[1], second, COLS, false, none);
     for (int i = 0; i < t->m * COLS; i++)
