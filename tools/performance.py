@@ -132,7 +132,7 @@ def cpu_reached(cells):
         return []
     reached, near = sum(s >= 1 for s in shares), sum(0.9 <= s < 1 for s in shares)
     return [f"Of {len(shares)} cells with a goal {reached} reach it and {near} miss it by less than a tenth; "
-            "docs/perf-log-cpu.md says why cells miss.", ""]
+            "docs/limits.md says what keeps cells from theirs.", ""]
 
 
 def cpu_tables(data):
@@ -213,11 +213,10 @@ def main():
                   "and SGLang's Triton kernels, torch's grouped_mm, triton_kernels (its fp8 has one scale a tensor, which needs no "
                   "maxima of rows), DeepGEMM and Alpha-MoE, each measured on the same kind of GPU, on another day, from the same "
                   "stages. `% of ceiling` is of reading and products measured beside the cell. Goals are those set for this "
-                  "backend; docs/perf-log.md says why cells miss, and has in its section 27 the closest of them beside their "
-                  "peers in one process: at 8192 tokens ratios move by a tenth with the chip's clock, and some that are 1.01 "
-                  "to 1.10 here are 1.06 to 1.25 there (llama4-scout and mixtral-8x7b in fp8-token, deepseek-v3-ep8 in "
-                  "fp8-block, deepseek-v3-tp8 in fp8-block at 8 tokens), others 0.95 to 1.05 (deepseek-v3 and kimi-k2 in "
-                  "fp8-block, mixtral-8x7b in bf16).", ""] + gpu_summary(gpu, peers) + tables
+                  "backend; docs/limits.md says what keeps cells from theirs. docs/perf-log.md, section 27, has the closest beside "
+                  "their peers in one process: at 8192 tokens ratios move by a tenth with the chip's clock, and some were 1.06 "
+                  "to 1.25 there (llama4-scout and mixtral-8x7b in fp8-token, deepseek-v3-ep8 in fp8-block), others 0.95 to "
+                  "1.05 (deepseek-v3 and kimi-k2 in fp8-block, mixtral-8x7b in bf16).", ""] + gpu_summary(gpu, peers) + tables
     for path in sorted(RESULTS.glob("cpu-*.json"), key=lambda p: p.stem):
         data = load(path.name)
         lines += [f"## {path.stem}", ""] + about(data, path.name) + ceilings(data["cells"]) + cpu_reached(data["cells"]) + cpu_tables(data)
