@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT
  * What a plan takes and why: pins, buckets, weight formats by regret, tuned times, explain. */
 #include "harness_call.h"
+#include "harness_files.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { TEXT = 1 << 16 };
 static const char layer[] = "t=256 e=8 k=2 h=64 i=96 scheme=bf16";
@@ -140,16 +140,14 @@ static void few_tokens_take_one_fork(void **state)
 /* A context whose tuned table is `text`; %s of a line's first two fields are filled in by us. */
 static void with_table(const char *text, cmoe_context **ctx, cmoe_device **dev)
 {
-    char path[] = "/tmp/cmoe-test-XXXXXX";
-    const int fd = mkstemp(path);
-    assert_true(fd >= 0);
-    assert_int_equal(write(fd, text, strlen(text)), strlen(text));
-    close(fd);
+    struct folder f;
+    folder_make(&f);
+    folder_text(&f, "tuned.csv", text);
     const cmoe_context_options options = {
-        .struct_size = sizeof options, .n_threads = 2, .tuned = path};
+        .struct_size = sizeof options, .n_threads = 2, .tuned = folder_path(&f, "tuned.csv")};
     expect_ok(cmoe_context_create(&options, ctx));
     expect_ok(cmoe_device_open(*ctx, "cpu", dev));
-    unlink(path);
+    folder_remove(&f);
 }
 
 struct table {

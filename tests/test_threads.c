@@ -4,6 +4,7 @@
 #include "core/context.h"
 #include "core/cpus.h"
 #include "harness.h"
+#include "harness_files.h"
 #include "harness_threads.h"
 
 #include <dlfcn.h>
@@ -328,45 +329,43 @@ static void no_threads_to_be_had(void **state)
 
 /* --- CPU counts ---------------------------------------------------------------------------------*/
 
-static void write_file(const char *root, const char *path, const char *text)
+/* A file and the folders it lies in. */
+static void write_file(struct folder *f, const char *name, const char *text)
 {
-    char full[512];
-    snprintf(full, sizeof full, "%s/%s", root, path);
-    for (char *c = full + strlen(root) + 1; (c = strchr(c, '/')); *c++ = '/') {
+    folder_path(f, name);
+    char *const full = f->scratch;
+    for (char *c = full + strlen(f->path) + 1; (c = strchr(c, '/')); *c++ = '/') {
         *c = '\0';
         mkdir(full, 0700);
     }
-    FILE *const file = fopen(full, "w");
-    assert_non_null(file);
-    fputs(text, file);
-    fclose(file);
+    folder_text(f, name, text);
 }
 
 static void quotas_of_control_groups(void **state)
 {
     (void)state;
-    char root[] = "/tmp/cmoe_test_XXXXXX", command[128];
-    assert_non_null(mkdtemp(root));
+    struct folder f;
+    folder_make(&f);
+    const char *const root = f.path;
     assert_int_equal(cmoe__cpu_quota(root), 0); /* no control groups at all */
-    write_file(root, "proc/self/cgroup", "0::/a/b\n");
+    write_file(&f, "proc/self/cgroup", "0::/a/b\n");
     assert_int_equal(cmoe__cpu_quota(root), 0);
-    write_file(root, "sys/fs/cgroup/a/b/cpu.max", "max 100000\n");
+    write_file(&f, "sys/fs/cgroup/a/b/cpu.max", "max 100000\n");
     assert_int_equal(cmoe__cpu_quota(root), 0);
-    write_file(root, "sys/fs/cgroup/a/b/cpu.max", "350000 100000\n");
+    write_file(&f, "sys/fs/cgroup/a/b/cpu.max", "350000 100000\n");
     assert_int_equal(cmoe__cpu_quota(root), 4);
-    write_file(root, "sys/fs/cgroup/a/cpu.max", "200000 100000\n"); /* tighter, and above it */
+    write_file(&f, "sys/fs/cgroup/a/cpu.max", "200000 100000\n"); /* tighter, and above it */
     assert_int_equal(cmoe__cpu_quota(root), 2);
-    write_file(root, "sys/fs/cgroup/cpu.max", "1000 100000\n");
+    write_file(&f, "sys/fs/cgroup/cpu.max", "1000 100000\n");
     assert_int_equal(cmoe__cpu_quota(root), 1);
-    write_file(root, "proc/self/cgroup", "5:cpuset:/\n4:cpu,cpuacct:/x\nrubbish\n");
+    write_file(&f, "proc/self/cgroup", "5:cpuset:/\n4:cpu,cpuacct:/x\nrubbish\n");
     assert_int_equal(cmoe__cpu_quota(root), 0);
-    write_file(root, "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "-1\n");
-    write_file(root, "sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n");
+    write_file(&f, "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "-1\n");
+    write_file(&f, "sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n");
     assert_int_equal(cmoe__cpu_quota(root), 0);
-    write_file(root, "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "600000\n");
+    write_file(&f, "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "600000\n");
     assert_int_equal(cmoe__cpu_quota(root), 6);
-    snprintf(command, sizeof command, "rm -r %s", root);
-    assert_int_equal(system(command), 0);
+    folder_remove(&f);
 }
 
 static void affinity_limits_the_default(void **state)
