@@ -90,7 +90,7 @@ void cmoe__cpu_store_panel(const struct cmoe_cpu_item *it, int64_t j, const floa
  * multiplies; others do better all at once, and so do activations. */
 bool cmoe__cpu_stores_tiles(const struct cmoe_cpu_item *it);
 
-/* The same for m of the rows from r on, c[m][ldc]. */
+/* The same for m of the rows from r on, c[m][ldc]; results that stay gu or z. */
 void cmoe__cpu_store_tile(const struct cmoe_cpu_item *it, int r, int m, int64_t j, const float *c,
                           int64_t ldc);
 

@@ -177,6 +177,5 @@ void cmoe__cpu_store_tile(const struct cmoe_cpu_item *it, int r, int m, int64_t 
     struct cmoe_cpu_item part = *it;
     part.rows += r;
     part.m = m;
-    if (it->h) part.h += r * it->run->x.shape->I;
     cmoe__cpu_store_panel(&part, j, c, ldc);
 }
