@@ -29,55 +29,47 @@ static bool loads(const struct cmoe_cuda *cuda, int file)
     return cuda->arch == 90 || !strstr(cmoe__cuda_files[file].stem, "_sm90a");
 }
 
-/* Every Hopper GPU runs clusters of 8 blocks; larger ones need as many multiprocessors near each other. */
-static int largest_cluster(const struct cmoe_cuda *cuda, enum cmoe_cuda_function function,
-                           unsigned threads)
+/* Clusters of a kernel's blocks that run at once; 0: none, or not known. */
+static int active_clusters(const struct cmoe_cuda *cuda, CUfunction f, unsigned blocks,
+                           unsigned threads, unsigned shared)
 {
-    enum { USUAL = 8, LARGE = 16 };
-    const struct cmoe_driver *d = cuda->driver;
     CUlaunchAttribute cluster = {.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-                                 .value.clusterDim = {LARGE, 1, 1}};
+                                 .value.clusterDim = {blocks, 1, 1}};
     const CUlaunchConfig config = {
-        .gridDimX = LARGE,
+        .gridDimX = blocks,
         .gridDimY = 1,
         .gridDimZ = 1,
         .blockDimX = threads,
         .blockDimY = 1,
         .blockDimZ = 1,
-        .sharedMemBytes = (unsigned)cuda->shared_limit / 2,
+        .sharedMemBytes = shared,
         .attrs = &cluster,
         .numAttrs = 1,
     };
-    const CUfunction f = cuda->function[function];
     int n = 0;
-    if (!f ||
-        d->cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1) !=
-            CUDA_SUCCESS ||
-        d->cuOccupancyMaxActiveClusters(&n, f, &config) != CUDA_SUCCESS)
+    const CUresult result = cuda->driver->cuOccupancyMaxActiveClusters(&n, f, &config);
+    return result == CUDA_SUCCESS ? n : 0;
+}
+
+/* Every Hopper GPU runs clusters of 8 blocks; larger ones need as many multiprocessors near each other. */
+static int largest_cluster(const struct cmoe_cuda *cuda, enum cmoe_cuda_function function,
+                           unsigned threads)
+{
+    enum { USUAL = 8, LARGE = 16 };
+    const CUfunction f = cuda->function[function];
+    if (!f || cuda->driver->cuFuncSetAttribute(
+                  f, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1) != CUDA_SUCCESS)
         return USUAL;
-    return n > 0 ? LARGE : USUAL;
+    const unsigned shared = (unsigned)cuda->shared_limit / 2;
+    return active_clusters(cuda, f, LARGE, threads, shared) > 0 ? LARGE : USUAL;
 }
 
 /* Clusters of the kernels of slices.c that run at once, with as much shared memory as they ask for at most. */
 static int slice_clusters(const struct cmoe_cuda *cuda)
 {
     const CUfunction f = cuda->function[CMOE_CUDA_cmoe_slices_e4m3_block];
-    CUlaunchAttribute cluster = {.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-                                 .value.clusterDim = {CMOE_SLICE_CLUSTER, 1, 1}};
-    const CUlaunchConfig config = {
-        .gridDimX = CMOE_SLICE_CLUSTER,
-        .gridDimY = 1,
-        .gridDimZ = 1,
-        .blockDimX = CMOE_SLICE_THREADS,
-        .blockDimY = 1,
-        .blockDimZ = 1,
-        .sharedMemBytes = (unsigned)cuda->shared_limit,
-        .attrs = &cluster,
-        .numAttrs = 1,
-    };
-    int n = 0;
-    if (!f || cuda->driver->cuOccupancyMaxActiveClusters(&n, f, &config) != CUDA_SUCCESS) return 0;
-    return n;
+    const unsigned shared = (unsigned)cuda->shared_limit;
+    return f ? active_clusters(cuda, f, CMOE_SLICE_CLUSTER, CMOE_SLICE_THREADS, shared) : 0;
 }
 
 /* Under CUDA_FORCE_PTX_JIT=1 the driver takes PTX alone, which *_sm90a lack: a Hopper GPU then runs the
