@@ -5,18 +5,6 @@
 #include "backends/cuda/kernels/common/hopper.cuh"
 #include "backends/cuda/kernels/common/route_sort.cuh"
 
-/* st.async of 16 bytes to the place in block `rank` that has this address here, and its barrier */
-DEV void send(uint32_t to, uint4 v, uint32_t barrier, int rank)
-{
-    asm volatile("{\n.reg .b32 there, barrier;\n"
-                 "mapa.shared::cluster.u32 there, %0, %6;\n"
-                 "mapa.shared::cluster.u32 barrier, %1, %6;\n"
-                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [there], {%2, %3, %4, %5}, "
-                 "[barrier];\n}" ::"r"(to),
-                 "r"(barrier), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(rank)
-                 : "memory");
-}
-
 /* The block's counts, in `own`, to row blockIdx.x of every block's. */
 DEV void send_counts(const routed_memory &m, const uint16_t *own)
 {

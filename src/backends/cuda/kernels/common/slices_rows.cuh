@@ -59,29 +59,6 @@ DEV uint32_t *swizzled(uint8_t *span, int token)
     return (uint32_t *)(span + token * SPAN + ((lane / 4 ^ token) << 4)) + lane % 4;
 }
 
-/* st.async of a word to the place in block `rank` that has this address here, and its barrier */
-DEV void send(uint32_t to, uint32_t v, uint32_t barrier, int rank)
-{
-    asm volatile("{\n.reg .b32 there, barrier;\n"
-                 "mapa.shared::cluster.u32 there, %0, %3;\n"
-                 "mapa.shared::cluster.u32 barrier, %1, %3;\n"
-                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %2, [barrier];\n}" ::"r"(to),
-                 "r"(barrier), "r"(v), "r"(rank)
-                 : "memory");
-}
-
-/* The same of 16 bytes. */
-DEV void send(uint32_t to, uint4 v, uint32_t barrier, int rank)
-{
-    asm volatile("{\n.reg .b32 there, barrier;\n"
-                 "mapa.shared::cluster.u32 there, %0, %6;\n"
-                 "mapa.shared::cluster.u32 barrier, %1, %6;\n"
-                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [there], {%2, %3, %4, %5}, "
-                 "[barrier];\n}" ::"r"(to),
-                 "r"(barrier), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(rank)
-                 : "memory");
-}
-
 /* To all blocks of the cluster. */
 template <class V> DEV void send_all(const void *to, V v, const uint64_t *barrier)
 {
