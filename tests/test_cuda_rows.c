@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Rows of NVIDIA GPUs, planned without a GPU: a plan asks for a device's properties alone. Every row
  * of the table can be pinned for some problem of problems.def, or `cmoe check` would never run it. */
+#include "cli/gen.h"
 #include "harness.h"
 #include "plan/plan.h"
 
@@ -70,6 +71,76 @@ static void every_row_is_planned(void **state)
         older += any;
     }
     assert_true(rows == cuda->n_kernels && older > rows / 3);
+    cmoe_context_destroy(ctx);
+}
+
+static bool is_aligned(const void *at, int64_t stride)
+{
+    return (uintptr_t)at % 16 == 0 && stride % 16 == 0;
+}
+
+/* Whether x and all weights of a call can be copied by engines. */
+static bool inputs_are_aligned(const struct gen_call *call)
+{
+    const cmoe_weights_desc *const w = &call->weights;
+    bool aligned = is_aligned(call->tensors.x, call->tensors.x_stride);
+    for (int e = 0; e < cmoe_problem_local_experts(&call->problem); e++)
+        aligned = aligned && is_aligned(w->gate_up[e].data, w->gate_up[e].row_stride) &&
+                  is_aligned(w->down[e].data, w->down[e].row_stride) &&
+                  (!w->up || is_aligned(w->up[e].data, w->up[e].row_stride));
+    return aligned;
+}
+
+enum { ROWS = 512 };
+
+/* By row: cases with aligned inputs, and others, of those that `cmoe check` tries a problem with. */
+struct tried {
+    int aligned[ROWS], other[ROWS];
+};
+
+static void try_problem(struct cmoe_device *dev, const cmoe_problem *p, struct tried *tried)
+{
+    int aligned = 0, other = 0;
+    const char *why;
+    for (int kind = 0; kind < 2; kind++) {
+        const struct gen_options options = gen_check_options(p, (enum gen_kind)kind, 1);
+        struct gen_call call;
+        if (kind == GEN_EXACT && !gen_exact_possible(p, &why)) continue;
+        expect_ok(gen_call_create(p, &options, &call));
+        const bool is = inputs_are_aligned(&call);
+        aligned += is;
+        other += !is;
+        gen_call_free(&call);
+    }
+    cmoe_kernel_info row;
+    for (int i = 0; cmoe_kernel_describe(i, &row); i++) {
+        assert_true(i < ROWS);
+        if (strcmp(row.backend, "cuda") != 0 || !cmoe_kernel_supports(i, dev, p, NULL, 0) ||
+            !is_planned(dev, p, row.name))
+            continue;
+        tried->aligned[i] += aligned;
+        tried->other[i] += other;
+    }
+}
+
+/* Rows that copy by engines leave other inputs to other kernels, which are then checked in their place. */
+static void every_row_is_checked_with_aligned_inputs(void **state)
+{
+    (void)state;
+    const struct cmoe_backend *const cuda = find_cuda();
+    if (!cuda) skip();
+    cmoe_context *const ctx = test_context(1, NULL);
+    struct cmoe_device hopper = device_of(ctx, cuda, 90);
+    struct tried tried = {.aligned = {0}};
+    cmoe_kernel_info row;
+    for (int i = 0; i < PROBLEMS; i++) {
+        const cmoe_problem p = test_problem(problems[i]);
+        try_problem(&hopper, &p, &tried);
+    }
+    for (int i = 0; cmoe_kernel_describe(i, &row); i++)
+        if (strcmp(row.backend, "cuda") == 0 && (tried.aligned[i] == 0 || tried.other[i] == 0))
+            fail_with("%s: %d cases with aligned inputs, %d with others", row.name,
+                      tried.aligned[i], tried.other[i]);
     cmoe_context_destroy(ctx);
 }
 
@@ -205,6 +276,7 @@ static void routing_and_sorting_is_planned(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_row_is_planned),
+                                       cmocka_unit_test(every_row_is_checked_with_aligned_inputs),
                                        cmocka_unit_test(faster_rows_are_planned),
                                        cmocka_unit_test(routing_and_sorting_is_planned)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -39,6 +39,41 @@ static void same_seed_same_bytes(void **state)
     gen_call_free(&c);
 }
 
+static void expect_aligned(const struct gen_call *call, size_t to)
+{
+    struct gen_span span;
+    for (int i = 0; gen_span_at(call, i, &span); i++)
+        assert_int_equal((uintptr_t)span.data % to, 0);
+    const cmoe_tensors *const t = &call->tensors;
+    const cmoe_weights_desc *const w = &call->weights;
+    const int bits = cmoe_dtype_bits((cmoe_dtype)call->problem.logits);
+    assert_int_equal((t->x_stride | t->y_stride | t->logits_stride * bits / 8) % 16, 0);
+    for (int e = 0; e < cmoe_problem_local_experts(&call->problem); e++)
+        assert_int_equal((w->gate_up[e].row_stride | w->down[e].row_stride) % 16, 0);
+}
+
+/* One kind of every problem's inputs is for copy engines, the other is not; another seed changes them about. */
+static void checks_take_turns(void **state)
+{
+    (void)state;
+    int aligned = 0;
+    for (uint64_t seed = 0; seed < 200; seed++) {
+        cmoe_problem p;
+        gen_problem(seed, &p);
+        const struct gen_options real = gen_check_options(&p, GEN_REAL, seed),
+                                 exact = gen_check_options(&p, GEN_EXACT, seed),
+                                 next = gen_check_options(&p, GEN_REAL, seed + 1);
+        assert_true(real.aligned != exact.aligned && real.aligned != next.aligned);
+        assert_true(real.kind == GEN_REAL && exact.kind == GEN_EXACT && exact.seed == seed);
+        aligned += real.aligned;
+        struct gen_call call;
+        assert_int_equal(gen_call_create(&p, real.aligned ? &real : &next, &call), CMOE_OK);
+        expect_aligned(&call, 64);
+        gen_call_free(&call);
+    }
+    assert_in_range(aligned, 50, 150);
+}
+
 /* Change one byte, and see that it is noticed and what is said. */
 static void damage(struct gen_call *call, const void *at, const char *what)
 {
@@ -172,6 +207,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_seed_same_bytes),
+        cmocka_unit_test(checks_take_turns),
         cmocka_unit_test(damage_is_noticed),
         cmocka_unit_test(wrong_orders_are_noticed),
         cmocka_unit_test(exact_rows_have_exact_scales),

@@ -91,7 +91,7 @@ static void check_row(struct check *check, int device, int i, struct gen_call *c
 
 static int check_kind(struct check *check, const cmoe_problem *p, enum gen_kind kind)
 {
-    const struct gen_options options = {.kind = kind, .seed = check->seed};
+    const struct gen_options options = gen_check_options(p, kind, check->seed);
     struct gen_call call;
     const cmoe_status status = gen_call_create(p, &options, &call);
     if (status != CMOE_OK) return cli_fail_status(status, "check: cannot make inputs");

@@ -13,6 +13,12 @@ static cmoe_status make_call(struct gen_state *s)
     return status;
 }
 
+struct gen_options gen_check_options(const cmoe_problem *p, enum gen_kind kind, uint64_t seed)
+{
+    const uint64_t turn = cmoe_problem_hash(p) ^ seed ^ (kind == GEN_EXACT);
+    return (struct gen_options){.kind = kind, .seed = seed, .aligned = turn % 2 == 0};
+}
+
 cmoe_status gen_call_create(const cmoe_problem *p, const struct gen_options *options,
                             struct gen_call *out)
 {
@@ -35,6 +41,7 @@ cmoe_status gen_call_create(const cmoe_problem *p, const struct gen_options *opt
         .h_used = p->hidden - p->hidden_pad,
         .i_used = p->inter - p->inter_pad,
         .gated = p->gate != CMOE_GATE_NONE,
+        .loose = !options->plain && !options->aligned,
     };
     if (options->kind == GEN_EXACT) s.exact = gen_exact_values(p);
     const cmoe_status status = make_call(&s);

@@ -18,7 +18,8 @@ enum gen_kind { GEN_REAL, GEN_EXACT };
 struct gen_options {
     enum gen_kind kind;
     uint64_t seed;
-    bool plain; /* tight strides, aligned buffers, valid ids only: for benchmarks */
+    bool plain;   /* tight strides, aligned buffers, valid ids only: for benchmarks */
+    bool aligned; /* buffers start at 64 bytes (on devices: 256), rows at 16 */
 
     /* For big weights (REAL, plain): all experts are one expert in memory, and all rows of x and of
      * a matrix repeat the first few hundred. */
@@ -51,6 +52,10 @@ struct gen_call {
     int n_blocks, capacity;
     void *y_before; /* what y holds before the call; NULL: poison */
 };
+
+/* How a problem is checked: one kind of its inputs is aligned, so that kernels which copy by engines do, the
+ * other is not. Which of them changes from problem to problem and with the seed. */
+struct gen_options gen_check_options(const cmoe_problem *p, enum gen_kind kind, uint64_t seed);
 
 /* Whether EXACT inputs exist for p; else a clause says why not. */
 bool gen_exact_possible(const cmoe_problem *p, const char **why);

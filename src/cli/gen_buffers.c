@@ -9,7 +9,7 @@ enum { GUARD_BYTES = 64, GUARD = 0xa5, POISON = 0xff };
 
 struct gen_block {
     unsigned char *base; /* what malloc returned */
-    unsigned char *data; /* aligned to 64 bytes, or 8 bytes off */
+    unsigned char *data; /* aligned to 64 bytes, or 8 bytes past that */
     size_t size;
     uint64_t hash; /* inputs: of the data */
     bool input;
@@ -47,7 +47,7 @@ static void *add_block(struct gen_state *s, int64_t bytes, bool input)
     if (base == NULL) return NULL;
     /* Aligned for any element, and sometimes for no vector. */
     struct gen_rng rng = gen_rng_make(s->options.seed, (uint64_t)call->n_blocks + 100);
-    const size_t off = !s->options.plain && gen_chance(&rng, 2) ? 8 : 0;
+    const size_t off = s->loose && gen_chance(&rng, 2) ? 8 : 0;
     unsigned char *data = base + GUARD_BYTES;
     data += (GUARD_BYTES - (uintptr_t)data % GUARD_BYTES) % GUARD_BYTES + off;
     memset(base, GUARD, (size_t)(data - base));
@@ -55,6 +55,11 @@ static void *add_block(struct gen_state *s, int64_t bytes, bool input)
     call->blocks[call->n_blocks++] =
         (struct gen_block){.base = base, .data = data, .size = size, .input = input};
     return data;
+}
+
+int64_t gen_row_stride(const struct gen_state *s, int64_t bytes)
+{
+    return s->options.aligned ? (bytes + 15) / 16 * 16 : bytes;
 }
 
 void *gen_input(struct gen_state *s, int64_t bytes)

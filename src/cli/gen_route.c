@@ -126,7 +126,9 @@ static cmoe_status make_logits(struct gen_state *s, struct gen_rng *rng, int32_t
     cmoe_tensors *t = &s->call->tensors;
     const cmoe_dtype dtype = (cmoe_dtype)p->logits;
     const int64_t n = p->experts + ((p->flags & CMOE_SHARED_SIGMOID) != 0 ? p->shared : 0);
-    const int64_t stride = n + (s->options.plain ? 0 : gen_below(rng, 4));
+    const int64_t element = cmoe_dtype_bits(dtype) / 8;
+    const int64_t stride =
+        s->loose ? n + gen_below(rng, 4) : gen_row_stride(s, n * element) / element;
     void *logits = gen_input(s, (int64_t)cmoe_dtype_bytes(dtype, s->T * stride));
     if (logits == NULL) return CMOE_ERR_NO_MEMORY;
     const int64_t hot = gen_chance(rng, 2) ? gen_below(rng, p->experts) : -1;

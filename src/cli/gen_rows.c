@@ -45,12 +45,21 @@ static int64_t x_rows(const struct gen_state *s)
     return is_given(s) && by_slot ? s->T * s->S : s->T;
 }
 
+/* From row to row of x or y; 0: rows of `tight` bytes lie side by side, and nobody is told. */
+static int64_t draw_stride(const struct gen_state *s, struct gen_rng *rng, int64_t tight,
+                           int64_t element)
+{
+    if (is_batched(s) || s->options.plain) return 0;
+    if (s->options.aligned) return gen_row_stride(s, tight);
+    return gen_chance(rng, 2) ? tight + gen_below(rng, 5) * element : 0;
+}
+
 static cmoe_status make_plain_x(struct gen_state *s, struct gen_rng *rng, float *v)
 {
     const cmoe_dtype in = (cmoe_dtype)s->p->in;
     const int64_t tight = (int64_t)cmoe_dtype_bytes(in, s->H);
-    const bool strided = !s->options.plain && !is_batched(s) && gen_chance(rng, 2);
-    const int64_t stride = tight + (strided ? gen_below(rng, 5) * (cmoe_dtype_bits(in) / 8) : 0);
+    const int64_t given = draw_stride(s, rng, tight, cmoe_dtype_bits(in) / 8);
+    const int64_t stride = given > 0 ? given : tight;
     unsigned char *x = gen_input(s, x_rows(s) * stride);
     if (x == NULL) return CMOE_ERR_NO_MEMORY;
     memset(x, 0xff, (size_t)(x_rows(s) * stride));
@@ -64,7 +73,7 @@ static cmoe_status make_plain_x(struct gen_state *s, struct gen_rng *rng, float 
         status = cmoe_convert(in, x + i * stride, CMOE_F32, v, s->H);
     }
     s->call->tensors.x = x;
-    s->call->tensors.x_stride = strided ? stride : 0;
+    s->call->tensors.x_stride = given;
     return status;
 }
 
@@ -168,12 +177,12 @@ static cmoe_status make_y(struct gen_state *s)
     call->y_block = rows > 0 ? rows : 1;
     call->y_rows = is_batched(s) ? s->local * p->capacity : s->T * rows;
     call->y_row = s->H * element;
-    const bool strided = !s->options.plain && !is_batched(s) && gen_chance(&rng, 2);
-    const int64_t stride =
-        call->y_block * call->y_row + (strided ? gen_below(&rng, 5) * element : 0);
+    const int64_t tight = call->y_block * call->y_row;
+    const int64_t given = draw_stride(s, &rng, tight, element);
+    const int64_t stride = given > 0 ? given : tight;
     const int64_t bytes = (is_batched(s) ? call->y_rows : s->T) * stride;
     call->tensors.y = gen_output(s, bytes);
-    call->tensors.y_stride = strided ? stride : 0;
+    call->tensors.y_stride = given;
     if (call->tensors.y == NULL) return CMOE_ERR_NO_MEMORY;
     if (p->accumulate == 0) return CMOE_OK;
     call->y_before = malloc((size_t)(bytes > 0 ? bytes : 1));

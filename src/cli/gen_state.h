@@ -27,6 +27,7 @@ struct gen_state {
     struct gen_exact exact;
     int64_t T, S, ids, local, H, I, rows1, h_used, i_used;
     bool gated;
+    bool loose; /* strides and where buffers start are drawn */
 };
 
 /* With one_expert: rows of x and of a matrix that are drawn. A multiple of 128, but of no
@@ -54,6 +55,8 @@ bool gen_is_quantized(cmoe_format f);
 /* A dynamic scale that is not a power of two by itself. */
 bool gen_needs_plant(cmoe_format f);
 
+/* From row to row of so many bytes, where that is not drawn. */
+int64_t gen_row_stride(const struct gen_state *s, int64_t bytes);
 /* A buffer between guard bytes; NULL without memory. Outputs are poisoned. */
 void *gen_input(struct gen_state *s, int64_t bytes);
 void *gen_output(struct gen_state *s, int64_t bytes);

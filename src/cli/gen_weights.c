@@ -291,9 +291,9 @@ static cmoe_status measure_table(struct gen_state *s, struct table *t)
     t->zeros *= (size_t)parts;
     struct gen_rng rng = gen_rng_make(s->options.seed, GEN_FOR_LAYOUT + 16 * t->purpose);
     const int bits = cmoe_dtype_bits((cmoe_dtype)w.dtype);
-    const int64_t pad = s->options.plain || gen_chance(&rng, 2) ? 0 : 1 + gen_below(&rng, 8);
-    t->stride =
-        (int64_t)cmoe_dtype_bytes((cmoe_dtype)w.dtype, t->cols) + pad * (bits > 8 ? bits / 8 : 1);
+    const int64_t tight = (int64_t)cmoe_dtype_bytes((cmoe_dtype)w.dtype, t->cols);
+    const int64_t pad = s->loose && gen_chance(&rng, 2) ? 1 + gen_below(&rng, 8) : 0;
+    t->stride = gen_row_stride(s, tight) + pad * (bits > 8 ? bits / 8 : 1);
     t->strided = (size_t)(t->stride * t->rows);
     return CMOE_OK;
 }

@@ -13,8 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ALIGNED: a seed whose buffers all start at 16 bytes, so that a pinned row need not leave them to another. */
-enum { REPLAYS = 100, EXIT_SKIPPED = 77, ALIGNED = 20 };
+enum { REPLAYS = 100, EXIT_SKIPPED = 77 };
 
 /* clang-format off */
 #define DRIVER_FUNCTIONS(F) \
@@ -96,6 +95,7 @@ static bool load_driver(void)
 /* A generated call on the device, planned and captured. */
 struct layer {
     cmoe_device *dev;
+    bool aligned; /* so that a pinned row need not leave it to another */
     struct gen_call call;
     struct cli_mirror mirror;
     cmoe_weights *w;
@@ -114,6 +114,12 @@ struct layer {
         if ((call) != CMOE_OK) die(#call);                                                         \
     } while (0)
 
+static void make_inputs(const cmoe_problem *p, uint64_t seed, bool aligned, struct gen_call *out)
+{
+    const struct gen_options options = {.kind = GEN_REAL, .seed = seed, .aligned = aligned};
+    CMOE(gen_call_create(p, &options, out));
+}
+
 /* text: a problem, or a row to pin, a colon with a space, and a problem. */
 static void layer_open(cmoe_device *dev, const char *text, uint64_t seed, struct layer *l)
 {
@@ -123,9 +129,9 @@ static void layer_open(cmoe_device *dev, const char *text, uint64_t seed, struct
     if (colon) snprintf(pin, sizeof pin, "%.*s", (int)(colon - text), text);
     const cmoe_plan_options options = {.struct_size = sizeof options, .pin = colon ? pin : NULL};
     cmoe_problem_init(&p);
-    *l = (struct layer){.dev = dev};
+    *l = (struct layer){.dev = dev, .aligned = colon != NULL};
     CMOE(cmoe_problem_parse(&p, colon ? colon + 2 : text));
-    CMOE(gen_call_create(&p, &(struct gen_options){.kind = GEN_REAL, .seed = seed}, &l->call));
+    make_inputs(&p, seed, l->aligned, &l->call);
     CMOE(cli_mirror_open(dev, &l->call, &l->mirror));
     CMOE(cmoe_weights_create(dev, &l->call.problem, &l->mirror.weights, &l->w));
     CMOE(cmoe_plan_create(dev, &l->call.problem, l->w, &options, &l->plan));
@@ -213,8 +219,7 @@ static void change_inputs(struct layer *l, uint64_t seed)
 {
     struct gen_call other;
     struct gen_span from, to;
-    CMOE(gen_call_create(&l->call.problem, &(struct gen_options){.kind = GEN_REAL, .seed = seed},
-                         &other));
+    make_inputs(&l->call.problem, seed, l->aligned, &other);
     for (int i = 0; gen_span_at(&l->call, i, &to) && gen_span_at(&other, i, &from); i++)
         if (to.input && to.size == from.size) memcpy(to.data, from.data, to.size);
     gen_call_free(&other);
@@ -223,7 +228,7 @@ static void change_inputs(struct layer *l, uint64_t seed)
 static int check(cmoe_device *dev, const char *text, struct layer *noise)
 {
     struct layer l;
-    layer_open(dev, text, strstr(text, ": ") ? ALIGNED : 1, &l);
+    layer_open(dev, text, 1, &l);
     run_plainly(&l);
     const int alone = replay(&l, NULL), beside = replay(&l, noise);
     int changed = 0;
