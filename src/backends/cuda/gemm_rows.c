@@ -11,16 +11,19 @@
 #include <math.h>
 
 /* As measured on an H100: the share of the tensor cores' rate inside a tile, spans' worth of time outside;
- * rows an expert from which on these may win, with biases in the results of the others, and are many; too few
- * experts for one's second tile to be made up for by another's missing one. */
+ * rows an expert from which on these may win, of 16 bits, with biases in the results of the others, and are many or
+ * so many that GEMM2 of 16 bits wins again; too few experts for one's second tile to be made up for by another's
+ * missing one. */
 #define BUSY       0.75
 #define UNPROMOTED 0.92 /* of the time, sums of e4m3 that never go on in f32 */
 enum {
     OTHER_SPANS = 4,
-    ENOUGH_ROWS = 120,
+    ENOUGH_ROWS = 75,
+    WIDE_ROWS = 40,
     BIASED_ROWS = 60,
     SOME_ROWS = 150,
     MANY_ROWS = 200,
+    MOST_ROWS = 1500,
     FEW_EXPERTS = 12
 };
 
@@ -83,13 +86,14 @@ static bool odd_rounds(double tiles, double blocks)
 /* What measured layers differ by from the arithmetic below beside the other rows, whose own is dear where it counts:
  * GEMM2 over long rows in e4m3 is better, many rows in 16-bit types without the biases of gpt-oss are
  * worse, fewer rows are better, of 16 bits with more than a few experts, under block scales also those of a
- * tile and a half (docs/perf-log.md, 20, 21 and 25). */
+ * tile and a half (docs/perf-log.md, 20, 21, 25 and 34). */
 static double correction(const cmoe_problem *p, bool second, int64_t spans, double each, double hit)
 {
     const bool fewer = each < (p->w.scaling == CMOE_SCALE_BLOCK ? MANY_ROWS : SOME_ROWS);
     if (p->w.dtype == CMOE_E4M3) return (second && spans >= 16 ? 0.9 : 1) * (fewer ? 0.87 : 1);
     if (fewer && hit > FEW_EXPERTS) return 0.85;
-    return p->flags & CMOE_BIAS1 ? 1 : 1.25;
+    if (p->flags & CMOE_BIAS1) return 1;
+    return second && each >= MOST_ROWS ? 1.1 : 1.25;
 }
 
 /* Of an h in bf16. */
@@ -124,7 +128,7 @@ double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_qu
         CMOE_WGMMA_START_US +
         fmax(arithmetic, memory) * (odd ? 1 : correction(p, second, spans, each, hit)) +
         (in_two(k, p) ? requant_us(q) : 0);
-    const int enough = p->flags & CMOE_BIAS1 ? BIASED_ROWS : ENOUGH_ROWS;
+    const int enough = p->flags & CMOE_BIAS1 ? BIASED_ROWS : (wide ? WIDE_ROWS : ENOUGH_ROWS);
     return each < enough ? us + cmoe__cuda_wgmma_cost_us(k, q) : us;
 }
 
