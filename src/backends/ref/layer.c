@@ -8,6 +8,7 @@
 #include "core/numeric.h"
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
 /* Errors come in two kinds. `d` bounds an error whatever its sign (sums add up). `q` is the root sum
  * of squares of independent roundings, each within its term: their sum stays within 8 q but for one
@@ -194,6 +195,43 @@ static bool too_big(double v)
     return !(fabs(v) < 0x1p120);
 }
 
+/* x row of slot `row` as GEMM1 reads it, [0, h_used) of v, with its error d. */
+static void read_input(const struct cmoe_layer_error *l, int64_t row, double *v, double *d)
+{
+    const struct cmoe_exec *x = &l->x;
+    const cmoe_problem *p = x->p;
+    const int64_t n = x->shape->h_used, at = cmoe__exec_x_row(x, row);
+    const cmoe_format f = p->x;
+    const bool tensor = f.scaling == CMOE_SCALE_TENSOR;
+    const bool nv_fixed = f.scaling == CMOE_SCALE_NV && f.fixed;
+    const float *fixed = tensor ? x->xs : (nv_fixed ? cmoe__exec_x_static_global(x) : NULL);
+    const char *scale =
+        tensor || !x->xs ? NULL
+                         : (const char *)x->xs + (size_t)at * cmoe__row_scale_bytes(f, x->shape->H);
+    cmoe__dequantize_row_f64(f, (const char *)x->xq + at * x->xq_stride, scale, fixed,
+                             x->xg && !nv_fixed ? x->xg + at : NULL, n, v);
+    memset(d, 0, (size_t)n * sizeof *d);
+    if (p->weight_on != CMOE_WEIGHT_ON_INPUT || !x->shape->quant || l->rd[row] == 0) return;
+    /* x' = in(r * x) with r off by rd: one step of `in` where the product is that near. */
+    const char *given = (const char *)x->x + row / x->shape->slots * x->x_stride;
+    const double r = cmoe__layer_weight(l, row);
+    const float *smooth = f.scaling == CMOE_SCALE_SMOOTH
+                              ? cmoe__weights_smooth(x->w, 1, cmoe__exec_local(x, x->ids[row]))
+                              : NULL;
+    for (int64_t i = 0; i < n; i++) {
+        const double raw = (double)cmoe__load((cmoe_dtype)p->in, given, i);
+        d[i] = cmoe__round_error((cmoe_dtype)p->in, r * raw,
+                                 fabs(raw) * l->rd[row] + U * fabs(r * raw));
+        v[i] = (double)cmoe__decode(
+            (cmoe_dtype)p->in,
+            cmoe__encode((cmoe_dtype)p->in, (float)r * (float)raw, CMOE_ROUND_NEAREST_EVEN));
+        if (!smooth) continue;
+        v[i] = (double)((float)v[i] * smooth[i]);
+        d[i] = d[i] * fabs((double)smooth[i]) + U * fabs(v[i]);
+    }
+    if (cmoe__format_is_quantized(f)) cmoe__quantize_error(f, v, d, n, 0, 0, fixed, v, d);
+}
+
 /* GEMM1 of one expert into gv, gd: [row in expert, rows1]. */
 static void first_gemm(struct cmoe_layer_error *l, int32_t e)
 {
@@ -203,7 +241,7 @@ static void first_gemm(struct cmoe_layer_error *l, int32_t e)
     const int32_t begin = x->offsets[e], count = x->offsets[e + 1] - begin;
     const struct product kind = product_of(p, p->x);
     for (int32_t i = 0; i < count; i++)
-        cmoe__layer_input(l, x->rows[begin + i], l->xv + i * s->H, l->xd + i * s->H);
+        read_input(l, x->rows[begin + i], l->xv + i * s->H, l->xd + i * s->H);
     for (int64_t n = 0; n < s->rows1 && count > 0; n++) {
         struct cmoe_row r;
         cmoe__weights_row(x->w, 1, e, n, &r);

@@ -20,10 +20,10 @@ struct cmoe_layer_error {
 };
 
 /* Routing weight of a row in fp64. */
-double cmoe__layer_weight(const struct cmoe_layer_error *l, int64_t row);
-
-/* x row of slot `row` as GEMM1 reads it, [0, h_used) of v, with its error d. */
-void cmoe__layer_input(const struct cmoe_layer_error *l, int64_t row, double *v, double *d);
+static inline double cmoe__layer_weight(const struct cmoe_layer_error *l, int64_t row)
+{
+    return (double)cmoe__exec_weight(&l->x, row);
+}
 
 /* GEMM1..GEMM2 and the weighted sum of every computed row: y and bound before the last rounding. */
 void cmoe__layer_experts(struct cmoe_layer_error *l);

@@ -13,16 +13,10 @@
 #include "core/size.h"
 #include "stages/tensors.h"
 #include <cmoe/reference.h>
-#include <float.h>
 #include <math.h>
 #include <string.h>
 
-double cmoe__layer_weight(const struct cmoe_layer_error *l, int64_t row)
-{
-    return (double)cmoe__exec_weight(&l->x, row);
-}
-
-/* ---- routing and input: the specification's own stages ---- */
+/* ---- before and after the experts ---- */
 
 /* How far another kernel's routing weight may be off: 8 units of f32, and with rx what an f32 dot
  * product may move the logits. The log of every score changes at most as fast as its logit. */
@@ -48,43 +42,6 @@ static void weight_errors(struct cmoe_layer_error *l)
         }
         l->rd[i] = relative * fabs(cmoe__layer_weight(l, i));
     }
-}
-
-/* x row of slot `row` in fp64 with its error, in the format GEMM1 reads. */
-void cmoe__layer_input(const struct cmoe_layer_error *l, int64_t row, double *v, double *d)
-{
-    const struct cmoe_exec *x = &l->x;
-    const cmoe_problem *p = x->p;
-    const int64_t n = x->shape->h_used, at = cmoe__exec_x_row(x, row);
-    const cmoe_format f = p->x;
-    const bool tensor = f.scaling == CMOE_SCALE_TENSOR;
-    const bool nv_fixed = f.scaling == CMOE_SCALE_NV && f.fixed;
-    const float *fixed = tensor ? x->xs : (nv_fixed ? cmoe__exec_x_static_global(x) : NULL);
-    const char *scale =
-        tensor || !x->xs ? NULL
-                         : (const char *)x->xs + (size_t)at * cmoe__row_scale_bytes(f, x->shape->H);
-    cmoe__dequantize_row_f64(f, (const char *)x->xq + at * x->xq_stride, scale, fixed,
-                             x->xg && !nv_fixed ? x->xg + at : NULL, n, v);
-    memset(d, 0, (size_t)n * sizeof *d);
-    if (p->weight_on != CMOE_WEIGHT_ON_INPUT || !x->shape->quant || l->rd[row] == 0) return;
-    /* x' = in(r * x) with r off by rd: one step of `in` where the product is that near. */
-    const char *given = (const char *)x->x + row / x->shape->slots * x->x_stride;
-    const double r = cmoe__layer_weight(l, row);
-    const float *smooth = f.scaling == CMOE_SCALE_SMOOTH
-                              ? cmoe__weights_smooth(x->w, 1, cmoe__exec_local(x, x->ids[row]))
-                              : NULL;
-    for (int64_t i = 0; i < n; i++) {
-        const double raw = (double)cmoe__load((cmoe_dtype)p->in, given, i);
-        d[i] = cmoe__round_error((cmoe_dtype)p->in, r * raw,
-                                 fabs(raw) * l->rd[row] + U * fabs(r * raw));
-        v[i] = (double)cmoe__decode(
-            (cmoe_dtype)p->in,
-            cmoe__encode((cmoe_dtype)p->in, (float)r * (float)raw, CMOE_ROUND_NEAREST_EVEN));
-        if (!smooth) continue;
-        v[i] = (double)((float)v[i] * smooth[i]);
-        d[i] = d[i] * fabs((double)smooth[i]) + U * fabs(v[i]);
-    }
-    if (cmoe__format_is_quantized(f)) cmoe__quantize_error(f, v, d, n, 0, 0, fixed, v, d);
 }
 
 /* accumulate * y, then the output's own rounding. */
