@@ -57,6 +57,7 @@ __attribute__((target("avx512vnni"))) static void probe_i8(int64_t rounds, const
                                                            float *sink)
 {
     __m512i sum[CHAINS_I8];
+    int32_t out[VEC];
     const __m512i a = _mm512_loadu_si512(memory);
     const __m512i b = _mm512_loadu_si512((const char *)memory + 64);
     for (int i = 0; i < CHAINS_I8; i++)
@@ -69,7 +70,8 @@ __attribute__((target("avx512vnni"))) static void probe_i8(int64_t rounds, const
                 sum[i] = _mm512_dpbusd_epi32(sum[i], a, b);
     for (int i = 1; i < CHAINS_I8; i++)
         sum[0] = _mm512_add_epi32(sum[0], sum[i]);
-    *sink += (float)_mm512_reduce_add_epi32(sum[0]);
+    memcpy(out, &sum[0], sizeof out);
+    *sink += (float)out[0];
 }
 
 __attribute__((target("avx512bf16"))) static void probe_bf16(int64_t rounds, const void *memory,

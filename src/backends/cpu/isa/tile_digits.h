@@ -114,7 +114,8 @@ CMOE_INLINE vi dot_digit(bool in_memory, vi sum, vi codes, const char *quad)
 }
 
 /* m rows times a span's columns [from, to), in vectors; all but `s` and `x` are constants after inlining. Adds to
- * `total`, for which it decodes the span as it goes, or, without one, to c. */
+ * `total`, for which it decodes the span as it goes, or, without one, to c. Integers add up modulo 2^32: terms may
+ * be out of the range that their sum is in. */
 CMOE_INLINE void multiply_columns(struct digit_kind kind, int m, int from, int to,
                                   struct code_span *s, struct digit_rows x, vf (*total)[DIGIT_VECS])
 {
@@ -125,7 +126,8 @@ CMOE_INLINE void multiply_columns(struct digit_kind kind, int m, int from, int t
     for (int r = 0; r < m; r++) {
         CMOE_UNROLL
         for (int v = from; v < to; v++) {
-            sum[r][0][v] = kind.zero ? s->zero[v] * vi_set(x.offsets[r]) : vi_set(x.offsets[r]);
+            const vu offset = (vu)vi_set(x.offsets[r]);
+            sum[r][0][v] = (vi)(kind.zero ? (vu)s->zero[v] * offset : offset);
             sum[r][1][v] = sum[r][2][v] = vi_set(0);
         }
     }
@@ -149,9 +151,9 @@ CMOE_INLINE void multiply_columns(struct digit_kind kind, int m, int from, int t
         CMOE_UNROLL
         for (int v = from; v < to; v++) {
             float *const c = x.c + r * CMOE_CPU_PANEL + v * VEC;
-            vi whole = sum[r][0][v];
-            if (kind.digits == 3) whole += ((sum[r][2][v] << 8) + sum[r][1][v]) << 8;
-            vf value = vi_to_float(whole);
+            vu whole = (vu)sum[r][0][v];
+            if (kind.digits == 3) whole += (((vu)sum[r][2][v] << 8) + (vu)sum[r][1][v]) << 8;
+            vf value = vi_to_float((vi)whole);
             if (kind.grouped) value *= v_set(x.scales[r]);
             if (total)
                 total[r][v] = v_fma(value, s->scale[v], total[r][v]);
