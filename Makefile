@@ -11,7 +11,7 @@ define build
 	@cmake --build build/$(1) -j $(JOBS) $(4)
 endef
 
-.PHONY: all demo check check-python test asan tsan arm64 fuzz fuzz-long bench fmt install clean
+.PHONY: all demo check check-python test asan ubsan tsan arm64 fuzz fuzz-long bench fmt install clean
 
 all:
 	$(call build,release,build,-DCMAKE_INSTALL_PREFIX=$(PREFIX))
@@ -23,8 +23,8 @@ check:
 check-python:
 	$(SETUP) build
 	@tools/check_python.sh $(ARGS)
-test asan tsan arm64: preset = $(if $(filter test,$@),dev,$@)
-test asan tsan arm64:
+test asan ubsan tsan arm64: preset = $(if $(filter test,$@),dev,$@)
+test asan ubsan tsan arm64:
 	$(call build,$(preset),check)
 	@ctest --test-dir build/$(preset) --output-on-failure -j $(JOBS) $(ARGS)
 fuzz fuzz-long:

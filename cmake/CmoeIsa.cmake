@@ -22,13 +22,16 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     list(APPEND CMOE_ISAS avx512vnni avx512bf16 amx)
 endif()
 
-# cmoe_sanitize_unrolled(<target> [<option>...]): what keeps unrolled vector loops from taking clang minutes
-# and gigabytes: less of UBSan, and AddressSanitizer's checks as calls.
+# cmoe_sanitize_unrolled(<target>): what keeps unrolled vector loops from taking clang minutes and gigabytes:
+# loops that are not unrolled, less of UBSan, and AddressSanitizer's checks as calls.
 function(cmoe_sanitize_unrolled target)
+    if(CMOE_SANITIZE)
+        target_compile_definitions(${target} PRIVATE CMOE_ROLLED=1)
+    endif()
     if(CMOE_SANITIZE MATCHES "undefined")
         # What these would find of an address, AddressSanitizer finds.
         target_compile_options(${target} PRIVATE
-            -fno-sanitize=alignment,bounds,null,object-size,pointer-overflow ${ARGN})
+            -fno-sanitize=alignment,bounds,null,object-size,pointer-overflow)
     endif()
     if(CMOE_SANITIZE MATCHES "address" AND CMAKE_C_COMPILER_ID MATCHES "Clang")
         target_compile_options(${target} PRIVATE "SHELL:-mllvm -asan-instrumentation-with-call-threshold=0")
@@ -45,13 +48,6 @@ function(cmoe_add_isa target isa)
     endif()
     add_library(${target} OBJECT ${sources})
     target_compile_options(${target} PRIVATE ${CMOE_ISA_FLAGS_${isa}})
-    if(isa STREQUAL "generic")
-        cmoe_sanitize_unrolled(${target})
-        if(CMOE_SANITIZE) # UBSan checks every copy of its arithmetic: minutes of clang
-            target_compile_definitions(${target} PRIVATE CMOE_ROLLED=1)
-        endif()
-    else()
-        cmoe_sanitize_unrolled(${target} -fno-sanitize=undefined) # checked as the generic build
-    endif()
+    cmoe_sanitize_unrolled(${target})
     target_compile_definitions(${target} PRIVATE CMOE_ISA=${isa} CMOE_ISA_${upper}=1)
 endfunction()

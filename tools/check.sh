@@ -156,6 +156,8 @@ stage "exported symbols" tools/check_symbols.sh build/gcc
 stage "build: address and undefined sanitizers" build asan -DCMOE_WERROR=ON all fuzz_targets
 tests "tests: address and undefined sanitizers" asan -LE slow
 fuzz
+stage "build: undefined sanitizer of vectors" build ubsan tests_kernels
+tests "kernel tests: undefined sanitizer of vectors" ubsan -L kernels
 stage "build: thread sanitizer" build tsan tests_threads
 if [ ${#fixed_addresses[@]} != 0 ]; then
     ctest() { "${fixed_addresses[@]}" "$(type -P ctest)" "$@"; }
