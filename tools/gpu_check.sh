@@ -34,6 +34,8 @@ small+=';t=7 e=5 k=2 h=75 i=53 scheme=nvfp4-w4a4;t=7 e=5 k=2 h=64 i=96 scheme=nv
 small+=';t=3000 e=12 k=3 h=8 i=8 stages=route..sort scheme=bf16'
 small+=';t=70 e=60 k=4 h=8 i=8 stages=route..sort renorm shared=1 scheme=bf16'
 small+=';t=40 e=160 k=6 h=8 i=8 stages=route..sort lg=f32 scheme=bf16'
+small+=';t=130 e=32 k=4 h=8 i=8 stages=route..sort renorm scheme=bf16'
+small+=';t=300 e=128 k=8 h=8 i=8 stages=route..sort renorm lg=f16 scheme=bf16'
 small+=';t=20 e=12 k=3 h=40 i=36 stages=sort..sort sort=packed bm=8 scheme=bf16'
 small+=';t=20 e=12 k=3 h=40 i=36 stages=gemm1..combine sort=packed bm=8 shared=1 scheme=bf16'
 small+=';t=20 e=12 k=3 h=40 i=36 stages=gemm1..combine sort=flat bm=16 scheme=int8-w8a8'

@@ -122,6 +122,10 @@ cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda)
     }
     cuda->sort_cluster = largest_cluster(cuda, CMOE_CUDA_cmoe_sort_cluster, 1024);
     cuda->route_cluster = largest_cluster(cuda, CMOE_CUDA_cmoe_route_sort_cluster, 512);
+    for (int f = CMOE_CUDA_cmoe_route_cluster_32; f <= CMOE_CUDA_cmoe_route_cluster_256; f++) {
+        const int most = largest_cluster(cuda, (enum cmoe_cuda_function)f, 512);
+        cuda->route_cluster = most < cuda->route_cluster ? most : cuda->route_cluster;
+    }
     cuda->slice_clusters = slice_clusters(cuda);
     return CMOE_OK;
 }

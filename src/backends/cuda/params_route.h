@@ -5,8 +5,8 @@
 
 #include "backends/cuda/params.h"
 
-/* Who routes a token: a warp through shared memory, a lane that holds up to so many experts' logits, or a
- * warp that does. */
+/* Who routes a token: a warp through shared memory, a lane that holds up to so many experts' logits, a warp
+ * that does, or eight lanes. */
 enum {
     CMOE_ROUTE_MEMORY = 0,
     CMOE_ROUTE_LANE_8,
@@ -16,6 +16,10 @@ enum {
     CMOE_ROUTE_WARP_128,
     CMOE_ROUTE_WARP_256,
     CMOE_ROUTE_WARP_512,
+    CMOE_ROUTE_OCTET_32,
+    CMOE_ROUTE_OCTET_64,
+    CMOE_ROUTE_OCTET_128,
+    CMOE_ROUTE_OCTET_256,
 };
 
 typedef struct cmoe_gpu_routing {

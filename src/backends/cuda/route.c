@@ -19,6 +19,8 @@ enum {
     BLOCK_TOKENS = 512,
     CLUSTER_TOKENS = 4096,
     WIDE_BLOCKS = 128,
+    PLACE_BLOCKS = 256,
+    PLACE_THREADS = 256,
     WIDE_TOKENS = WIDE_BLOCKS * 512 - 1,
 };
 
@@ -52,6 +54,24 @@ static int way_of(const cmoe_problem *p, bool few)
                                : CMOE_ROUTE_WARP_512;
 }
 
+/* The way of eight lanes a token, or CMOE_ROUTE_MEMORY: not for what goes through memory, nor for so few experts
+ * that a lane has them all. Under binv nothing may depend on where logits lie, as this does. */
+static int octets_of(const cmoe_problem *p)
+{
+    if (way_of(p, true) == CMOE_ROUTE_MEMORY || p->experts <= 16 || p->experts > 256 ||
+        p->topk > 8 || (p->flags & CMOE_BATCH_INVARIANT))
+        return CMOE_ROUTE_MEMORY;
+    return p->experts <= 32 && p->topk <= 4 ? CMOE_ROUTE_OCTET_32
+           : p->experts <= 64               ? CMOE_ROUTE_OCTET_64
+           : p->experts <= 128              ? CMOE_ROUTE_OCTET_128
+                                            : CMOE_ROUTE_OCTET_256;
+}
+
+static bool by_octets(int way)
+{
+    return way >= CMOE_ROUTE_OCTET_32;
+}
+
 static bool by_lanes(int way)
 {
     return way == CMOE_ROUTE_LANE_8 || way == CMOE_ROUTE_LANE_16 || way == CMOE_ROUTE_LANE_32;
@@ -60,7 +80,7 @@ static bool by_lanes(int way)
 /* Whether a lane's logits can be read as vectors: places in order, all or none of a lane's are experts. */
 static bool reads_vectors(const cmoe_gpu_route *r, int way)
 {
-    static const uint8_t held[] = {1, 8, 16, 32, 2, 4, 8, 16};
+    static const uint8_t held[] = {1, 8, 16, 32, 2, 4, 8, 16, 4, 4, 4, 4};
     const bool wide = r->scratch || r->p.logits == CMOE_F32;
     const void *at = r->scratch ? r->scratch : r->logits;
     const int64_t stride = (r->scratch ? r->columns : r->logits_stride) * (wide ? 4 : 2);
@@ -178,28 +198,47 @@ static cmoe_status route(const struct cmoe_step *step, const struct cmoe_exec *x
 
 /* ---- ROUTE with SORT behind it (kernels/common/route_sort.cuh) ---- */
 
-/* Threads of a block that routes `each` tokens. */
-static unsigned sort_threads(const struct cmoe_shape *shape, int way, int64_t each)
+/* A row's way if logits lie as octets need them, or else. */
+static int sort_way(const struct cmoe_exec *x, bool few, void *scratch)
 {
-    const int64_t routing = by_lanes(way) ? cmoe__round_up(each, 32) : each * 32;
-    const int64_t most = cmoe__max64(cmoe__max64(routing, cmoe__round_up(shape->local, 32)), 128);
-    return (unsigned)cmoe__min64(most, SORT_THREADS);
+    const cmoe_gpu_route r = cmoe__cuda_route_params(x, scratch);
+    const int octets = octets_of(x->p);
+    return by_octets(octets) && reads_vectors(&r, octets) ? octets : way_of(x->p, few);
+}
+
+/* Threads of a block that routes `each` tokens; many: where the kernel may have 1024. */
+static unsigned sort_threads(const struct cmoe_shape *shape, int way, int64_t each, bool many)
+{
+    const int64_t routing = by_octets(way)  ? cmoe__round_up(each * 8, 32)
+                            : by_lanes(way) ? cmoe__round_up(each, 32)
+                                            : each * 32;
+    const int64_t least = cmoe__max64(cmoe__max64(routing, cmoe__round_up(shape->local, 32)), 128);
+    const bool large = many && (way == CMOE_ROUTE_OCTET_32 || way == CMOE_ROUTE_OCTET_64);
+    return (unsigned)cmoe__min64(least, large ? 2 * SORT_THREADS : SORT_THREADS);
 }
 
 /* struct routed_memory of such a block, with so many rows of counts. */
 static size_t sort_shared(const cmoe_problem *p, const struct cmoe_shape *shape, int way,
-                          int64_t each, int rows)
+                          int64_t each, int rows, bool many)
 {
     const size_t experts = (size_t)cmoe__round_up(shape->local, 8);
     const size_t words = (size_t)cmoe__ceil_div(each, 32);
-    const size_t warps = sort_threads(shape, way, each) / 32;
+    const size_t warps = sort_threads(shape, way, each, many) / 32;
     return 4 * (4 + 32 + experts) + 2 * experts * (size_t)rows + 4 * words * experts +
            slot_bytes(shape, each) + warps * cmoe__cuda_route_floats(p) * 4;
 }
 
-static bool sort_supports(const struct cmoe_kernel *k, const struct cmoe_query *q, bool few,
-                          int64_t most, int64_t each, int rows, struct cmoe_edge in,
-                          struct cmoe_edge *out, struct cmoe_why *why)
+/* What a row needs: its tokens at most, rows of counts of a block, and tokens of a block in a way. */
+struct sort_needs {
+    bool few;
+    int64_t most;
+    int rows;
+    int64_t (*each)(int way, int64_t tokens);
+};
+
+static bool sort_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
+                          const struct sort_needs *n, struct cmoe_edge in, struct cmoe_edge *out,
+                          struct cmoe_why *why)
 {
     const cmoe_problem *p = q->p;
     const size_t limit = (q->props->arch >= 90 ? 192 : 96) * 1024;
@@ -207,19 +246,30 @@ static bool sort_supports(const struct cmoe_kernel *k, const struct cmoe_query *
     if (q->shape->quant) return cmoe__refuse(why, "x is quantised between routing and sorting");
     if (p->flags & (CMOE_HASH | CMOE_EXPERT_MAP))
         return cmoe__refuse(why, "a token may have an expert twice");
-    if (q->tokens > most) return cmoe__refuse(why, "%d tokens are for more blocks", q->tokens);
+    if (q->tokens > n->most) return cmoe__refuse(why, "%d tokens are for more blocks", q->tokens);
     if (q->shape->local > SORT_EXPERTS)
         return cmoe__refuse(why, "%d experts are more than a block's threads", q->shape->local);
-    if (sort_shared(p, q->shape, way_of(p, few), each, rows) > limit)
-        return cmoe__refuse(why, "what a block needs for %d experts does not fit in shared memory",
-                            q->shape->ids);
+    const int ways[] = {way_of(p, n->few), octets_of(p)}; /* logits may lie either way */
+    for (int i = 0; i < 2; i++)
+        if (sort_shared(p, q->shape, ways[i], n->each(ways[i], q->tokens), n->rows, !n->few) >
+            limit)
+            return cmoe__refuse(why,
+                                "what a block needs for %d experts does not fit in shared memory",
+                                q->shape->ids);
     return cmoe__cuda_starts_here(k, q, in, out, why);
+}
+
+static int64_t block_each(int way, int64_t tokens)
+{
+    (void)way;
+    return tokens;
 }
 
 static bool block_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                            struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
-    return sort_supports(k, q, true, BLOCK_TOKENS, q->tokens, 1, in, out, why);
+    static const struct sort_needs needs = {true, BLOCK_TOKENS, 1, block_each};
+    return sort_supports(k, q, &needs, in, out, why);
 }
 
 static double block_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
@@ -237,16 +287,16 @@ static cmoe_status route_sort(const struct cmoe_step *step, const struct cmoe_ex
     CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
     g.each = x->tokens;
     void *args[] = {&g, &s};
-    const struct cmoe_cuda_grid one = {1, 1, sort_threads(x->shape, way, x->tokens),
-                                       sort_shared(x->p, x->shape, way, x->tokens, 1)};
+    const struct cmoe_cuda_grid one = {1, 1, sort_threads(x->shape, way, x->tokens, false),
+                                       sort_shared(x->p, x->shape, way, x->tokens, 1, false)};
     return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route_sort, one, args);
 }
 
-/* Blocks of a cluster, of at most so many: a token a warp of a multiprocessor's four schedulers, or a few
- * warps of lanes. */
-static int cluster_of(const cmoe_problem *p, int64_t tokens, int most)
+/* Blocks of a cluster, of at most so many: a token a warp of a multiprocessor's four schedulers, four by octets, or
+ * a few warps of lanes. */
+static int cluster_of(int way, int64_t tokens, int most)
 {
-    const int64_t each = by_lanes(way_of(p, true)) ? 128 : 4;
+    const int64_t each = by_lanes(way) ? 128 : (by_octets(way) ? 16 : 4);
     int n = 2;
     while (n < most && n * each < tokens)
         n *= 2;
@@ -255,52 +305,71 @@ static int cluster_of(const cmoe_problem *p, int64_t tokens, int most)
 
 enum { CLUSTER_USUAL = 8, CLUSTER_LARGE = 16 };
 
+static int64_t cluster_each(int way, int64_t tokens)
+{
+    return cmoe__ceil_div(tokens, cluster_of(way, tokens, CLUSTER_USUAL));
+}
+
 static bool cluster_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                              struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
-    const int n = cluster_of(q->p, q->tokens, CLUSTER_USUAL);
+    static const struct sort_needs needs = {true, CLUSTER_TOKENS, CLUSTER_LARGE + 1, cluster_each};
     if (q->props->arch != 90) return cmoe__refuse(why, "needs compute capability 9.0");
-    return sort_supports(k, q, true, CLUSTER_TOKENS, cmoe__ceil_div(q->tokens, n),
-                         CLUSTER_LARGE + 1, in, out, why);
+    return sort_supports(k, q, &needs, in, out, why);
+}
+
+/* us that a multiprocessor takes for a token by octets. The rows' launches are priced as those of other ways: 0.6 to 1 us
+ * more than measured, in the order measured. */
+static double octet_us(const cmoe_problem *p)
+{
+    return 0.012 + 1.9e-4 * p->experts;
 }
 
 static double cluster_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
     (void)k;
-    const int n = cluster_of(q->p, q->tokens, CLUSTER_LARGE);
-    return 3.4 + token_us(q->p, true) * (double)cmoe__ceil_div(q->tokens, n);
+    const int octets = octets_of(q->p), way = by_octets(octets) ? octets : way_of(q->p, true);
+    const int n = cluster_of(way, q->tokens, CLUSTER_LARGE);
+    const double each = (double)cmoe__ceil_div(q->tokens, n);
+    if (by_octets(way)) return 3.2 + 0.06 * n + octet_us(q->p) * each;
+    return 3.2 + token_us(q->p, true) * each;
 }
 
 static cmoe_status route_sort_cluster(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    const int way = way_of(x->p, true);
-    const int n = cluster_of(x->p, x->tokens, cmoe__cuda_of(x)->route_cluster);
+    static const enum cmoe_cuda_function octets[] = {
+        CMOE_CUDA_cmoe_route_cluster_32, CMOE_CUDA_cmoe_route_cluster_64,
+        CMOE_CUDA_cmoe_route_cluster_128, CMOE_CUDA_cmoe_route_cluster_256};
+    const int way = sort_way(x, true, x->scratch);
+    const int n = cluster_of(way, x->tokens, cmoe__cuda_of(x)->route_cluster);
     cmoe_gpu_routing g = routing_of(x, way, x->scratch);
     cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
     g.each = (int32_t)cmoe__ceil_div(x->tokens, n);
     void *args[] = {&g, &s};
-    const struct cmoe_cuda_grid grid = {(unsigned)n, 1, sort_threads(x->shape, way, g.each),
-                                        sort_shared(x->p, x->shape, way, g.each, n + 1)};
-    return cmoe__cuda_launch_clusters(x, CMOE_CUDA_cmoe_route_sort_cluster, grid, (unsigned)n,
-                                      args);
+    const struct cmoe_cuda_grid grid = {(unsigned)n, 1, sort_threads(x->shape, way, g.each, false),
+                                        sort_shared(x->p, x->shape, way, g.each, n + 1, false)};
+    return cmoe__cuda_launch_clusters(
+        x, by_octets(way) ? octets[way - CMOE_ROUTE_OCTET_32] : CMOE_CUDA_cmoe_route_sort_cluster,
+        grid, (unsigned)n, args);
 }
 
-/* Tokens of a block of cmoe_route_count: a warp each has one, or four of lanes, before there are more. */
-static int64_t wide_each(const cmoe_problem *p, int64_t tokens)
+/* Tokens of a block of the kernel that counts: a warp each has one, or four of lanes or octets, before there are
+ * more. */
+static int64_t wide_each(int way, int64_t tokens)
 {
-    const int64_t least = by_lanes(way_of(p, false)) ? 128 : 16;
+    const int64_t least = by_lanes(way) ? 128 : (by_octets(way) ? 32 : 16);
     return cmoe__max64(cmoe__ceil_div(tokens, WIDE_BLOCKS), least);
 }
 
-/* Scratch: counts, then places, then logits if they come from x. */
-static size_t wide_counts(const struct cmoe_shape *shape)
+/* Scratch: where experts start in lists, then lists, then logits if they come from x. */
+static size_t wide_starts(const struct cmoe_shape *shape)
 {
-    return (size_t)WIDE_BLOCKS * (size_t)cmoe__round_up(shape->local, 8) * 2;
+    return (size_t)WIDE_BLOCKS * (size_t)cmoe__round_up(shape->local + 1, 8) * 2;
 }
 
-static size_t wide_places(const struct cmoe_shape *shape, int64_t tokens)
+static size_t wide_lists(const struct cmoe_shape *shape, int64_t tokens)
 {
     return (size_t)cmoe__round_up(tokens * shape->slots, 4) * 4;
 }
@@ -308,47 +377,53 @@ static size_t wide_places(const struct cmoe_shape *shape, int64_t tokens)
 static size_t wide_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
     (void)k;
-    return wide_counts(q->shape) + wide_places(q->shape, q->tokens) +
+    return wide_starts(q->shape) + wide_lists(q->shape, q->tokens) +
            cmoe__cuda_route_scratch(q->p, q->tokens);
 }
 
 static bool wide_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                           struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why)
 {
-    return sort_supports(k, q, false, WIDE_TOKENS, wide_each(q->p, q->tokens), 1, in, out, why);
+    static const struct sort_needs needs = {false, WIDE_TOKENS, 1, wide_each};
+    if (wide_each(CMOE_ROUTE_LANE_8, q->tokens) * q->shape->slots > UINT16_MAX)
+        return cmoe__refuse(why, "%d slots a token are too many for a block to count",
+                            q->shape->slots);
+    return sort_supports(k, q, &needs, in, out, why);
 }
 
 static double wide_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
     (void)k;
     const double ids = (double)q->tokens * q->shape->slots;
-    return 4.5 + ids * 1e-5 + token_us(q->p, false) * (double)wide_each(q->p, q->tokens);
-}
-
-/* cmoe_route_place's: sums of warps, starts, and parts of the columns of counts. */
-static size_t place_shared(const struct cmoe_shape *shape)
-{
-    const size_t experts = (size_t)cmoe__round_up(shape->local, 8);
-    const size_t parts = (size_t)cmoe__min64(16, SORT_THREADS / (int64_t)(experts / 8));
-    return 4 * (32 + experts) + 2 * parts * experts * 2;
+    const int octets = octets_of(q->p), way = by_octets(octets) ? octets : way_of(q->p, false);
+    const double token = by_octets(way) ? octet_us(q->p) : token_us(q->p, false);
+    return (by_octets(way) ? 5.0 : 4.4) + ids * 1e-5 + token * (double)wide_each(way, q->tokens);
 }
 
 static cmoe_status route_sort_wide(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
+    static const enum cmoe_cuda_function octets[] = {
+        CMOE_CUDA_cmoe_route_count_32, CMOE_CUDA_cmoe_route_count_64,
+        CMOE_CUDA_cmoe_route_count_128, CMOE_CUDA_cmoe_route_count_256};
     const struct cmoe_shape *shape = x->shape;
-    const int way = way_of(x->p, false);
-    char *counts = x->scratch, *places = counts + wide_counts(shape);
-    cmoe_gpu_routing g = routing_of(x, way, places + wide_places(shape, x->tokens));
+    char *starts = x->scratch, *list = starts + wide_starts(shape);
+    char *logits = list + wide_lists(shape, x->tokens);
+    const int way = sort_way(x, false, logits);
+    cmoe_gpu_routing g = routing_of(x, way, logits);
     cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
-    g.each = (int32_t)wide_each(x->p, x->tokens);
+    g.each = (int32_t)wide_each(way, x->tokens);
     const unsigned n = blocks(x->tokens, g.each);
-    const struct cmoe_cuda_grid first = {n, 1, SORT_THREADS,
-                                         sort_shared(x->p, shape, way, g.each, 1)};
-    const struct cmoe_cuda_grid second = {n, 1, SORT_THREADS, place_shared(shape)};
-    void *counting[] = {&g, &s, &counts, &places}, *placing[] = {&s, &counts, &places, &g.each};
-    CMOE_TRY(cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route_count, first, counting));
+    const struct cmoe_cuda_grid first = {n, 1, sort_threads(shape, way, g.each, true),
+                                         sort_shared(x->p, shape, way, g.each, 1, true)};
+    int lists = (int)n, parts = (int)cmoe__ceil_div(PLACE_BLOCKS, shape->local);
+    const struct cmoe_cuda_grid second = {(unsigned)(shape->local * parts), 1, PLACE_THREADS, 0};
+    void *counting[] = {&g, &s, &starts, &list};
+    void *placing[] = {&s, &starts, &list, &lists, &g.each, &parts};
+    CMOE_TRY(cmoe__cuda_launch_after(
+        x, by_octets(way) ? octets[way - CMOE_ROUTE_OCTET_32] : CMOE_CUDA_cmoe_route_count, first,
+        counting));
     return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route_place, second, placing);
 }
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
- * ROUTE and SORT of tokens that one block routes, and of any number in two kernels: blocks route and count,
- * then every block adds up the counts of all and puts its ids where they belong. */
+ * ROUTE and SORT of tokens that one block routes, and of any number in two kernels: blocks route their tokens and
+ * sort them, then a block for each expert joins its ids of all of them. */
 #include "backends/cuda/kernels/common/depend.cuh"
 #include "backends/cuda/kernels/common/route_sort.cuh"
 
-enum { THREADS = 512 };
+enum { THREADS = 512, PLACE_WARPS = 8, PLACE_THREADS = 32 * PLACE_WARPS, PLACED_BLOCKS = 128 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     cmoe_route_sort(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s)
@@ -14,87 +14,91 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     clear_masks(m);
     depend();
     const tokens_of tokens(g);
-    route_tokens(g, s, m, tokens);
-    start_experts(s, m.sums, m.start, (int)threadIdx.x < s.call.local ? count_of(m, (int)threadIdx.x) : 0, 0);
+    route_tokens<0>(g, s, m, tokens);
+    start_experts(s, m.sums, m.start, (int)threadIdx.x < s.call.local ? count_of(m, (int)threadIdx.x) : 0, 0, true);
     put_rows(s, m, tokens);
 }
 
-/* counts: [blocks][experts]; places: of every slot the local expert, and above 16 bits its rank in the block. */
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     cmoe_route_count(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s,
-                     uint16_t *counts, uint32_t *places)
+                     uint16_t *starts, int32_t *list)
 {
     extern __shared__ int4 memory[];
-    const routed_memory m(memory, g, s.call.local, 1);
-    const int slots = s.call.slots;
-    clear_masks(m);
-    depend();
-    const tokens_of tokens(g);
-    route_tokens(g, s, m, tokens);
-    for (int e = threadIdx.x; e < m.experts; e += THREADS)
-        counts[blockIdx.x * m.experts + e] = (uint16_t)count_of(m, e);
-#pragma unroll 1
-    for (int i = threadIdx.x; i < tokens.n * slots; i += THREADS) {
-        const int e = m.ids[i];
-        const int rank = e < s.call.local ? rank_of_token(m, e, i / slots) : 0;
-        places[(int64_t)tokens.from * slots + i] = (uint32_t)rank << 16 | (uint32_t)e;
-    }
+    count_tokens<0>(g, s, memory, starts, list);
 }
 
-/* Of a thread's eight experts, two counts in a word: ids in all blocks, and in those before. */
-struct tally {
-    uint32_t all[4], before[4];
+/* A block's shared memory of cmoe_route_place. */
+struct placed {
+    int sums[PLACE_WARPS], starts[PLACE_WARPS];
+    int before[PLACED_BLOCKS]; /* ids of the expert in the blocks before */
+    int from[PLACED_BLOCKS];   /* from them to the list */
 };
 
-/* Every `step`th row of counts from `row` on. */
-DEV tally add_rows(const uint16_t *counts, int experts, int rows, int row, int step, int column)
+/* The n-th of an expert's ids, n < before[blocks]: where it is in the list. */
+DEV int find_id(const placed &m, int n)
 {
-    tally t = {};
-#pragma unroll 8
-    for (; row < rows; row += step) {
-        const uint4 n = *(const uint4 *)(counts + row * experts + 8 * column);
-        const uint32_t v[4] = {n.x, n.y, n.z, n.w};
-        const uint32_t earlier = row < (int)blockIdx.x ? 0xffffffff : 0;
+    int block = 0;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            t.all[i] += v[i];
-            t.before[i] += v[i] & earlier;
-        }
-    }
-    return t;
+    for (int step = PLACED_BLOCKS / 2; step > 0; step /= 2)
+        block += m.before[block + step] <= n ? step : 0;
+    return m.from[block] + n;
 }
 
-/* each: tokens of a block of cmoe_route_count, of which there were as many as there are of this. */
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    cmoe_route_place(const __grid_constant__ cmoe_gpu_sort s, const uint16_t *counts, const uint32_t *places, int each)
+/* Ids of an expert, those of `part` among `parts`, from lists of so many blocks. Nothing leaves the block if there
+ * are no lists. */
+DEV void place_ids(const cmoe_gpu_sort &s, placed &m, const uint16_t *starts, const int32_t *list, int blocks, int each,
+                   int parts)
 {
-    extern __shared__ int4 memory[];
-    const int experts = (s.call.local + 7) / 8 * 8, columns = experts / 8, parts = min(16, THREADS / columns);
-    const int part = (int)threadIdx.x / columns, column = (int)threadIdx.x % columns, e = (int)threadIdx.x;
-    int *sums = (int *)memory, *start = sums + 32;
-    uint16_t *all = (uint16_t *)(start + experts), *before = all + parts * experts; /* [parts][experts] */
-    depend();
-    const int n = token_count(s.call) * s.call.slots, from = min(n, (int)blockIdx.x * each * s.call.slots);
-    const int end = min(n, from + each * s.call.slots);
-    const uint32_t mine = from + e < end ? places[from + e] : 0; /* on its way */
-    if (part < parts) {
-        const tally t = add_rows(counts, experts, (int)gridDim.x, part, parts, column);
-        *(uint4 *)(all + part * experts + 8 * column) = make_uint4(t.all[0], t.all[1], t.all[2], t.all[3]);
-        *(uint4 *)(before + part * experts + 8 * column) =
-            make_uint4(t.before[0], t.before[1], t.before[2], t.before[3]);
+    const int b = (int)threadIdx.x, warp = b / 32, expert = (int)blockIdx.x / parts, part = (int)blockIdx.x % parts;
+    int begin = 0, n = 0;
+    if (b < blocks) {
+        const uint16_t *row = starts + b * start_stride(s.call.local) + expert;
+        begin = row[0];
+        n = row[1] - begin;
+    }
+    int sum = n;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset <<= 1) {
+        const int below = __shfl_up_sync(0xffffffff, sum, offset);
+        sum += lane() >= offset ? below : 0;
+    }
+    const int start_here = __reduce_add_sync(0xffffffff, begin);
+    if (lane() == 31) {
+        m.sums[warp] = sum;
+        m.starts[warp] = start_here;
     }
     __syncthreads();
-    int sum = 0, earlier = 0;
-#pragma unroll 4
-    for (int p = 0; p < parts && e < s.call.local; p++) {
-        sum += all[p * experts + e];
-        earlier += before[p * experts + e];
+    const int others = lane() < PLACE_WARPS ? m.sums[lane()] : 0, total = __reduce_add_sync(0xffffffff, others);
+    const int start = __reduce_add_sync(0xffffffff, lane() < PLACE_WARPS ? m.starts[lane()] : 0);
+    const int before = __reduce_add_sync(0xffffffff, lane() < warp ? others : 0) + sum - n;
+    if (b < PLACED_BLOCKS) {
+        m.before[b] = before;
+        m.from[b] = b * each * s.call.slots + begin - before;
     }
-    start_experts(s, sums, start, sum, earlier);
+    __syncthreads();
+    if (blocks > 0 && part == 0 && b == 0) {
+        s.offsets[expert] = start;
+        if (expert == s.call.local - 1)
+            s.offsets[expert + 1] = start + total;
+    }
+    if (blocks > 0 && blockIdx.x == 0)
+        clear_progress(s, PLACE_THREADS);
+#pragma unroll 2
+    for (int i = part * PLACE_THREADS + b; i < total; i += parts * PLACE_THREADS)
+        s.rows[start + i] = list[find_id(m, i)];
+}
+
+/* A block an expert, or `parts`. blocks: of the kernel that counted, which had `each` tokens of each. That one is
+ * still at work when this starts: going through the code once without ids fetches it meanwhile. */
+extern "C" __global__ void __launch_bounds__(PLACE_THREADS, 6)
+    cmoe_route_place(const __grid_constant__ cmoe_gpu_sort s, const uint16_t *starts, const int32_t *list, int blocks,
+                     int each, int parts)
+{
+    __shared__ placed m;
 #pragma unroll 1
-    for (int i = from + e; i < end; i += THREADS) {
-        const uint32_t place = i == from + e ? mine : places[i];
-        if ((place & 0xffff) < (uint32_t)s.call.local)
-            s.rows[start[place & 0xffff] + (int)(place >> 16)] = i;
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass == 1)
+            depend();
+        place_ids(s, m, starts, list, pass * blocks, each, parts);
     }
 }

@@ -5,12 +5,15 @@
 #ifndef CMOE_KERNELS_ROUTE_SORT_CUH
 #define CMOE_KERNELS_ROUTE_SORT_CUH
 
+#include "backends/cuda/kernels/common/depend.cuh"
 #include "backends/cuda/kernels/common/route_block.cuh"
+#include "backends/cuda/kernels/common/route_octet.cuh"
 #include "backends/cuda/kernels/common/sort_block.cuh"
 
 /* A block's shared memory; cmoe__cuda_route_sort_shared() is its size. */
 struct routed_memory {
     uint64_t *barrier;
+    int *total;      /* ids in all */
     int *sums;       /* [32]: of the warps' experts */
     int *start;      /* [experts]: row of the block's first id of an expert */
     uint32_t *mask;  /* [words][experts]: the block's tokens */
@@ -26,6 +29,7 @@ struct routed_memory {
         words = (g.each + 31) / 32;
         const int slots = (g.each * g.r.call.slots + 3) / 4 * 4;
         barrier = (uint64_t *)memory;
+        total = (int *)memory + 2;
         sums = (int *)memory + 4;
         start = sums + 32;
         count = (uint16_t *)(start + experts);
@@ -48,6 +52,20 @@ struct tokens_of {
     }
 };
 
+/* Tokens of slots, without a division: of less than 2^21 slots. */
+struct token_of {
+    float each;
+
+    MEMBER token_of(int slots) : each(1.0f / (float)slots)
+    {
+    }
+
+    MEMBER int operator()(int slot) const
+    {
+        return (int)(((float)slot + 0.5f) * each);
+    }
+};
+
 /* Before the kernel waits. */
 DEV void clear_masks(const routed_memory &m)
 {
@@ -55,19 +73,33 @@ DEV void clear_masks(const routed_memory &m)
         m.mask[i] = 0;
 }
 
+/* The block's tokens by octets that hold 8 * HELD experts, or the way that the problem has. */
+template <int HELD> DEV void route_some(const cmoe_gpu_routing &g, const routed_memory &m, const tokens_of &tokens)
+{
+    if constexpr (HELD == 0)
+        route_block(g, tokens.from, tokens.n, m.routing, m.ids, m.weights);
+    else {
+        enum { BEST = HELD < 8 ? HELD : 8 };
+        const uint32_t left = route_by_octets<HELD, BEST>(g, tokens.from, tokens.n, m.ids, m.weights);
+        route_left(g, tokens.from, left, m.routing, m.ids, m.weights);
+    }
+}
+
 /* After clear_masks(): routes the block's tokens, says what was chosen, and makes the sets. */
+template <int HELD>
 DEV void route_tokens(const cmoe_gpu_routing &g, const cmoe_gpu_sort &s, const routed_memory &m,
                       const tokens_of &tokens)
 {
     const cmoe_gpu_route &r = g.r;
     const int slots = r.call.slots;
     const expert_of local(s.call);
-    route_block(g, tokens.from, tokens.n, m.routing, m.ids, m.weights);
+    const token_of token(slots);
+    route_some<HELD>(g, m, tokens);
     __syncthreads();
 #pragma unroll 1
     for (int i = threadIdx.x; i < tokens.n * slots; i += blockDim.x) {
         const int64_t at = (int64_t)tokens.from * slots + i;
-        const int id = m.ids[i], expert = local(id), t = i / slots;
+        const int id = m.ids[i], expert = local(id), t = token(i);
         r.ids[at] = id;
         r.weights[at] = m.weights[i];
         m.ids[i] = expert;
@@ -110,20 +142,17 @@ DEV int sum_before(int v, int *sums)
     if (lane() == 31)
         sums[warp] = sum;
     __syncthreads();
-#pragma unroll 4
-    for (int w = 0; w < warp; w++)
-        v -= sums[w];
-    return sum - v;
+    return __reduce_add_sync(0xffffffff, lane() < warp ? sums[lane()] : 0) + sum - v;
 }
 
-/* A thread an expert: all: its ids; before: those of the blocks before. Where the block's begin, and for the first
+/* A thread an expert: all: its ids; before: those of the blocks before. Where the block's begin, and of the first
  * block all offsets. */
-DEV void start_experts(const cmoe_gpu_sort &s, int *sums, int *start, int all, int before)
+DEV void start_experts(const cmoe_gpu_sort &s, int *sums, int *start, int all, int before, bool first_block)
 {
     const int e = (int)threadIdx.x, first = sum_before(all, sums);
     if (e < s.call.local)
         start[e] = first + before;
-    if (blockIdx.x == 0) {
+    if (first_block) {
         if (e < s.call.local)
             s.offsets[e] = first;
         if (e == s.call.local - 1)
@@ -136,12 +165,55 @@ DEV void start_experts(const cmoe_gpu_sort &s, int *sums, int *start, int all, i
 DEV void put_rows(const cmoe_gpu_sort &s, const routed_memory &m, const tokens_of &tokens)
 {
     const int slots = s.call.slots;
+    const token_of token(slots);
 #pragma unroll 1
     for (int i = threadIdx.x; i < tokens.n * slots; i += blockDim.x) {
         const int e = m.ids[i];
         if (e < s.call.local)
-            s.rows[m.start[e] + rank_of_token(m, e, i / slots)] = tokens.from * slots + i;
+            s.rows[m.start[e] + rank_of_token(m, e, token(i))] = tokens.from * slots + i;
     }
+}
+
+/* Words of a row of starts of the first of two kernels. */
+DEV int start_stride(int local)
+{
+    return (local + 8) / 8 * 8;
+}
+
+/* The first of two kernels. list: the block's slots by expert from the block's first on; starts: where in it an
+ * expert's begin, with an end, [blocks][start_stride()]. */
+template <int HELD>
+DEV void count_tokens(const cmoe_gpu_routing &g, const cmoe_gpu_sort &s, int4 *memory, uint16_t *starts, int32_t *list)
+{
+    const routed_memory m(memory, g, s.call.local, 1);
+    const int slots = s.call.slots, local = s.call.local, e = (int)threadIdx.x;
+    const token_of token(slots);
+    clear_masks(m);
+    depend();
+    const tokens_of tokens(g);
+    const int first = tokens.from * slots;
+    int32_t *sorted = (int32_t *)m.weights; /* which are stored */
+    route_tokens<HELD>(g, s, m, tokens);
+    const int n = e < local ? count_of(m, e) : 0, start = sum_before(n, m.sums);
+    if (e < local) {
+        m.start[e] = start;
+        starts[(int)blockIdx.x * start_stride(local) + e] = (uint16_t)start;
+    }
+    if (e == local - 1) {
+        *m.total = start + n;
+        starts[(int)blockIdx.x * start_stride(local) + local] = (uint16_t)(start + n);
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int i = e; i < tokens.n * slots; i += (int)blockDim.x) {
+        const int expert = m.ids[i];
+        if (expert < local)
+            sorted[m.start[expert] + rank_of_token(m, expert, token(i))] = first + i;
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int i = e; i < *m.total; i += (int)blockDim.x)
+        list[first + i] = sorted[i];
 }
 
 #endif
