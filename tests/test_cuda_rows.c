@@ -191,6 +191,8 @@ static void faster_rows_are_planned(void **state)
         {"t=8 model=deepseek-v3-tp8 scheme=bf16", "_gemv", false},
         {"t=8 model=deepseek-v3-tp8 scheme=fp8-block", "quantcombine_slices", true},
         {"t=1 model=deepseek-v3-tp8 scheme=fp8-block", "quantcombine_slices", true},
+        {"t=2 model=deepseek-v3-tp8 scheme=fp8-block", "quantcombine_slices", true},
+        {"t=2 model=deepseek-v3-tp8 scheme=bf16", "sortcombine_slices", true},
         {"t=1 model=qwen3-30b-a3b scheme=fp8-block", "quantcombine_slices", true},
         {"t=1 model=qwen3-30b-a3b scheme=bf16", "sortcombine_slices", true},
         {"t=1 model=mixtral-8x7b scheme=fp8-block", "quantcombine_slices", true},

@@ -47,6 +47,7 @@ small+=';t=200 e=1 k=1 h=256 i=128 reduced scheme=fp8-block;t=200 e=1 k=1 h=128 
 small+=';t=20 e=3 k=2 h=256 i=128 reduced scheme=fp8-block;t=20 e=3 k=2 h=256 i=256 reduced scheme=fp8-token'
 small+=';t=60 e=2 k=1 h=64 i=2304 reduced scheme=fp8-token;t=300 e=1 k=1 h=768 i=256 reduced fastsums scheme=fp8-token'
 small+=';t=5 e=4 k=2 h=512 i=512 acc=0.5 scheme=fp8-block;t=3 e=4 k=2 h=1024 i=256 scheme=bf16'
+small+=';t=3 e=3 k=1 h=512 i=512 scheme=fp8-block;t=8 e=6 k=4 h=512 i=384 renorm scheme=bf16'
 # More stages than the rings have
 small+=';t=200 e=1 k=1 h=656 i=128 reduced scheme=fp8-token;t=200 e=1 k=1 h=328 i=128 reduced scheme=bf16'
 

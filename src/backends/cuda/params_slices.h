@@ -24,8 +24,12 @@ enum {
     CMOE_SLICE_PAD = 16,         /* bytes between rows of x */
 };
 
+/* Bits of a sum that is not there yet: a NaN that no addition makes. */
+#define CMOE_SLICE_UNWRITTEN 0xffffffffu
+
 typedef struct cmoe_gpu_slices {
-    CUtensorMap map[3]; /* gate, up, down: (byte of a span, row, span, expert) */
+    /* Gate and up, down, down for half a slice: (byte of a span, row, gate or up, span, expert) */
+    CUtensorMap map[3];
     cmoe_gpu_call call;
     cmoe_problem p;
     const void *x;
@@ -43,6 +47,8 @@ typedef struct cmoe_gpu_slices {
     int32_t blocks[2];                 /* scales of a row of either matrix */
     float *part;                       /* [cluster][token][hidden] */
     int32_t hidden, weigh;
+    int32_t swapped; /* 1: up lies before gate */
+    int32_t halves;  /* slices left after fewer rounds of clusters than this are halved */
 } cmoe_gpu_slices;
 
 typedef struct cmoe_gpu_slice_sum {

@@ -14,7 +14,8 @@ enum {
     CLUSTER = CMOE_SLICE_CLUSTER,
     BLOCK = 128, /* rows and columns of a scale */
     SHARED_BYTES = 226 * 1024,
-    START_US = 5,
+    START_US = 4,
+    ANY_ROUNDS = 1000,
 };
 
 static bool is_coded(const cmoe_problem *p)
@@ -44,6 +45,15 @@ static bool formats_fit(const cmoe_problem *p, const struct cmoe_shape *s)
 static int units_of(const cmoe_problem *p)
 {
     return CMOE_SLICE_BYTES / (is_coded(p) ? 1 : 2);
+}
+
+/* Slices left after fewer rounds of clusters than this are halved: where it was measured to end sooner. Of codes, gate
+ * and up of half a slice of more tokens would not fit where its h goes. */
+static int most_halved(const cmoe_problem *p, int tokens)
+{
+    if (!is_coded(p)) return 3;
+    if (tokens == 1) return ANY_ROUNDS;
+    return tokens <= CMOE_SLICE_TOKENS / 2 ? 3 : 0;
 }
 
 /* Shared memory from a multiple of 1024 on: the stages, rows of x (of codes all 8, span by span), their scales, the
@@ -101,7 +111,15 @@ bool cmoe__cuda_slices_supports(const struct cmoe_kernel *k, const struct cmoe_q
     return sizes_fit(q, why);
 }
 
-/* Every expert's weights once, at the rate measured on an H100, and a quarter of what clusters wait for the last
+/* Rounds of clusters until the last has ended. */
+static double rounds_of(const cmoe_problem *p, int tokens, double turns)
+{
+    const double whole = floor(turns + 1e-6), last = turns - whole;
+    if (last <= 1e-6) return whole;
+    return whole + (whole < most_halved(p, tokens) && last <= 0.5 ? 0.5 : 1);
+}
+
+/* Every expert's weights once, at the rate measured on an H100, and a part of what clusters wait for the last
  * ones: who is left then has the memory to itself. One multiprocessor in ten is in no cluster. */
 double cmoe__cuda_slices_cost(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
@@ -110,7 +128,7 @@ double cmoe__cuda_slices_cost(const struct cmoe_kernel *k, const struct cmoe_que
     const double expert = cmoe__expert_bytes(q->p, 1) + cmoe__expert_bytes(q->p, 2);
     const double clusters = ceil(0.9 * (double)q->props->threads / CLUSTER);
     const double turns = hit * (double)(q->shape->I / units_of(q->p)) / clusters;
-    const double uneven = 1 + 0.25 * (ceil(turns - 1e-6) / turns - 1);
+    const double uneven = 1 + 0.15 * (rounds_of(q->p, q->tokens, turns) / turns - 1);
     const double rate = q->props->gbps * 1e3 * (is_coded(q->p) ? 0.92 : 0.94);
     return START_US + hit * expert * (uneven < 1.25 ? uneven : 1.25) / rate;
 }
@@ -127,34 +145,67 @@ size_t cmoe__cuda_slices_scratch(const struct cmoe_kernel *k, const struct cmoe_
     return own > other ? own : other;
 }
 
-/* (byte of a span, row, span, expert), in boxes of so many rows and spans. */
-static bool encode_map(const struct cmoe_exec *x, int half, int64_t row_bytes, int64_t rows,
-                       int box_rows, int box_spans, CUtensorMap *map)
+/* Rows of a matrix's half, or of gate and up, and what of them is a box. */
+struct source {
+    int half;
+    int64_t row_bytes, rows, apart; /* apart: bytes from gate to up; 0: one half only */
+    int box_rows, box_spans;
+};
+
+/* (byte of a span, row, half, span, expert) */
+static bool encode_map(const struct cmoe_exec *x, struct source from, CUtensorMap *map)
 {
     const struct cmoe_cuda *cuda = cmoe__cuda_of(x);
     const struct cmoe_cuda_weights *w = x->w->state;
-    const struct cmoe_cuda_half *h = &w->half[half];
-    const cuuint64_t sizes[4] = {SPAN, (cuuint64_t)rows, (cuuint64_t)(row_bytes / SPAN),
+    const struct cmoe_cuda_half *h = &w->half[from.half];
+    const cuuint64_t halves = from.apart ? 2 : 1;
+    const cuuint64_t sizes[5] = {SPAN, (cuuint64_t)from.rows, halves,
+                                 (cuuint64_t)(from.row_bytes / SPAN),
                                  (cuuint64_t)cmoe__max64(1, x->w->experts)};
-    const cuuint64_t strides[3] = {(cuuint64_t)h->row_stride, SPAN, (cuuint64_t)h->expert_stride};
-    const cuuint32_t box[4] = {SPAN, (cuuint32_t)box_rows, (cuuint32_t)box_spans, 1};
-    const cuuint32_t steps[4] = {1, 1, 1, 1};
+    const cuuint64_t strides[4] = {(cuuint64_t)h->row_stride,
+                                   (cuuint64_t)(from.apart ? from.apart : SPAN), SPAN,
+                                   (cuuint64_t)h->expert_stride};
+    const cuuint32_t box[5] = {SPAN, (cuuint32_t)from.box_rows, (cuuint32_t)halves,
+                               (cuuint32_t)from.box_spans, 1};
+    const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
     return h->all_strided && cuda->driver->cuTensorMapEncodeTiled(
-                                 map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 4, (void *)(uintptr_t)h->data,
+                                 map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 5, (void *)(uintptr_t)h->data,
                                  sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
                                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
+/* Boxes hold gate and up rows, whichever lie first. */
 static bool encode_maps(const struct cmoe_exec *x, cmoe_gpu_slices *v)
 {
     const struct cmoe_shape *s = x->shape;
+    const struct cmoe_cuda_weights *w = x->w->state;
+    const struct cmoe_cuda_half *gate = &w->half[0], *up = &w->half[1];
+    const int64_t apart = (int64_t)up->data - (int64_t)gate->data;
     const int bytes = is_coded(x->p) ? 1 : 2, rows = units_of(x->p) / CLUSTER;
-    const int spans = is_coded(x->p) ? 1 : CMOE_SLICE_STAGE / 2 / SPAN / rows;
-    return encode_map(x, 0, s->H * bytes, s->I, rows, spans, &v->map[0]) &&
-           encode_map(x, 1, s->H * bytes, s->I, rows, spans, &v->map[1]) &&
-           encode_map(x, 2, s->I * bytes, s->H, CMOE_SLICE_DOWN, CMOE_SLICE_BYTES / SPAN,
-                      &v->map[2]);
+    if (!up->all_strided || gate->row_stride != up->row_stride ||
+        gate->expert_stride != up->expert_stride)
+        return false;
+    const struct source first = {
+        .half = apart < 0,
+        .row_bytes = s->H * bytes,
+        .rows = s->I,
+        .apart = apart < 0 ? -apart : apart,
+        .box_rows = rows,
+        .box_spans = CMOE_SLICE_STAGE / 2 / SPAN / rows,
+    };
+    const struct source second = {
+        .half = 2,
+        .row_bytes = s->I * bytes,
+        .rows = s->H,
+        .box_rows = CMOE_SLICE_DOWN,
+        .box_spans = CMOE_SLICE_BYTES / SPAN,
+    };
+    struct source half = second;
+    half.box_spans = 1;
+    v->swapped = apart < 0;
+    return encode_map(x, first, &v->map[0]) && encode_map(x, second, &v->map[1]) &&
+           encode_map(x, half, &v->map[2]);
 }
 
 /* Where scales lie; false: a block of rows is not a block of scales. */
@@ -225,6 +276,7 @@ cmoe_status cmoe__cuda_slices(const struct cmoe_step *step, const struct cmoe_ex
         .part = x->scratch,
         .hidden = (int32_t)s->H,
         .weigh = x->p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
+        .halves = most_halved(x->p, x->tokens),
     };
     if (clusters == 0 || !x_is_aligned(x) || !find_scales(x, &v) || !encode_maps(x, &v))
         return cmoe__cuda_gemv(step, x);

@@ -80,6 +80,18 @@ DEV void send(uint32_t to, uint32_t v, uint32_t barrier, int rank)
                  : "memory");
 }
 
+/* The same of 8 bytes. */
+DEV void send(uint32_t to, uint2 v, uint32_t barrier, int rank)
+{
+    asm volatile("{\n.reg .b32 there, barrier;\n"
+                 "mapa.shared::cluster.u32 there, %0, %4;\n"
+                 "mapa.shared::cluster.u32 barrier, %1, %4;\n"
+                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [there], {%2, %3}, "
+                 "[barrier];\n}" ::"r"(to),
+                 "r"(barrier), "r"(v.x), "r"(v.y), "r"(rank)
+                 : "memory");
+}
+
 /* The same of 16 bytes. */
 DEV void send(uint32_t to, uint4 v, uint32_t barrier, int rank)
 {
@@ -209,6 +221,14 @@ DEV int load_acquire(const int32_t *from)
 {
     int v;
     asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+
+/* ld.relaxed.gpu: what another kernel may be writing */
+DEV float load_relaxed(const float *from)
+{
+    float v;
+    asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(from) : "memory");
     return v;
 }
 

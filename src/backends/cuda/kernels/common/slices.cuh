@@ -80,44 +80,46 @@ struct slice_scales {
 /* The span of a stage of the first GEMM that a warp multiplies, and whether by gate or up rows. */
 template <int TYPE> DEV int own_span(int warp)
 {
-    return slice_of<TYPE>::CODES ? warp / 4 : warp % 4;
+    return slice_of<TYPE>::CODES ? warp / 4 : warp / 2;
 }
 
 template <int TYPE> DEV int own_half(int warp)
 {
-    return slice_of<TYPE>::CODES ? warp % 4 / 2 : warp / 4;
+    return slice_of<TYPE>::CODES ? warp % 4 / 2 : warp % 2;
 }
 
 template <int TYPE>
-DEV slice_scales load_scales(const cmoe_gpu_slices &p, const slice_memory &m, int number, int slice)
+DEV slice_scales load_scales(const cmoe_gpu_slices &p, const slice_memory &m, const slice_turn &turn)
 {
     using shape = slice_of<TYPE>;
     slice_scales s = {1, 1};
-    if (!shape::CODES || number >= m.tail->count)
+    if (!shape::CODES || !turn.is_there(m))
         return s;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, expert = m.tail->experts[number];
-    const int half = own_half<TYPE>(warp);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, expert = m.tail->experts[turn.number];
+    const int half = own_half<TYPE>(warp) ^ p.swapped;
     const float *first = (const float *)((const char *)p.scale[half] + expert * p.scale_stride[half]);
     const float *second = (const float *)((const char *)p.scale[2] + expert * p.scale_stride[2]);
-    const int row = (slice * shape::UNITS + m.rank * shape::ROWS) / 128;
-    if (lane < p.stages1)
-        s.first = first[row * p.blocks[0] + lane * shape::SPANS + own_span<TYPE>(warp)];
+    const int row = turn.first_unit<TYPE>(m) / 128, column = turn.first_stage(p, m) + lane;
+    if (lane < turn.stages1(p))
+        s.first = first[row * p.blocks[0] + column * shape::SPANS + own_span<TYPE>(warp)];
     if (lane < p.stages2)
-        s.second = second[(m.rank * p.stages2 + lane) * CMOE_SLICE_DOWN / 128 * p.blocks[1] + slice * shape::GROUPS +
-                          warp / 4];
+        s.second = second[(m.rank * p.stages2 + lane) * CMOE_SLICE_DOWN / 128 * p.blocks[1] +
+                          turn.slice * shape::GROUPS + (turn.halved ? turn.half : warp / 4)];
     return s;
 }
 
 /* The warp's part of gate or up of the block's units, into the tail's sums. */
 template <int TYPE>
-DEV void multiply_first(const cmoe_gpu_slices &p, const slice_memory &m, stage_cursor &at, float scales)
+DEV void multiply_first(const cmoe_gpu_slices &p, const slice_memory &m, const slice_turn &turn, stage_cursor &at,
+                        float scales)
 {
     using shape = slice_of<TYPE>;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, token = lane % 4 * 2;
+    const int stages = turn.stages1(p), first_span = turn.first_stage(p, m) * shape::SPANS + own_span<TYPE>(warp);
     float acc[4] = {};
 #pragma unroll 1
-    for (int i = 0; i < p.stages1; i++) {
-        const int span = i * shape::SPANS + own_span<TYPE>(warp);
+    for (int i = 0; i < stages; i++) {
+        const int span = first_span + i * shape::SPANS;
         const uint8_t *stage = m.ring + at.stage * STAGE;
         if (shape::CODES) {
             const float w = __shfl_sync(0xffffffff, scales, i);
@@ -142,8 +144,14 @@ DEV void multiply_first(const cmoe_gpu_slices &p, const slice_memory &m, stage_c
     *(float2 *)&m.tail->sums[warp][lane / 4 + 8][token] = make_float2(acc[2], acc[3]);
 }
 
-/* h of the block's units, to all blocks. */
-template <int TYPE> DEV void send_h(const cmoe_gpu_slices &p, const slice_memory &m, int turn)
+/* Of half a slice's h: gate and up of a unit from the blocks with the first half of x, or with the second. */
+template <int TYPE> DEV float2 *half_sums(const slice_memory &m, int buffer, int part, int token)
+{
+    return (float2 *)m.tail->h[buffer] + (part * m.tokens + token) * (slice_of<TYPE>::UNITS / 2);
+}
+
+/* h of the block's units, to all blocks; of half a slice what they make it of. */
+template <int TYPE> DEV void send_h(const cmoe_gpu_slices &p, const slice_memory &m, const slice_turn &turn, int buffer)
 {
     using shape = slice_of<TYPE>;
     const int unit = threadIdx.x / TOKENS, token = threadIdx.x % TOKENS;
@@ -152,25 +160,46 @@ template <int TYPE> DEV void send_h(const cmoe_gpu_slices &p, const slice_memory
     float gate = 0, up = 0;
 #pragma unroll
     for (int i = 0; i < WARPS / 2 / (shape::ROWS / 16); i++) { /* the warps that have the unit's spans */
-        const int warp = shape::CODES ? i * 4 + unit / 16 : i;
-        gate += m.tail->sums[warp][unit % 16][token];
-        up += m.tail->sums[warp + (shape::CODES ? 2 : 4)][unit % 16][token];
+        const int warp = shape::CODES ? i * 4 + unit / 16 : i * 2;
+        gate += m.tail->sums[warp + p.swapped * shape::UP][unit % 16][token];
+        up += m.tail->sums[warp + (1 - p.swapped) * shape::UP][unit % 16][token];
     }
-    const float h = activation(p.p, gate, up);
-    send_all(&m.tail->h[turn][token][m.rank * shape::ROWS + unit], __float_as_uint(h), &m.tail->there[turn]);
+    if (turn.halved) {
+        const uint2 sums = make_uint2(__float_as_uint(gate), __float_as_uint(up));
+        send_all(half_sums<TYPE>(m, buffer, m.rank / 4, token) + m.rank % 4 * shape::ROWS + unit, sums,
+                 &m.tail->there[buffer]);
+    } else {
+        const float h = activation(p.p, gate, up);
+        send_all(&m.tail->h[buffer][token][m.rank * shape::ROWS + unit], __float_as_uint(h), &m.tail->there[buffer]);
+    }
+}
+
+/* Half a slice's h from both halves of x, token by token, to where the block's own sums were. */
+template <int TYPE> DEV const float *add_halves(const cmoe_gpu_slices &p, const slice_memory &m, int buffer)
+{
+    const float2 *low = half_sums<TYPE>(m, buffer, 0, 0), *high = half_sums<TYPE>(m, buffer, 1, 0);
+    float *h = &m.tail->sums[0][0][0];
+    group_sync(MATH_BARRIER, MATH); /* all threads have read these */
+    for (int i = threadIdx.x; i < slice_of<TYPE>::UNITS / 2 * m.tokens; i += MATH)
+        h[i] = activation(p.p, low[i].x + high[i].x, low[i].y + high[i].y);
+    group_sync(MATH_BARRIER, MATH);
+    return h;
 }
 
 /* The slice's h of all tokens as operands, and what their sums are multiplied by: nothing of tokens that do not
  * have the expert. */
-template <int TYPE> DEV void take_h(const slice_memory &m, int number, int turn)
+template <int TYPE> DEV void take_h(const cmoe_gpu_slices &p, const slice_memory &m, const slice_turn &turn, int buffer)
 {
     using shape = slice_of<TYPE>;
     constexpr int PARTS = shape::UNITS / 128;
-    const int lane = threadIdx.x % 32;
-    for (int i = threadIdx.x / 32; i < m.tokens * PARTS; i += WARPS) {
-        const int token = i / PARTS, part = i % PARTS;
+    const int lane = threadIdx.x % 32, number = turn.number;
+    const bool one = PARTS == 1 || turn.halved;
+    const float *h = turn.halved ? add_halves<TYPE>(p, m, buffer) : m.tail->h[buffer][0];
+    const int pitch = turn.halved ? shape::UNITS / 2 : CMOE_SLICE_BYTES;
+    for (int i = threadIdx.x / 32; i < (one ? m.tokens : m.tokens * PARTS); i += WARPS) {
+        const int token = one ? i : i / PARTS, part = one ? 0 : i % PARTS;
         const bool counts = m.tail->chosen[number] >> token & 1;
-        const float4 v = *(const float4 *)&m.tail->h[turn][token][part * 128 + lane * 4];
+        const float4 v = *(const float4 *)&h[token * pitch + part * 128 + lane * 4];
         float scale = 1;
         if (shape::CODES) {
             scale = span_scale(v);
@@ -189,12 +218,20 @@ template <int TYPE> DEV void take_h(const slice_memory &m, int number, int turn)
         fence_proxy();
 }
 
-/* The warp's rows of y, of one of the slice's spans. */
+/* The warp's rows of y, of one of the slice's spans; half a slice has only the first. */
 template <int TYPE>
-DEV void multiply_second(const cmoe_gpu_slices &p, const slice_memory &m, stage_cursor &at, float scales,
+DEV void multiply_second(const cmoe_gpu_slices &p, const slice_memory &m, bool halved, stage_cursor &at, float scales,
                          float (&y)[MOST_DOWN][4])
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, span = warp / 4;
+    if (halved && span > 0) {
+#pragma unroll 1
+        for (int i = 0; i < p.stages2; i++) {
+            barrier_wait(shared_address(&m.tail->full[at.stage]), at.parity);
+            release(m, at, p);
+        }
+        return;
+    }
     uint32_t b[8];
     if (!slice_of<TYPE>::CODES)
         load_span(m, m.tail->codes + span * SPAN, CODES_PITCH, b);
@@ -218,6 +255,22 @@ DEV void multiply_second(const cmoe_gpu_slices &p, const slice_memory &m, stage_
     }
 }
 
+/* What nobody has stored yet, to all places of the block's sums, for the kernel that adds them up to see. */
+DEV void clear_sums(const cmoe_gpu_slices &p, const slice_memory &m)
+{
+    constexpr uint32_t V = CMOE_SLICE_UNWRITTEN;
+    uint4 *to = (uint4 *)(p.part + (int64_t)m.cluster * m.tokens * p.hidden + m.rank * p.stages2 * CMOE_SLICE_DOWN);
+    if (threadIdx.x < p.stages2 * (CMOE_SLICE_DOWN / 4))
+        for (int token = 0; token < m.tokens; token++)
+            to[token * (p.hidden / 4) + threadIdx.x] = make_uint4(V, V, V, V);
+}
+
+/* A sum, which no NaN makes look unwritten. */
+DEV float written(float v)
+{
+    return __float_as_uint(v) == CMOE_SLICE_UNWRITTEN ? __uint_as_float(0x7fffffff) : v;
+}
+
 /* Both spans' sums, in one order, to the cluster's rows of the workspace. */
 DEV void store_sums(const cmoe_gpu_slices &p, const slice_memory &m, const float (&y)[MOST_DOWN][4])
 {
@@ -231,8 +284,8 @@ DEV void store_sums(const cmoe_gpu_slices &p, const slice_memory &m, const float
     group_sync(MATH_BARRIER, MATH);
     if (warp >= 4)
         return;
-    float *to = p.part + ((int64_t)m.cluster * m.tokens + token) * p.hidden +
-                m.rank * p.stages2 * CMOE_SLICE_DOWN + warp * 16 + lane / 4;
+    float *to = p.part + ((int64_t)m.cluster * m.tokens + token) * p.hidden + m.rank * p.stages2 * CMOE_SLICE_DOWN +
+                warp * 16 + lane / 4;
 #pragma unroll
     for (int i = 0; i < MOST_DOWN; i++) {
         if (i >= p.stages2)
@@ -240,12 +293,12 @@ DEV void store_sums(const cmoe_gpu_slices &p, const slice_memory &m, const float
         const float4 v = other[i * 32];
         float *at = to + i * CMOE_SLICE_DOWN;
         if (token < m.tokens) {
-            at[0] = y[i][0] + v.x;
-            at[8] = y[i][2] + v.z;
+            at[0] = written(y[i][0] + v.x);
+            at[8] = written(y[i][2] + v.z);
         }
         if (token + 1 < m.tokens) {
-            at[p.hidden] = y[i][1] + v.y;
-            at[p.hidden + 8] = y[i][3] + v.w;
+            at[p.hidden] = written(y[i][1] + v.y);
+            at[p.hidden + 8] = written(y[i][3] + v.w);
         }
     }
 }
@@ -259,33 +312,37 @@ template <int TYPE> DEV void multiply_slices(const cmoe_gpu_slices &p, const sli
         barrier_expect(shared_address(&m.tail->rows),
                        m.tokens * p.spans * (shape::CODES ? SPAN + (int)sizeof(float) : 512));
     load_rows<TYPE>(p, m, rows);
+    clear_sums(p, m);
     group_sync(EXPERTS_BARRIER, CMOE_SLICE_THREADS);
-    int number = m.cluster / p.slices, slice = m.cluster % p.slices, turn = 0;
-    slice_scales scales = load_scales<TYPE>(p, m, number, slice);
+    slice_turn next(p, m);
+    slice_scales scales = load_scales<TYPE>(p, m, next);
     send_rows<TYPE>(p, m, rows);
+    if (threadIdx.x == MATH - 1) { /* all that is cleared, before the kernel of the sum starts */
+        fence_gpu();
+        depend_release();
+    }
+    __syncwarp();
     barrier_wait(shared_address(&m.tail->rows), 0);
     if (shape::CODES)
         fence_proxy();
     group_sync(WEIGHTS_BARRIER, CMOE_SLICE_THREADS);
     stage_cursor at = {0, 0};
     float y[MOST_DOWN][4] = {};
-    const int count = m.tail->count;
 #pragma unroll 1
-    for (; number < count; turn++) {
+    for (int i = 0; next.is_there(m); i++) {
         const slice_scales now = scales;
-        const int expert = number;
-        for (slice += m.clusters; slice >= p.slices; slice -= p.slices)
-            number++;
-        scales = load_scales<TYPE>(p, m, number, slice);
+        const slice_turn turn = next;
+        next.advance(p, m);
+        scales = load_scales<TYPE>(p, m, next);
         if (threadIdx.x == 0)
-            barrier_expect(shared_address(&m.tail->there[turn & 1]), shape::UNITS * m.tokens * 4);
-        multiply_first<TYPE>(p, m, at, now.first);
+            barrier_expect(shared_address(&m.tail->there[i & 1]), shape::UNITS * m.tokens * (turn.halved ? 8 : 4));
+        multiply_first<TYPE>(p, m, turn, at, now.first);
         group_sync(MATH_BARRIER, MATH);
-        send_h<TYPE>(p, m, turn & 1);
-        barrier_wait(shared_address(&m.tail->there[turn & 1]), turn >> 1 & 1);
-        take_h<TYPE>(m, expert, turn & 1);
+        send_h<TYPE>(p, m, turn, i & 1);
+        barrier_wait(shared_address(&m.tail->there[i & 1]), i >> 1 & 1);
+        take_h<TYPE>(p, m, turn, i & 1);
         group_sync(MATH_BARRIER, MATH);
-        multiply_second<TYPE>(p, m, at, now.second, y);
+        multiply_second<TYPE>(p, m, turn.halved, at, now.second, y);
     }
     store_sums(p, m, y);
 }
@@ -314,7 +371,7 @@ template <int TYPE> DEV void slices(const cmoe_gpu_slices &p, uint8_t *memory)
             prefetch_map(&p.map[i]);
     }
     cluster_sync();
-    depend();
+    depend_wait();
     m.tokens = token_count(p.call);
     if (threadIdx.x < MATH)
         multiply_slices<TYPE>(p, m);

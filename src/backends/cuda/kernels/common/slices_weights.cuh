@@ -14,8 +14,8 @@ enum {
     IDS = CMOE_SLICE_IDS,
     SPAN = CMOE_SLICE_SPAN,
     STAGE = CMOE_SLICE_STAGE,
-    TILE = 16 * SPAN,     /* bytes of a stage that a warp multiplies */
-    SWIZZLED = 8 * SPAN,  /* bytes of a span of 8 tokens as an operand of wgmma */
+    TILE = 16 * SPAN,    /* bytes of a stage that a warp multiplies */
+    SWIZZLED = 8 * SPAN, /* bytes of a span of 8 tokens as an operand of wgmma */
     MOST_DOWN = CMOE_SLICE_WIDEST / CLUSTER / CMOE_SLICE_DOWN,
 };
 
@@ -28,21 +28,23 @@ template <int TYPE> struct slice_of {
     static constexpr bool CODES = TYPE == CMOE_E4M3;
     static constexpr int BYTES = CODES ? 1 : 2;
     static constexpr int UNITS = CMOE_SLICE_BYTES / BYTES;
-    static constexpr int ROWS = UNITS / CLUSTER;                  /* of gate and of up, a block's */
-    static constexpr int SPANS = STAGE / 2 / SPAN / ROWS;         /* of these rows in a stage */
-    static constexpr int GROUPS = CMOE_SLICE_BYTES / SPAN;        /* of a slice */
+    static constexpr int ROWS = UNITS / CLUSTER;           /* of gate and of up, a block's */
+    static constexpr int SPANS = STAGE / 2 / SPAN / ROWS;  /* of these rows in a stage: gate's, then up's */
+    static constexpr int UP = ROWS / 16;                   /* warps from gate rows to up rows of a span */
+    static constexpr int GROUPS = CMOE_SLICE_BYTES / SPAN; /* of a slice */
 };
 
 /* What blocks know beside stages and x. */
 struct slice_tail {
     alignas(1024) uint8_t codes[TOKENS * CODES_PITCH]; /* h as the second GEMM's operand */
-    float h[2][TOKENS][CMOE_SLICE_BYTES];                       /* of a slice, by turns */
-    float sums[WARPS][16][TOKENS];                              /* of a warp's tile of the first GEMM */
-    float factor[2][TOKENS];                                    /* of the second GEMM's sums, by span */
+    float h[2][TOKENS][CMOE_SLICE_BYTES];              /* of a slice, by turns */
+    float sums[WARPS][16][TOKENS];                     /* of a warp's tile of the first GEMM */
+    float factor[2][TOKENS];                           /* of the second GEMM's sums, by span */
     float weights[IDS][TOKENS];
     uint64_t full[CMOE_SLICE_STAGES], empty[CMOE_SLICE_STAGES], there[2], rows;
-    uint32_t chosen[IDS]; /* tokens that have an expert, a bit each */
+    uint32_t chosen[IDS];    /* tokens that have an expert, a bit each */
     int experts[IDS], count; /* experts that tokens have */
+    int wholes, turns;       /* slices that are not halved, and with all halves */
 };
 static_assert(sizeof(slice_tail) <= CMOE_SLICE_TAIL, "");
 
@@ -64,47 +66,118 @@ struct stage_cursor {
     }
 };
 
-/* cp.async.bulk.tensor, four coordinates */
-DEV void copy_box4(uint32_t to, const void *map, int row, int span, int expert, uint32_t barrier, uint64_t policy)
+/* cp.async.bulk.tensor, five coordinates, by one lane of a warp, and how many bytes the barrier is to wait for. */
+DEV void ask_box(uint32_t to, const void *map, int row, int span, int expert, int bytes, uint32_t barrier,
+                 uint64_t policy)
 {
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to),
-                 "l"(map), "r"(0), "r"(row), "r"(span), "r"(expert), "r"(barrier), "l"(policy)
+    asm volatile("{\n.reg .pred p;\n"
+                 "elect.sync _|p, 0xffffffff;\n"
+                 "@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%6], %8;\n"
+                 "@p cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%2, %3, %2, %4, %5}], [%6], %7;\n}" ::"r"(to),
+                 "l"(map), "r"(0), "r"(row), "r"(span), "r"(expert), "r"(barrier), "l"(policy), "r"(bytes)
                  : "memory");
 }
 
-/* What the asking warp has to do: a slice of an expert, by its number among those that tokens have. */
+/* A cluster's turn: a slice of an expert, by its number among those that tokens have, or half of one. Ranks 0 to 3 then
+ * take their rows of half as many units times one half of x, ranks 4 to 7 the same rows times the other. */
+struct slice_turn {
+    int at, index, number, slice;
+    bool halved;
+    int half;
+
+    MEMBER slice_turn(const cmoe_gpu_slices &p, const slice_memory &m) : at(m.cluster), index(0), number(0), slice(0)
+    {
+        find(p, m);
+    }
+
+    MEMBER void find(const cmoe_gpu_slices &p, const slice_memory &m)
+    {
+        const int beyond = at - m.tail->wholes;
+        halved = beyond >= 0;
+        half = halved ? beyond & 1 : 0;
+        const int next = halved ? at - beyond + beyond / 2 : at;
+        slice += next - index;
+        for (index = next; slice >= p.slices; slice -= p.slices)
+            number++;
+    }
+
+    MEMBER void advance(const cmoe_gpu_slices &p, const slice_memory &m)
+    {
+        at += m.clusters;
+        find(p, m);
+    }
+
+    MEMBER bool is_there(const slice_memory &m) const { return at < m.tail->turns; }
+
+    /* The block's first gate row, stages of the first GEMM, and first column of x in units of a stage's. */
+    template <int TYPE> MEMBER int first_unit(const slice_memory &m) const
+    {
+        using shape = slice_of<TYPE>;
+        return slice * shape::UNITS + half * (shape::UNITS / 2) + (halved ? m.rank % 4 : m.rank) * shape::ROWS;
+    }
+
+    MEMBER int stages1(const cmoe_gpu_slices &p) const { return halved ? p.stages1 / 2 : p.stages1; }
+
+    MEMBER int first_stage(const cmoe_gpu_slices &p, const slice_memory &m) const
+    {
+        return halved && m.rank >= 4 ? p.stages1 / 2 : 0;
+    }
+};
+
+/* What the asking warp does next, worked out once a matrix. */
 struct supply {
     stage_cursor at;
-    int expert, slice, step;
+    slice_turn turn;
+    const CUtensorMap *map;
+    bool second;
+    int expert, left, bytes, row, row_step, span, span_step;
 };
+
+template <int TYPE> DEV void begin_first(const cmoe_gpu_slices &p, const slice_memory &m, supply &s)
+{
+    using shape = slice_of<TYPE>;
+    if (!s.turn.is_there(m))
+        return;
+    s.map = &p.map[0];
+    s.second = false;
+    s.expert = m.tail->experts[s.turn.number];
+    s.left = s.turn.stages1(p);
+    s.bytes = STAGE;
+    s.row = s.turn.first_unit<TYPE>(m);
+    s.row_step = 0;
+    s.span = s.turn.first_stage(p, m) * shape::SPANS;
+    s.span_step = shape::SPANS;
+}
+
+template <int TYPE> DEV void begin_second(const cmoe_gpu_slices &p, const slice_memory &m, supply &s)
+{
+    s.map = &p.map[s.turn.halved ? 2 : 1];
+    s.second = true;
+    s.left = p.stages2;
+    s.bytes = s.turn.halved ? STAGE / 2 : STAGE;
+    s.row = m.rank * p.stages2 * CMOE_SLICE_DOWN;
+    s.row_step = CMOE_SLICE_DOWN;
+    s.span = s.turn.slice * slice_of<TYPE>::GROUPS + s.turn.half;
+    s.span_step = 0;
+}
 
 template <int TYPE> DEV void ask(const cmoe_gpu_slices &p, const slice_memory &m, supply &s, uint64_t policy)
 {
-    using shape = slice_of<TYPE>;
-    const uint32_t to = shared_address(m.ring + s.at.stage * STAGE);
-    const uint32_t full = shared_address(&m.tail->full[s.at.stage]);
-    const int expert = m.tail->experts[s.expert], second = s.step - p.stages1;
     barrier_wait(shared_address(&m.tail->empty[s.at.stage]), s.at.parity);
-    barrier_expect(full, STAGE);
-    if (second < 0) {
-        const int row = s.slice * shape::UNITS + m.rank * shape::ROWS, span = s.step * shape::SPANS;
-        constexpr int BOX = shape::CODES ? STAGE / 4 : STAGE / 2; /* e4m3: gate and up rows of a span lie together */
-#pragma unroll
-        for (int i = 0; i < STAGE / BOX; i++)
-            copy_box4(to + i * BOX, &p.map[i % 2], row, span + i / 2, expert, full, policy);
-    } else {
-        const int row = (m.rank * p.stages2 + second) * CMOE_SLICE_DOWN;
-        copy_box4(to, &p.map[2], row, s.slice * shape::GROUPS, expert, full, policy);
-    }
+    __syncwarp();
+    ask_box(shared_address(m.ring + s.at.stage * STAGE), s.map, s.row, s.span, s.expert, s.bytes,
+            shared_address(&m.tail->full[s.at.stage]), policy);
     s.at.advance(p);
-    if (++s.step == p.stages1 + p.stages2) {
-        s.step = 0;
-        s.slice += m.clusters;
-        while (s.slice >= p.slices) {
-            s.slice -= p.slices;
-            s.expert++;
-        }
+    s.row += s.row_step;
+    s.span += s.span_step;
+    if (--s.left > 0)
+        return;
+    if (s.second) {
+        s.turn.advance(p, m);
+        begin_first<TYPE>(p, m, s);
+    } else {
+        begin_second<TYPE>(p, m, s);
     }
 }
 
@@ -136,8 +209,13 @@ DEV void list_experts(const cmoe_gpu_slices &p, const slice_memory &m, int (&slo
         known += __popc(leaders);
         __syncwarp();
     }
-    if (lane == 0)
+    if (lane == 0) {
+        const int all = known * p.slices, rounds = all / m.clusters, last = all - rounds * m.clusters;
+        const bool halve = rounds < p.halves && 2 * last <= m.clusters; /* else some clusters would have two */
         m.tail->count = known;
+        m.tail->wholes = halve ? all - last : all;
+        m.tail->turns = halve ? all + last : all;
+    }
     __syncwarp();
 }
 
@@ -180,20 +258,19 @@ DEV void group_arrive(int barrier, int threads)
 template <int TYPE> DEV void supply_weights(const cmoe_gpu_slices &p, const slice_memory &m)
 {
     int slot[2];
-    const bool one = threadIdx.x % 32 == 0;
     const uint64_t policy = evict_first();
     list_experts(p, m, slot);
     group_arrive(EXPERTS_BARRIER, CMOE_SLICE_THREADS);
-    supply s = {{0, 1}, m.cluster / p.slices, m.cluster % p.slices, 0};
-    if (one)
-        for (int i = 0; i < p.stages && s.expert < m.tail->count; i++)
-            ask<TYPE>(p, m, s, policy);
-    __syncwarp();
+    supply s = {{0, 1}, slice_turn(p, m)};
+    begin_first<TYPE>(p, m, s);
+#pragma unroll 1
+    for (int i = 0; i < p.stages && s.turn.is_there(m); i++)
+        ask<TYPE>(p, m, s, policy);
     list_weights(p, m, slot);
     group_arrive(WEIGHTS_BARRIER, CMOE_SLICE_THREADS);
-    if (one)
-        while (s.expert < m.tail->count)
-            ask<TYPE>(p, m, s, policy);
+#pragma unroll 1
+    while (s.turn.is_there(m))
+        ask<TYPE>(p, m, s, policy);
 }
 
 #endif
