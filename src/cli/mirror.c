@@ -84,12 +84,15 @@ static void translate_tensors(struct cli_mirror *m)
         if (*pointers[i] != NULL) *pointers[i] = translate(m, *pointers[i]);
 }
 
+/* Every other call's blocks from the last on, so that tables lie in either order. */
 static cmoe_status open_blocks(struct cli_mirror *m, int n)
 {
     struct gen_span span;
     m->base = calloc((size_t)n + 1, sizeof *m->base);
     if (m->base == NULL) return CMOE_ERR_NO_MEMORY;
-    for (int i = 0; gen_span_at(m->call, i, &span); i++) {
+    for (int k = 0; k < n; k++) {
+        const int i = n % 2 == 0 ? k : n - 1 - k;
+        if (!gen_span_at(m->call, i, &span)) continue;
         const cmoe_status status = cmoe_device_alloc(m->dev, size_of(&span), &m->base[i]);
         if (status != CMOE_OK) return status;
     }
