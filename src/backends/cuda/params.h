@@ -63,6 +63,9 @@ typedef struct cmoe_gpu_route {
     int32_t columns, h_used;
 } cmoe_gpu_route;
 
+/* Columns of rows that fewer registers hold. */
+enum { CMOE_QUANT_SHORT = 2048 };
+
 typedef struct cmoe_gpu_quant {
     cmoe_gpu_call call;
     cmoe_format f;
@@ -132,13 +135,18 @@ typedef struct cmoe_gpu_act {
     int32_t rows1, i, i_used, h_dtype;
 } cmoe_gpu_act;
 
+/* Columns of a block of the combine where rows of z are whole pieces of 16 bytes, and rows of 16-bit z (half as many
+ * of f32) that its threads load at once. */
+enum { CMOE_COMBINE_COLUMNS = 1024, CMOE_COMBINE_ROWS = 8 };
+
 typedef struct cmoe_gpu_combine {
     cmoe_gpu_call call;
-    const float *z;
+    const void *z;
     void *y;
     int64_t y_stride; /* bytes */
     float accumulate;
     int32_t h, h_used, dtype, weigh;
+    int32_t tokens;  /* of a block, where it takes whole pieces of columns */
     int32_t ahead;   /* the ids are complete when the kernel before this one starts */
     int32_t discard; /* nobody reads z afterwards, and its rows are whole lines of 128 bytes */
     void *spent;     /* lines that the kernel before this one read last */

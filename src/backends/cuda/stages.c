@@ -141,8 +141,11 @@ static cmoe_status quantize_e4m3(const struct cmoe_exec *x, cmoe_gpu_quant *q, i
     void *args[] = {q};
     const bool spans = q->f.scaling == CMOE_SCALE_GROUP;
     const struct cmoe_cuda_grid grid = {(unsigned)rows, spans ? blocks(q->n, 1024) : 1, 128, 0};
-    return cmoe__cuda_launch_after(
-        x, spans ? CMOE_CUDA_cmoe_quant_e4m3_spans : CMOE_CUDA_cmoe_quant_e4m3_rows, grid, args);
+    const enum cmoe_cuda_function function = spans ? CMOE_CUDA_cmoe_quant_e4m3_spans
+                                             : q->n <= CMOE_QUANT_SHORT
+                                                 ? CMOE_CUDA_cmoe_quant_e4m3_short_rows
+                                                 : CMOE_CUDA_cmoe_quant_e4m3_rows;
+    return cmoe__cuda_launch_after(x, function, grid, args);
 }
 
 cmoe_status cmoe__cuda_quant_e4m3(const struct cmoe_step *step, const struct cmoe_exec *x)
@@ -193,6 +196,7 @@ cmoe_gpu_combine cmoe__cuda_combine_params(const struct cmoe_exec *x)
 {
     enum { LINE = 128 };
     const cmoe_problem *p = x->p;
+    const int64_t z = x->tokens * x->shape->slots * x->shape->H * 2, l2 = x->dev->props.l2;
     return (cmoe_gpu_combine){
         .call = cmoe__cuda_call(x),
         .z = x->z,
@@ -204,13 +208,47 @@ cmoe_gpu_combine cmoe__cuda_combine_params(const struct cmoe_exec *x)
         .dtype = p->y,
         .weigh = p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
         .ahead = p->first < CMOE_STAGE_COMBINE,
-        .discard = p->first < CMOE_STAGE_COMBINE && x->shape->H % (LINE / 2) == 0,
+        .discard = p->first < CMOE_STAGE_COMBINE && x->shape->H % (LINE / 2) == 0 && z < 8 * l2,
     };
 }
 
-cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_exec *x)
+/* Tokens of a block of the combine: as many rows of z as a thread loads at once, where that leaves every multiprocessor a
+ * few blocks. */
+static int32_t tokens_at_once(const struct cmoe_exec *x, int64_t column_blocks)
 {
-    (void)step;
+    enum { BLOCKS = 16 };
+    const int64_t some = CMOE_COMBINE_ROWS / x->shape->slots,
+                  sms = cmoe__cuda_of(x)->multiprocessors;
+    return some > 1 && x->tokens / some * column_blocks >= BLOCKS * sms ? (int32_t)some : 1;
+}
+
+static enum cmoe_cuda_function combine_function(cmoe_dtype z, int y)
+{
+    if (z == CMOE_F16) return CMOE_CUDA_cmoe_combine_f16_f16;
+    if (z == CMOE_BF16) return CMOE_CUDA_cmoe_combine_bf16_bf16;
+    return y == CMOE_BF16  ? CMOE_CUDA_cmoe_combine_f32_bf16
+           : y == CMOE_F16 ? CMOE_CUDA_cmoe_combine_f32_f16
+                           : CMOE_CUDA_cmoe_combine_f32_f32;
+}
+
+/* By pieces of columns. z and what GEMM2 read leave L2 unwritten; of what is larger most has been written already. */
+static cmoe_status combine_pieces(const struct cmoe_exec *x, cmoe_dtype z)
+{
+    enum { LINE = 128, COLUMNS = CMOE_COMBINE_COLUMNS, THREADS = 128 };
+    const int64_t spent = (int64_t)x->spent_bytes;
+    cmoe_gpu_combine c = cmoe__cuda_combine_params(x);
+    c.spent = x->spent;
+    c.spent_lines = spent < x->dev->props.l2 ? spent / LINE : 0;
+    c.tokens = tokens_at_once(x, blocks(x->shape->H, COLUMNS));
+    void *args[] = {&c};
+    const struct cmoe_cuda_grid grid = {blocks(x->tokens, c.tokens), blocks(x->shape->H, COLUMNS),
+                                        THREADS, (size_t)c.tokens * (size_t)x->shape->slots * 8};
+    return cmoe__cuda_launch_after(x, combine_function(z, x->p->y), grid, args);
+}
+
+/* Column by column: of z in f32, or of no slots, where no z is read. */
+static cmoe_status combine_columns(const struct cmoe_exec *x)
+{
     const bool batched = x->shape->batched, slots = x->p->flags & CMOE_NO_REDUCE;
     cmoe_gpu_combine c = cmoe__cuda_combine_params(x);
     void *args[] = {&c};
@@ -224,22 +262,19 @@ cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_e
     return cmoe__cuda_launch_after(x, function, grid, args);
 }
 
-/* z and what GEMM2 read leave L2 unwritten; where they are larger, most has been written already. */
 cmoe_status cmoe__cuda_combine_pairs(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
-    enum { LINE = 128 };
     (void)step;
-    const cmoe_problem *p = x->p;
-    const int64_t spent = (int64_t)x->spent_bytes;
-    cmoe_gpu_combine c = cmoe__cuda_combine_params(x);
-    c.spent = x->spent;
-    c.spent_lines = spent < x->dev->props.l2 ? spent / LINE : 0;
-    void *args[] = {&c};
-    const struct cmoe_cuda_grid grid = {(unsigned)x->tokens, blocks(x->shape->H, 1024), 128,
-                                        (size_t)x->shape->slots * 8};
-    return cmoe__cuda_launch_after(
-        x, p->y == CMOE_BF16 ? CMOE_CUDA_cmoe_combine_bf16 : CMOE_CUDA_cmoe_combine_f16, grid,
-        args);
+    return x->shape->slots > 0 ? combine_pieces(x, (cmoe_dtype)x->p->y) : combine_columns(x);
+}
+
+cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_exec *x)
+{
+    (void)step;
+    const struct cmoe_shape *s = x->shape;
+    const bool adds = !s->batched && !(x->p->flags & CMOE_NO_REDUCE) && s->slots > 0;
+    const bool whole = s->H % 8 == 0 && s->h_used % 8 == 0 && (uintptr_t)x->z % 16 == 0;
+    return adds && whole ? combine_pieces(x, CMOE_F32) : combine_columns(x);
 }
 
 static cmoe_status clear(const struct cmoe_exec *x, void *at, size_t bytes)

@@ -7,7 +7,14 @@
 #include "backends/cuda/kernels/common/hopper.cuh"
 #include "backends/cuda/params_sm90a.h"
 
-enum { THREADS = 128, TOKENS = 2, STRIP = 2 * CMOE_WGMMA_HALF, LINE = 64, LINES = STRIP / LINE };
+enum {
+    THREADS = 128,
+    TOKENS = 2,
+    SLOTS_AT_ONCE = 8,
+    STRIP = 2 * CMOE_WGMMA_HALF,
+    LINE = LINE_BYTES / 2,
+    LINES = STRIP / LINE
+};
 static_assert(LINES * SLOTS_AT_ONCE == 32, "a lane drops one line");
 
 /* Halves of tiles that a strip of z has. */
@@ -51,11 +58,11 @@ template <int TYPE> DEV void combine_strip(const cmoe_gpu_combine &c, int t, int
         const bool mine = lane < min(SLOTS_AT_ONCE, slots - first) && local_expert(c.call, c.call.ids[row]) >= 0;
         const uint32_t there = __ballot_sync(0xffffffff, mine);
         const float factor = mine && c.weigh ? row_weight(c.call, row) : 1.0f;
-        uint4 v[SLOTS_AT_ONCE];
+        slot_columns<TYPE> v[SLOTS_AT_ONCE];
 #pragma unroll
         for (int i = 0; i < SLOTS_AT_ONCE; i++)
             if (inside && there >> i & 1)
-                v[i] = __ldcg((const uint4 *)(z + (int64_t)(first + i) * c.h + h));
+                v[i].part[0] = __ldcg((const uint4 *)(z + (int64_t)(first + i) * c.h + h));
 #pragma unroll
         for (int i = 0; i < SLOTS_AT_ONCE; i++) {
             const float by = __shfl_sync(0xffffffff, factor, i);

@@ -69,7 +69,11 @@ DEV void prepare(const cmoe_gpu_quant &q, const row_of &r, int column, float (&v
         for (int i = 0; i < EACH; i++)
             v[i] = column + i < q.n_used ? weight * v[i] : 0.0f;
     }
-    if (q.round_dtype != CMOE_NONE)
+    if (q.round_dtype == CMOE_BF16)
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            v[i] = __bfloat162float(__float2bfloat16_rn(v[i]));
+    else if (q.round_dtype != CMOE_NONE)
 #pragma unroll
         for (int i = 0; i < EACH; i++)
             v[i] = round_slowly(q.round_dtype, v[i]);
@@ -162,15 +166,33 @@ DEV float row_scale(const cmoe_gpu_quant &q, const row_of &r, uint8_t *scales, u
     return s;
 }
 
+/* Eight numbers of 16 bits, to a place of 16 bytes. */
+template <int TYPE> DEV void store_eight(uint8_t *to, const float (&v)[EACH])
+{
+    uint32_t word[EACH / 2];
+#pragma unroll
+    for (int i = 0; i < EACH / 2; i++)
+        word[i] = encode(TYPE, v[i * 2], CMOE_ROUND_NEAREST_EVEN) |
+                  encode(TYPE, v[i * 2 + 1], CMOE_ROUND_NEAREST_EVEN) << 16;
+    *(uint4 *)to = make_uint4(word[0], word[1], word[2], word[3]);
+}
+
 DEV void store_plainly(const cmoe_gpu_quant &q, const row_of &r, uint8_t *codes)
 {
     for (int column = (int)threadIdx.x * EACH; column < q.n; column += (int)blockDim.x * EACH) {
+        uint8_t *to = codes + column * 2;
+        const bool whole = column + EACH <= q.n && (uintptr_t)to % 16 == 0;
         float v[EACH];
         prepare(q, r, column, v);
+        if (whole && q.f.dtype == CMOE_BF16)
+            store_eight<CMOE_BF16>(to, v);
+        else if (whole && q.f.dtype == CMOE_F16)
+            store_eight<CMOE_F16>(to, v);
+        else
 #pragma unroll
-        for (int i = 0; i < EACH; i++)
-            if (column + i < q.n)
-                store(q.f.dtype, codes, column + i, v[i]);
+            for (int i = 0; i < EACH; i++)
+                if (column + i < q.n)
+                    store(q.f.dtype, codes, column + i, v[i]);
     }
 }
 

@@ -26,14 +26,27 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS)
         quantise_span(q, row_at(q, at), ((int)blockIdx.y * ROW_THREADS + (int)threadIdx.x) * EACH, true);
 }
 
+template <int HELD> DEV void quant_row(const cmoe_gpu_quant &q, uint32_t *shared)
+{
+    int64_t at;
+    depend();
+    if (find_row(q, &at))
+        quantise_row<HELD>(q, row_at(q, at), true, shared);
+}
+
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
     cmoe_quant_e4m3_rows(const __grid_constant__ cmoe_gpu_quant q)
 {
     __shared__ uint32_t shared[ROW_THREADS / 32];
-    int64_t at;
-    depend();
-    if (find_row(q, &at))
-        quantise_row(q, row_at(q, at), true, shared);
+    quant_row<8>(q, shared);
+}
+
+/* Rows of CMOE_QUANT_SHORT columns at most: more of them run at a time. */
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+    cmoe_quant_e4m3_short_rows(const __grid_constant__ cmoe_gpu_quant q)
+{
+    __shared__ uint32_t shared[ROW_THREADS / 32];
+    quant_row<CMOE_QUANT_SHORT / STRIDE>(q, shared);
 }
 
 /* The first block sorts, the others quantise their shares of the tokens: as many spans, or rows, as they
@@ -56,7 +69,7 @@ template <bool SPANS> DEV void quant_sort(const cmoe_gpu_quant &q, const cmoe_gp
         quantise_span(q, row_at(q, t), column, t < tokens);
     } else {
         const int t = thread / ROW_THREADS;
-        quantise_row(q, row_at(q, t), t < tokens, (uint32_t *)memory);
+        quantise_row<8>(q, row_at(q, t), t < tokens, (uint32_t *)memory);
     }
 }
 

@@ -13,6 +13,15 @@ static __device__ __noinline__ float load_slowly(int dtype, const char *row, int
     return load(dtype, row, column);
 }
 
+/* Eight of bf16. */
+DEV void widen(const uint4 &w, float (&v)[EACH])
+{
+    const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+        v[i] = bits_f32(i % 2 ? words[i / 2] & 0xffff0000 : words[i / 2] << 16);
+}
+
 /* As the row has them, zeros from n_used on. */
 DEV void load_columns(const cmoe_gpu_quant &q, const char *row, int column, float (&v)[EACH])
 {
@@ -25,11 +34,7 @@ DEV void load_columns(const cmoe_gpu_quant &q, const char *row, int column, floa
         return;
     }
     if (vectors && q.in_dtype == CMOE_BF16) {
-        const uint4 w = *(const uint4 *)at;
-        const uint32_t words[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-        for (int i = 0; i < EACH; i++)
-            v[i] = bits_f32(i % 2 ? words[i / 2] & 0xffff0000 : words[i / 2] << 16);
+        widen(*(const uint4 *)at, v);
         return;
     }
 #pragma unroll

@@ -84,10 +84,81 @@ DEV uint32_t largest_of_row(uint32_t top, uint32_t *shared)
     return top;
 }
 
+/* Whole pieces of a row of bf16: HELD of a thread's are loaded at a time, and the first kept until their scale is
+ * known, so that most rows are read once. */
+enum { STRIDE = ROW_THREADS * EACH };
+
+/* first: of the thread's pieces; 0 where there are none. */
+template <int HELD> DEV void load_pieces(const row &r, int first, int columns, uint4 (&piece)[HELD])
+{
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        const int column = first + i * STRIDE;
+        piece[i] = column < columns ? *(const uint4 *)(r.from + (int64_t)column * 2) : make_uint4(0, 0, 0, 0);
+    }
+}
+
+/* The bits of the largest magnitude, which compare like it. */
+template <int HELD> DEV uint32_t largest_of_pieces(const uint4 (&piece)[HELD])
+{
+    uint32_t two = 0;
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        const uint32_t words[4] = {piece[i].x, piece[i].y, piece[i].z, piece[i].w};
+#pragma unroll
+        for (int w = 0; w < 4; w++)
+            two = __vmaxu2(two, words[w] & 0x7fff7fff);
+    }
+    return max(two & 0xffff0000, two << 16);
+}
+
+template <int HELD>
+DEV void store_pieces(const cmoe_gpu_quant &q, const row &r, int first, int columns, const uint4 (&piece)[HELD],
+                      float scale)
+{
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        float v[EACH];
+        widen(piece[i], v);
+        if (first + i * STRIDE < columns)
+            store_codes(q, r, first + i * STRIDE, v, scale);
+    }
+}
+
+template <int HELD>
+DEV void quantise_pieces(const cmoe_gpu_quant &q, const row &r, int first, int columns, uint32_t *shared)
+{
+    uint4 held[HELD], piece[HELD];
+    float scale;
+    load_pieces(r, first, columns, held);
+    if (q.f.scaling == CMOE_SCALE_TENSOR) {
+        scale = *q.fixed;
+    } else {
+        uint32_t top = largest_of_pieces(held);
+        for (int next = first + HELD * STRIDE; next < columns; next += HELD * STRIDE) {
+            load_pieces(r, next, columns, piece);
+            top = max(top, largest_of_pieces(piece));
+        }
+        scale = scale_f32(CMOE_E4M3, bits_f32(largest_of_row(top, shared)));
+        if (columns > 0 && first == 0)
+            *r.scales = scale;
+    }
+    store_pieces(q, r, first, columns, held, scale);
+    for (int next = first + HELD * STRIDE; next < columns; next += HELD * STRIDE) {
+        load_pieces(r, next, columns, piece);
+        store_pieces(q, r, next, columns, piece, scale);
+    }
+}
+
 /* The ROW_THREADS threads of a row with one scale, its own or the tensor's; all threads of the block. */
-DEV void quantise_row(const cmoe_gpu_quant &q, const row &r, bool counts, uint32_t *shared)
+template <int HELD> DEV void quantise_row(const cmoe_gpu_quant &q, const row &r, bool counts, uint32_t *shared)
 {
     const int first = threadIdx.x % ROW_THREADS * EACH, columns = counts ? q.n : 0;
+    if (q.in_dtype == CMOE_BF16 && q.n == q.n_used && q.n % EACH == 0 && q.in_stride % 16 == 0 &&
+        (uintptr_t)q.in % 16 == 0) {
+        quantise_pieces<HELD>(q, r, first, columns, shared);
+        return;
+    }
     float v[EACH], scale;
     if (q.f.scaling == CMOE_SCALE_TENSOR) {
         scale = *q.fixed;
