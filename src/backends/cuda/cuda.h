@@ -112,6 +112,8 @@ cmoe_status cmoe__cuda_requant_bf16(const struct cmoe_exec *x, bool stored);
 cmoe_status cmoe__cuda_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_combine_pairs(const struct cmoe_step *step, const struct cmoe_exec *x);
+/* Zeros for tokens of one slot that is not computed here, where GEMM2 has written y. */
+cmoe_status cmoe__cuda_combine_absent(const struct cmoe_exec *x);
 
 /* Before the first and after the last step: 64-bit ids, cleared ends; expert loads. */
 cmoe_status cmoe__cuda_prologue(const struct cmoe_exec *x);

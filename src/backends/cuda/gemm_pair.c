@@ -279,7 +279,7 @@ cmoe_status cmoe__cuda_pair(const struct cmoe_step *step, const struct cmoe_exec
     }
     cmoe_gpu_wgmma_pair f = {
         .gemm = {cmoe__cuda_wgmma_first(&inner, last_of_first(x->p)),
-                 cmoe__cuda_wgmma_second(&inner)},
+                 cmoe__cuda_wgmma_second(&inner, CMOE_STAGE_GEMM2)},
     };
     const size_t shared = cmoe__cuda_wgmma_settle(&inner, &f.gemm[0], tile, 1);
     (void)cmoe__cuda_wgmma_settle(&inner, &f.gemm[1], tile, 1);

@@ -33,6 +33,13 @@ static bool in_two(const struct cmoe_kernel *k, const cmoe_problem *p)
     return k->last == CMOE_STAGE_REQUANT && cmoe__cuda_wgmma_one_scale(p);
 }
 
+/* GEMM2 to y itself. */
+static bool straight(const struct cmoe_kernel *k)
+{
+    return k->first == CMOE_STAGE_GEMM2 && k->last == CMOE_STAGE_COMBINE;
+}
+
+static const struct cmoe_kernel gemm2 = {.first = CMOE_STAGE_GEMM2, .last = CMOE_STAGE_GEMM2};
 static const struct cmoe_kernel first_of_two = {.first = CMOE_STAGE_GEMM1, .last = CMOE_STAGE_ACT};
 static const struct cmoe_kernel requant = {.first = CMOE_STAGE_REQUANT, .last = CMOE_STAGE_REQUANT};
 
@@ -43,6 +50,13 @@ bool cmoe__cuda_rows_supports(const struct cmoe_kernel *k, const struct cmoe_que
     struct cmoe_edge between;
     if (q->shape->batched || p->first > CMOE_STAGE_SORT)
         return cmoe__refuse(why, "nothing before it in the plan clears its counters");
+    if (straight(k)) {
+        if (!cmoe__cuda_wgmma_straight(p, q->shape))
+            return cmoe__refuse(why, "for one slot a token, whose result y takes as it is");
+        if (!cmoe__cuda_wgmma_supports(&gemm2, q, in, out, why)) return false;
+        *out = cmoe__usual_edge(p, k->last + 1);
+        return true;
+    }
     if (k->first == CMOE_STAGE_GEMM2 && !cmoe__cuda_wgmma_short_z(p, q->shape))
         return cmoe__refuse(why, "leaves z to a combine of 16-bit numbers only");
     if (k->last == CMOE_STAGE_ACT && p->w.scaling == CMOE_SCALE_BLOCK)
@@ -127,7 +141,7 @@ double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_qu
     const double us =
         CMOE_WGMMA_START_US +
         fmax(arithmetic, memory) * (odd ? 1 : correction(p, second, spans, each, hit)) +
-        (in_two(k, p) ? requant_us(q) : 0);
+        (in_two(k, p) ? requant_us(q) : 0) + (straight(k) ? CMOE_CUDA_LAUNCH_US : 0);
     const int enough = p->flags & CMOE_BIAS1 ? BIASED_ROWS : (wide ? WIDE_ROWS : ENOUGH_ROWS);
     return each < enough ? us + cmoe__cuda_wgmma_cost_us(k, q) : us;
 }
@@ -158,8 +172,7 @@ static cmoe_status by_others(const struct cmoe_step *step, const struct cmoe_exe
     if (step->kernel->first == CMOE_STAGE_GEMM2) return cmoe__cuda_wgmma_gemm2(step, x);
     if (!in_two(step->kernel, x->p)) return cmoe__cuda_wgmma_gemm1(step, x);
     first.kernel = &first_of_two;
-    CMOE_TRY(cmoe__cuda_wgmma_gemm1(&first, x));
-    return cmoe__cuda_requant_bf16(x, false);
+    return cmoe__cuda_wgmma_gemm1(&first, x);
 }
 
 cmoe_status cmoe__cuda_rows(const struct cmoe_step *step, const struct cmoe_exec *x)
@@ -169,11 +182,16 @@ cmoe_status cmoe__cuda_rows(const struct cmoe_step *step, const struct cmoe_exec
     if (two) inner.h = x->scratch;
     const int last = two ? CMOE_STAGE_ACT : step->kernel->last;
     cmoe_gpu_rows f = {
-        .gemm = second ? cmoe__cuda_wgmma_second(&inner) : cmoe__cuda_wgmma_first(&inner, last),
+        .gemm =
+            second ? cmoe__cuda_wgmma_second(&inner, last) : cmoe__cuda_wgmma_first(&inner, last),
         .taken = x->progress + (second ? CMOE_PROGRESS_DONE : CMOE_PROGRESS_TAKEN),
     };
     const size_t shared = cmoe__cuda_wgmma_settle(x, &f.gemm, CMOE_WGMMA_ROWS, 1);
-    if (!f.gemm.tma || !f.gemm.vectors) return by_others(step, &inner);
-    CMOE_TRY(cmoe__cuda_wgmma_launch(x, &f.gemm, function_of(x->p, step->kernel), shared, &f));
-    return two ? cmoe__cuda_requant_bf16(&inner, true) : CMOE_OK;
+    const bool copied = f.gemm.tma && f.gemm.vectors;
+    if (copied)
+        CMOE_TRY(cmoe__cuda_wgmma_launch(x, &f.gemm, function_of(x->p, step->kernel), shared, &f));
+    else
+        CMOE_TRY(by_others(step, &inner));
+    if (straight(step->kernel)) return cmoe__cuda_combine_absent(x);
+    return two ? cmoe__cuda_requant_bf16(&inner, copied) : CMOE_OK;
 }

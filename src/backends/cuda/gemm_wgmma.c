@@ -50,12 +50,24 @@ bool cmoe__cuda_wgmma_one_scale(const cmoe_problem *p)
     return p->w.dtype == CMOE_E4M3 && p->w.scaling != CMOE_SCALE_BLOCK;
 }
 
-/* Whether GEMM2 leaves z to a combine of 16-bit numbers. */
-bool cmoe__cuda_wgmma_short_z(const cmoe_problem *p, const struct cmoe_shape *s)
+/* Whether tokens' results are in the 16 bits that GEMM2 can write. */
+static bool short_y(const cmoe_problem *p, const struct cmoe_shape *s)
 {
     const cmoe_dtype y = p->mid.dtype == CMOE_F16 ? CMOE_F16 : CMOE_BF16;
-    return (p->flags & CMOE_REDUCED) && !(p->flags & CMOE_NO_REDUCE) && !s->batched &&
-           p->last == CMOE_STAGE_COMBINE && p->y == y && s->H % 8 == 0;
+    return !(p->flags & CMOE_NO_REDUCE) && !s->batched && p->last == CMOE_STAGE_COMBINE &&
+           p->y == y && s->H % 8 == 0;
+}
+
+bool cmoe__cuda_wgmma_short_z(const cmoe_problem *p, const struct cmoe_shape *s)
+{
+    return (p->flags & CMOE_REDUCED) && short_y(p, s);
+}
+
+bool cmoe__cuda_wgmma_straight(const cmoe_problem *p, const struct cmoe_shape *s)
+{
+    const bool weighed_bias = (p->flags & CMOE_BIAS2) && p->weight_on == CMOE_WEIGHT_ON_OUTPUT;
+    return s->slots == 1 && short_y(p, s) && s->h_used == s->H && p->accumulate == 0.0f &&
+           !weighed_bias;
 }
 
 bool cmoe__cuda_wgmma_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
@@ -305,7 +317,7 @@ cmoe_gpu_wgmma cmoe__cuda_wgmma_first(const struct cmoe_exec *x, int last)
     return w;
 }
 
-cmoe_gpu_wgmma cmoe__cuda_wgmma_second(const struct cmoe_exec *x)
+cmoe_gpu_wgmma cmoe__cuda_wgmma_second(const struct cmoe_exec *x, int last)
 {
     const bool shorts = cmoe__cuda_wgmma_short_z(x->p, x->shape); /* read whole by the combine */
     cmoe_gpu_wgmma w = {
@@ -314,6 +326,11 @@ cmoe_gpu_wgmma cmoe__cuda_wgmma_second(const struct cmoe_exec *x)
         .out_cols = (int32_t)(shorts ? x->shape->H : x->shape->h_used),
     };
     fix_scale(&w.g);
+    if (last == CMOE_STAGE_COMBINE) { /* a token has one slot, so a row of y is one of z */
+        w.g.out = x->y;
+        w.g.out_stride = x->y_stride / 2;
+        w.g.weigh = x->p->weight_on == CMOE_WEIGHT_ON_OUTPUT;
+    }
     return w;
 }
 
@@ -334,10 +351,12 @@ cmoe_status cmoe__cuda_wgmma_gemm1(const struct cmoe_step *step, const struct cm
 
 cmoe_status cmoe__cuda_wgmma_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
-    (void)step;
+    const struct cmoe_kernel *k = step->kernel; /* of more stages, where they run one by one */
+    const int last = k->first == CMOE_STAGE_GEMM2 ? k->last : CMOE_STAGE_GEMM2;
     enum scales scales = NO_SCALES;
     (void)scales_of(x->p->mid, x->p->w, &scales);
-    const enum result result = cmoe__cuda_wgmma_short_z(x->p, x->shape) ? SHORT_SUMS : SUMS;
-    cmoe_gpu_wgmma w = cmoe__cuda_wgmma_second(x);
+    const bool shorts = last == CMOE_STAGE_COMBINE || cmoe__cuda_wgmma_short_z(x->p, x->shape);
+    const enum result result = shorts ? SHORT_SUMS : SUMS;
+    cmoe_gpu_wgmma w = cmoe__cuda_wgmma_second(x, last);
     return launch(x, &w, function_of((cmoe_dtype)x->p->w.dtype, scales, result), scales);
 }

@@ -277,6 +277,15 @@ cmoe_status cmoe__cuda_combine(const struct cmoe_step *step, const struct cmoe_e
     return adds && whole ? combine_pieces(x, CMOE_F32) : combine_columns(x);
 }
 
+cmoe_status cmoe__cuda_combine_absent(const struct cmoe_exec *x)
+{
+    enum { THREADS = 256, TOKENS = THREADS / 32 };
+    cmoe_gpu_combine c = cmoe__cuda_combine_params(x);
+    void *args[] = {&c};
+    const struct cmoe_cuda_grid grid = {blocks(x->tokens, TOKENS), 1, THREADS, 0};
+    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_combine_absent, grid, args);
+}
+
 static cmoe_status clear(const struct cmoe_exec *x, void *at, size_t bytes)
 {
     const struct cmoe_cuda *cuda = cmoe__cuda_of(x);

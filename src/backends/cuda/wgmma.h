@@ -21,22 +21,23 @@ double cmoe__cuda_combine_pairs_cost_us(const struct cmoe_kernel *k, const struc
 cmoe_status cmoe__cuda_wgmma_gemm1(const struct cmoe_step *step, const struct cmoe_exec *x);
 cmoe_status cmoe__cuda_wgmma_gemm2(const struct cmoe_step *step, const struct cmoe_exec *x);
 
-/* For other rows: parameters of GEMM1 with what follows up to stage `last`, and of GEMM2; the cut, for which
- * it gives the bytes of shared memory; the launch, of a kernel that takes params; whether z is written in
- * 16 bits for combine_pairs. */
+/* For other rows: parameters of GEMM1 or GEMM2 with what follows up to stage `last`; the cut, for which it gives the
+ * bytes of shared memory; the launch, of a kernel that takes params; whether z is written in 16 bits for
+ * combine_pairs; whether GEMM2 may write y: tokens have one slot, so nothing is added up. */
 cmoe_gpu_wgmma cmoe__cuda_wgmma_first(const struct cmoe_exec *x, int last);
-cmoe_gpu_wgmma cmoe__cuda_wgmma_second(const struct cmoe_exec *x);
+cmoe_gpu_wgmma cmoe__cuda_wgmma_second(const struct cmoe_exec *x, int last);
 size_t cmoe__cuda_wgmma_settle(const struct cmoe_exec *x, cmoe_gpu_wgmma *w, int tile_n,
                                int cluster);
 cmoe_status cmoe__cuda_wgmma_launch(const struct cmoe_exec *x, const cmoe_gpu_wgmma *w,
                                     enum cmoe_cuda_function f, size_t shared, void *params);
 bool cmoe__cuda_wgmma_short_z(const cmoe_problem *p, const struct cmoe_shape *s);
+bool cmoe__cuda_wgmma_straight(const cmoe_problem *p, const struct cmoe_shape *s);
 /* Whether sums of e4m3 have one scale a row: of h it needs all of GEMM1's tiles of an expert, which wait for it in
  * a wider type. */
 bool cmoe__cuda_wgmma_one_scale(const cmoe_problem *p);
 
-/* GEMM1 .. ACT or REQUANT, and GEMM2, with rows of x as the M operand. Under one scale a row h waits for its
- * scale in bf16. */
+/* GEMM1 .. ACT or REQUANT, and GEMM2 alone or with COMBINE, with rows of x as the M operand. Under one scale a row h
+ * waits for its scale in bf16. */
 bool cmoe__cuda_rows_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
                               struct cmoe_edge in, struct cmoe_edge *out, struct cmoe_why *why);
 double cmoe__cuda_rows_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q);

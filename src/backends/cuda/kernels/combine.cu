@@ -148,6 +148,19 @@ extern "C" __global__ void __launch_bounds__(256) cmoe_combine(const __grid_cons
     store(c.dtype, y, h, sum);
 }
 
+/* y[t] = 0 where the token's only slot is not computed, a warp a token. GEMM2, which may still run, writes the others;
+ * it is the kernel before this one, so the ids are complete. */
+extern "C" __global__ void __launch_bounds__(256) cmoe_combine_absent(const __grid_constant__ cmoe_gpu_combine c)
+{
+    const int t = (int)(blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    if (t < token_count(c.call) && local_expert(c.call, c.call.ids[t]) < 0) {
+        uint16_t *y = (uint16_t *)((char *)c.y + t * c.y_stride);
+        for (int h = (int)threadIdx.x % 32; h < c.h; h += 32)
+            y[h] = 0;
+    }
+    depend();
+}
+
 /* y[t, s] = factor * z, 0 where the slot is not computed: one block a slot row. */
 extern "C" __global__ void __launch_bounds__(256) cmoe_combine_slots(const __grid_constant__ cmoe_gpu_combine c)
 {
