@@ -83,7 +83,8 @@ class Layer:
         f32 [E] (NVFP4); b1, b2: biases [E, rows]; smooth1, smooth2: f32 [E, H], [E, I].
     :param experts: routed experts over all ranks, when these are a slice that begins at
         ``expert_first`` or is described by ``expert_map`` (int32 [experts], local index or -1).
-    :param options: more words of a problem ("hpad=64 limit=7 binv").
+    :param options: more words of a problem ("hpad=64 limit=7 binv"); "reduced" lets GEMM2's results be of y's type
+        before they are added up, as other libraries have them: faster on GPUs (docs/problem.md).
     :param pack: repack weights into the layout the planner prefers (a copy); False: use them in
         place, without a copy. None: repack when it costs at most 1 GiB.
     :param device: "cpu", "cuda:0", "ref"; None: where the weights are, else CMOE_DEVICE, else the

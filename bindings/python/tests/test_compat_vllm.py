@@ -5,6 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import cmoe  # noqa: E402
 from cmoe.compat import sglang, vllm  # noqa: E402
 
 F = torch.nn.functional
@@ -94,6 +95,17 @@ def test_fused_experts_with_padding_map_and_inplace(dtype, relative):
     y = vllm.fused_experts(x, w1, w2, weights, ids, inplace=True)
     assert y is x
     close(x, want, relative)
+
+
+def test_results_of_16_bits_are_allowed(monkeypatch):
+    """As vLLM's own kernel has GEMM2's: the layer may choose kernels that need it."""
+    layers, original = [], cmoe.Layer.__call__
+    monkeypatch.setattr(cmoe.Layer, "__call__",
+                        lambda self, *a, **k: layers.append(repr(self)) or original(self, *a, **k))  # fmt: skip
+    x, w1, w2, z = make(dtype=torch.bfloat16)
+    weights, ids, _ = vllm.fused_topk(x, z, 2, True)
+    vllm.fused_experts(x, w1, w2, weights, ids)
+    assert len(layers) == 1 and " reduced" in layers[0]
 
 
 def test_ids_beyond_the_experts_do_not_poison():

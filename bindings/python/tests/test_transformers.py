@@ -59,7 +59,7 @@ def test_family(family, pack, monkeypatch):
     op = "layer" if pack and family != "Llama4" else "moe"
     original = cmoe.Layer.__call__
     monkeypatch.setattr(cmoe.Layer, "__call__",
-                        lambda self, *a, **k: calls.append(1) or original(self, *a, **k))  # fmt: skip
+                        lambda self, *a, **k: calls.append(repr(self)) or original(self, *a, **k))  # fmt: skip
     ids = torch.arange(3, 51).reshape(2, 24) % 96
     with torch.no_grad():
         if family != "Llama4":
@@ -71,6 +71,7 @@ def test_family(family, pack, monkeypatch):
         model.set_experts_implementation("cmoe")
         got = model(ids).logits
         assert calls, f"torch.ops.cmoe.{op} was not reached"
+        assert all(" reduced" in layer for layer in calls)
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * want.abs().max().item())
         assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), text)
     assert torch.cuda.is_available() or before == sum(p.data_ptr() for p in model.parameters())

@@ -170,6 +170,10 @@ def test_activations():
     assert not Standard._supports_activation("swiglustep")
 
 
+def test_results_of_16_bits_are_allowed():
+    assert "reduced" in experts.options("silu", moe_config(), quant_config()).split()
+
+
 def test_batch_invariance(monkeypatch):
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
     x, w1, w2, _, weights, ids = make(64, dtype=torch.bfloat16)

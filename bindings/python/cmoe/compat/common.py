@@ -84,12 +84,12 @@ def float_words(dtype):
 
 def run_experts(x, w1, w2, weights, ids, words, *, act, gate, weight_on="out", out=None,
                 x_scale=None, mid_scale=None, options="", dtype=None, **arrays):  # fmt: skip
-    """A layer call with words in place of a scheme; ``dtype``: the result's where x is quantised."""
-    if words is None:
-        scheme = None
-    else:
-        scheme = tensors.torch_dtype_name(dtype or x.dtype)
-        options = f"{words} {options}"
+    """A layer call with words in place of a scheme; ``dtype``: the result's where x is quantised.
+
+    GEMM2's results may be of y's type before they are added up, as the hosts' kernels have them.
+    """
+    options = f"{words or ''} reduced {options}"
+    scheme = None if words is None else tensors.torch_dtype_name(dtype or x.dtype)
     layer = layer_for(w1, w2, scheme=scheme, act=act, gate=gate, weight_on=weight_on,
                       options=options, pack=False, **arrays)  # fmt: skip
     return layer(x, topk_ids=ids, topk_weights=weights, out=out, x_scale=x_scale,

@@ -101,7 +101,8 @@ def _describe(module):
     inter = module.down_proj.shape[1 if transposed else 2]
     with torch.no_grad():
         act, gate, options = _activation(module, inter if inter % 2 == 0 else inter + 1)
-    words = "|".join((act, gate, "transposed" if transposed else "", options))
+    # Transformers' own experts have each slot's result in the model's type, too.
+    words = "|".join((act, gate, "transposed" if transposed else "", f"reduced {options}"))
     module._cmoe_words = words
     return words
 
@@ -169,7 +170,7 @@ def _patch_llama4(name):
         ids = torch.topk(logits, self.top_k, dim=1).indices
         y = torch.ops.cmoe.moe(
             x, self.experts.gate_up_proj, self.experts.down_proj, scores.gather(1, ids).float(), ids,
-            transposed=True, weight_on="input", act=_llama4_act(self.experts),
+            transposed=True, weight_on="input", act=_llama4_act(self.experts), options="reduced",
         )  # fmt: skip
         return self.shared_expert(x) + y, logits
 

@@ -80,14 +80,14 @@ class Claims:
 
 
 def options(activation, moe_config, quant_config):
-    """Words for the activation's parameters and batch invariance."""
+    """Words for the activation's parameters and batch invariance; GEMM2's results as vLLM has them."""
     name = _name(activation)
 
     def setting(quant, config):
         value = getattr(quant_config, quant, None)
         return getattr(moe_config, config, None) if value is None else value
 
-    words = []
+    words = ["reduced"]
     limit = setting("gemm1_clamp_limit", "swiglu_limit")
     alpha, beta = setting("gemm1_alpha", "swiglu_alpha"), setting("gemm1_beta", "swiglu_beta")
     if limit:
