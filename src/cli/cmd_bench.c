@@ -33,6 +33,7 @@ struct bench {
     bool headed; /* the heading of a table is printed */
     bool outside;
     struct cli_progress progress;
+    int64_t done, points; /* of all schemes and token counts */
 };
 
 /* One scheme: its inputs, one or two plans, and what the reference says of the first tokens. */
@@ -274,7 +275,7 @@ static cmoe_status bench_opened(struct bench *bench, struct scheme *scheme)
         if (status == CMOE_OK) scheme->jobs++;
     }
     for (int i = 0; i < bench->n_tokens && status == CMOE_OK; i++) {
-        cli_progress_show(&bench->progress, i, bench->n_tokens);
+        cli_progress_show(&bench->progress, bench->done++, bench->points);
         status = bench_cell(bench, scheme, bench->tokens[i]);
     }
     cli_progress_end(&bench->progress);
@@ -301,9 +302,22 @@ static int bench_scheme(struct bench *bench, cmoe_problem p, const char *name)
 
 /* ---- all of them ---- */
 
+static int count_schemes(const char *text)
+{
+    int n = 0;
+    if (text != NULL && strcmp(text, "all") == 0)
+        while (cmoe_scheme_name(n) != NULL)
+            n++;
+    else
+        for (n = 1; text != NULL && (text = strchr(text, '+')) != NULL; text++)
+            n++;
+    return n;
+}
+
 static int bench_schemes(struct bench *bench, const cmoe_problem *p)
 {
     const char *text = cli_args_value(bench->args, "scheme");
+    bench->points = (int64_t)count_schemes(text) * bench->n_tokens;
     if (text == NULL) return bench_scheme(bench, *p, NULL);
     int code = CLI_OK;
     if (strcmp(text, "all") == 0) {
@@ -355,7 +369,7 @@ static int bench_all(struct bench *bench, const cmoe_problem *p)
 
 static int run(const struct cli_args *args)
 {
-    struct bench bench = {.args = args, .progress = {.what = "bench: token count"}};
+    struct bench bench = {.args = args, .progress = {.what = "bench: point"}};
     cmoe_problem p;
     int64_t seed = 1;
     bench.seconds = 0.5;
