@@ -3,6 +3,7 @@
 #include "plan/pin.h"
 #include "plan/plan.h"
 
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -111,6 +112,7 @@ int cmoe_plan_explain(const cmoe_plan *plan, int tokens, char *buf, size_t len)
     if (!plan) return 0;
     cmoe_problem_print(&plan->p, problem, sizeof problem);
     say(&t, "problem: %s\n", problem);
+    say(&t, "hash: %016" PRIx64 "\n", cmoe_problem_hash(&plan->p));
     say(&t, "device: %s-%s-%dt (%s)\n", plan->dev->backend->name, cmoe__isa_name(plan->props.isa),
         plan->props.threads, plan->props.name);
     say(&t, "weights: matrix 1 %s, matrix 2 %s\n", cmoe_plan_weight_format(plan, 1),

@@ -31,6 +31,18 @@ run 0 explain --model mixtral-8x7b --problem 'i=1792 scheme=fp8-block'
 has "$work/out" '^problem: .* i=1792 .*w=e4m3/b128'
 run 0 explain --model mixtral-8x7b --tokens 8 --pin 'gemm1__ref' --json
 has "$work/out" '"path": "[^"]*gemm1__ref'
+# A line of a tuned table (docs/tuning.md), from what explain prints: the row of a handful of tokens becomes dear.
+few='e=8 k=2 h=64 i=32'
+run 0 explain --problem "$few" --tokens 1
+device=$(sed -n 's/^device: \([^ ]*\) .*/\1/p' "$work/out")
+hash=$(sed -n 's/^hash: //p' "$work/out")
+row=$(awk '$2 ~ /^moe_/ { print $2; exit }' "$work/out")
+[ -n "$row" ] || fail "explain: one token takes no row of the whole layer"
+echo "$device,$hash,1,$row,1000000" >"$work/tuned"
+export CMOE_TUNED="$work/tuned"
+run 0 explain --problem "$few" --tokens 1 --json
+unset CMOE_TUNED
+! grep -qE "\"path\": \"[^\"]*$row" "$work/out" || fail "explain: the table of measured times is not read"
 run 64 explain --model mixtral-8x7b --pin 'no_such_row'
 has "$work/err" '^cmoe: .*no_such_row'
 finish
