@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: MIT
+ * What the CUDA rows do on the host, without a GPU: every problem of `cmoe check` is planned for every row that takes
+ * it and executed on the driver of driver.c, which computes nothing but refuses what no GPU runs. Results are
+ * not looked at. Every row must be reached. */
+#include "cli/gen.h"
+#include "cli/mirror.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ROWS = 256 };
+
+static const char *const problems[] = {
+#define PROBLEM(text) text,
+#include "cli/problems.def"
+#undef PROBLEM
+};
+
+static const char *at = "the device";
+
+static void ok(cmoe_status status, const char *what)
+{
+    if (status == CMOE_OK) return;
+    fprintf(stderr, "%s: %s: %s\n", at, what, cmoe_last_error());
+    exit(1);
+}
+
+/* The row, what it does not do by any other; false: the plan has no place for it. */
+static bool run(cmoe_device *dev, struct cli_mirror *mirror, const cmoe_weights *w, const char *row)
+{
+    const cmoe_problem *p = &mirror->call->problem;
+    const cmoe_plan_options options = {.struct_size = sizeof options, .pin = row};
+    cmoe_plan *plan;
+    void *workspace;
+    char path[1024];
+    if (cmoe_plan_create(dev, p, w, &options, &plan) != CMOE_OK) return false;
+    const size_t size = cmoe_plan_workspace_size(plan);
+    cmoe_plan_path(plan, p->max_tokens, path, sizeof path);
+    ok(cmoe_device_alloc(dev, size, &workspace), row);
+    ok(cmoe_execute(plan, &mirror->tensors, workspace, size, NULL), row);
+    cmoe_device_free(dev, workspace);
+    cmoe_plan_destroy(plan);
+    return strstr(path, row) != NULL;
+}
+
+/* Every row that takes the problem; how many did. */
+static int run_all(cmoe_device *dev, const char *text, bool aligned, bool used[ROWS])
+{
+    const struct gen_options options = {.kind = GEN_REAL, .seed = 5, .aligned = aligned};
+    cmoe_kernel_info row;
+    cmoe_problem p;
+    struct gen_call call;
+    struct cli_mirror mirror;
+    cmoe_weights *w;
+    int n = 0;
+    at = text;
+    cmoe_problem_init(&p);
+    ok(cmoe_problem_parse(&p, text), "the problem");
+    ok(gen_call_create(&p, &options, &call), "inputs");
+    ok(cli_mirror_open(dev, &call, &mirror), "device memory");
+    ok(cmoe_weights_create(dev, &call.problem, &mirror.weights, &w), "weights");
+    mirror.tensors.weights = w;
+    for (int i = 0; i < ROWS && cmoe_kernel_describe(i, &row); i++)
+        if (strcmp(row.backend, "cuda") == 0 &&
+            cmoe_kernel_supports(i, dev, &call.problem, NULL, 0) &&
+            run(dev, &mirror, w, row.name)) {
+            used[i] = true;
+            n++;
+        }
+    cmoe_weights_destroy(w);
+    cli_mirror_close(&mirror);
+    gen_call_free(&call);
+    return n;
+}
+
+int main(void)
+{
+    bool used[ROWS] = {false};
+    cmoe_kernel_info row;
+    cmoe_context *ctx;
+    cmoe_device *dev;
+    int cases = 0, missing = 0;
+    ok(cmoe_context_create(NULL, &ctx), "a context");
+    ok(cmoe_device_open(ctx, "cuda:0", &dev), "opening it");
+    const size_t n = sizeof problems / sizeof *problems;
+    for (size_t i = 0; i < n; i++)
+        for (int aligned = 0; aligned < 2; aligned++)
+            cases += run_all(dev, problems[i], aligned, used);
+    for (int i = 0; i < ROWS && cmoe_kernel_describe(i, &row); i++)
+        if (strcmp(row.backend, "cuda") == 0 && !used[i]) {
+            fprintf(stderr, "not reached: %s\n", row.name);
+            missing++;
+        }
+    printf("%zu problems, %d launches of rows, %d rows not reached\n", n, cases, missing);
+    cmoe_device_close(dev);
+    cmoe_context_destroy(ctx);
+    return missing > 0 || cases == 0;
+}
