@@ -2,6 +2,8 @@
  * A libcuda.so.1 with one H100 that computes nothing. Its memory is the host's; every call is held to what the
  * driver's documentation asks for, and a kernel's launch to the limits of the GPU. What is wrong is told and ends
  * the program: CMOE_ERR_DEVICE would hide which argument it was. test_cuda_launch runs the backend with it. */
+#include "driver.h"
+
 #include <cuda.h>
 
 #include <stdbool.h>
@@ -37,6 +39,31 @@ static struct function {
         abort();                                                                                   \
     } while (0)
 
+static long calls, refused_call;
+
+void driver_refuse(long call)
+{
+    calls = 0;
+    refused_call = call;
+}
+
+long driver_calls(void)
+{
+    return calls;
+}
+
+int driver_allocations(void)
+{
+    int n = 0;
+    for (int i = 0; i < ALLOCATIONS; i++)
+        n += allocations[i].at != NULL;
+    return n;
+}
+
+/* What can fail on a working GPU calls this first. */
+#define MAY_BE_REFUSED(error)                                                                      \
+    if (++calls == refused_call) return error
+
 /* The bytes lie in one allocation. */
 static void within(const char *what, CUdeviceptr at, size_t bytes)
 {
@@ -60,7 +87,7 @@ CUresult cuDriverGetVersion(int *version)
 
 CUresult cuGetErrorName(CUresult error, const char **name)
 {
-    *name = error == CUDA_ERROR_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "an error";
+    *name = error == CUDA_ERROR_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR";
     return CUDA_SUCCESS;
 }
 
@@ -124,11 +151,17 @@ CUresult cuDeviceTotalMem(size_t *bytes, CUdevice device)
     return CUDA_SUCCESS;
 }
 
-CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device)
+static CUcontext the_context(void)
 {
     static int one;
+    return (CUcontext)(void *)&one;
+}
+
+CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device)
+{
+    MAY_BE_REFUSED(CUDA_ERROR_DEVICE_UNAVAILABLE);
     (void)device;
-    *context = (CUcontext)(void *)&one;
+    *context = the_context();
     return CUDA_SUCCESS;
 }
 
@@ -140,18 +173,21 @@ CUresult cuDevicePrimaryCtxRelease(CUdevice device)
 
 CUresult cuCtxPushCurrent(CUcontext context)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_CONTEXT_IS_DESTROYED);
     return context ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
 }
 
 CUresult cuCtxPopCurrent(CUcontext *context)
 {
-    return cuDevicePrimaryCtxRetain(context, 0);
+    *context = the_context();
+    return CUDA_SUCCESS;
 }
 
 CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jit, void **values,
                            unsigned n_jit, CUlibraryOption *options, void **option_values,
                            unsigned n_options)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_OUT_OF_MEMORY);
     (void)jit, (void)values, (void)n_jit, (void)options, (void)option_values, (void)n_options;
     memcpy(library, &code, sizeof code);
     return code ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
@@ -164,6 +200,7 @@ CUresult cuLibraryUnload(CUlibrary library)
 
 CUresult cuLibraryGetKernel(CUkernel *kernel, CUlibrary library, const char *name)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_NOT_FOUND);
     int i = 0;
     while (i < FUNCTIONS && functions[i].name[0] && strcmp(functions[i].name, name) != 0)
         i++;
@@ -178,6 +215,7 @@ CUresult cuLibraryGetKernel(CUkernel *kernel, CUlibrary library, const char *nam
 
 CUresult cuKernelGetFunction(CUfunction *function, CUkernel kernel)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_NOT_FOUND);
     memcpy(function, &kernel, sizeof kernel);
     return CUDA_SUCCESS;
 }
@@ -193,6 +231,7 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute which, CUfunction f
 
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute which, int value)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_INVALID_VALUE);
     struct function *f = (struct function *)(void *)function;
     if (which == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) {
         if (value > SHARED_MOST)
@@ -231,6 +270,7 @@ static void limits(const CUlaunchConfig *c, const struct function *f)
 
 CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction function, const CUlaunchConfig *c)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_INVALID_VALUE);
     limits(c, (const struct function *)(void *)function);
     *clusters = (MULTIPROCESSORS - (int)cluster_of(c)) / (int)cluster_of(c);
     return CUDA_SUCCESS;
@@ -238,6 +278,7 @@ CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction function, const 
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **params, void **extra)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES);
     if (!function) WRONG("a kernel that was not loaded");
     limits(c, (const struct function *)(void *)function);
     if (!params || !params[0] || extra) return CUDA_ERROR_INVALID_VALUE;
@@ -246,6 +287,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **p
 
 CUresult cuMemAlloc(CUdeviceptr *at, size_t bytes)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_OUT_OF_MEMORY);
     enum { ALIGNED = 256 };
     int i = 0;
     while (i < ALLOCATIONS && allocations[i].at)
@@ -272,6 +314,7 @@ CUresult cuMemFree(CUdeviceptr at)
 
 CUresult cuMemcpyHtoD(CUdeviceptr to, const void *from, size_t bytes)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_ILLEGAL_ADDRESS);
     within("a copy to the device", to, bytes);
     memcpy((void *)(uintptr_t)to, from, bytes);
     return CUDA_SUCCESS;
@@ -279,6 +322,7 @@ CUresult cuMemcpyHtoD(CUdeviceptr to, const void *from, size_t bytes)
 
 CUresult cuMemcpyDtoH(void *to, CUdeviceptr from, size_t bytes)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_ILLEGAL_ADDRESS);
     within("a copy from the device", from, bytes);
     memcpy(to, (const void *)(uintptr_t)from, bytes);
     return CUDA_SUCCESS;
@@ -298,6 +342,7 @@ CUresult cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t bytes, CUstream st
 
 CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_ILLEGAL_ADDRESS);
     (void)stream;
     within("a copy on the device", to, bytes);
     within("a copy on the device", from, bytes);
@@ -307,6 +352,7 @@ CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstr
 
 CUresult cuMemsetD8Async(CUdeviceptr at, unsigned char value, size_t bytes, CUstream stream)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_ILLEGAL_ADDRESS);
     (void)stream;
     within("filling", at, bytes);
     memset((void *)(uintptr_t)at, value, bytes);
@@ -353,6 +399,7 @@ CUresult cuStreamEndCapture(CUstream stream, CUgraph *graph)
 
 CUresult cuStreamSynchronize(CUstream stream)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_ILLEGAL_ADDRESS);
     (void)stream;
     return CUDA_SUCCESS;
 }
@@ -415,6 +462,7 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuui
                                 CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
                                 CUtensorMapL2promotion also, CUtensorMapFloatOOBfill fill)
 {
+    MAY_BE_REFUSED(CUDA_ERROR_INVALID_VALUE);
     const cuuint64_t bytes = type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : 2;
     (void)interleave, (void)also, (void)fill;
     if ((uintptr_t)map % 64 != 0 || rank < 1 || rank > 5 || (uintptr_t)at % 16 != 0)

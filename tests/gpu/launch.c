@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: MIT
  * What the CUDA rows do on the host, without a GPU: every problem of `cmoe check` is planned for every row that takes
  * it and executed on the driver of driver.c, which computes nothing but refuses what no GPU runs. Results are
- * not looked at. Every row must be reached. */
+ * not looked at. Every row must be reached. Then layers are made and run with each of the driver's calls refused
+ * in turn: an error says so, and all device memory is given back. */
+#include "driver.h"
+
 #include "cli/gen.h"
 #include "cli/mirror.h"
 
@@ -75,6 +78,73 @@ static int run_all(cmoe_device *dev, const char *text, bool aligned, bool used[R
     return n;
 }
 
+/* From opening the device to the result, as far as it goes; all of it is closed again. calls: of the driver until
+ * then. */
+static cmoe_status layer(const struct gen_call *call, long *calls)
+{
+    struct cli_mirror mirror = {.dev = NULL};
+    cmoe_context *ctx = NULL;
+    cmoe_device *dev = NULL;
+    cmoe_weights *w = NULL;
+    cmoe_plan *plan = NULL;
+    void *workspace = NULL;
+    size_t size = 0;
+    cmoe_status status = cmoe_context_create(NULL, &ctx);
+    if (status == CMOE_OK) status = cmoe_device_open(ctx, "cuda:0", &dev);
+    if (status == CMOE_OK) status = cli_mirror_open(dev, call, &mirror);
+    const bool mirrored = dev && status == CMOE_OK;
+    if (status == CMOE_OK) status = cmoe_weights_create(dev, &call->problem, &mirror.weights, &w);
+    if (status == CMOE_OK) status = cmoe_plan_create(dev, &call->problem, w, NULL, &plan);
+    if (status == CMOE_OK) {
+        mirror.tensors.weights = w;
+        size = cmoe_plan_workspace_size(plan);
+        status = cmoe_device_alloc(dev, size, &workspace);
+    }
+    if (status == CMOE_OK) status = cmoe_execute(plan, &mirror.tensors, workspace, size, NULL);
+    if (status == CMOE_OK) status = cmoe_device_sync(dev, NULL);
+    *calls = driver_calls();
+    if (workspace) cmoe_device_free(dev, workspace);
+    cmoe_plan_destroy(plan);
+    cmoe_weights_destroy(w);
+    if (mirrored) cli_mirror_close(&mirror);
+    cmoe_device_close(dev);
+    cmoe_context_destroy(ctx);
+    return status;
+}
+
+/* One call of the driver after the other is refused. Some the backend does without: maps of weights that are then
+ * read in another way, sizes of clusters. */
+static int refuse_each(const char *text)
+{
+    const struct gen_options options = {.kind = GEN_REAL, .seed = 5, .aligned = true};
+    cmoe_problem p;
+    struct gen_call call;
+    long calls, ignored, failures = 0;
+    int wrong = 0;
+    at = text;
+    cmoe_problem_init(&p);
+    ok(cmoe_problem_parse(&p, text), "the problem");
+    ok(gen_call_create(&p, &options, &call), "inputs");
+    driver_refuse(0);
+    ok(layer(&call, &calls), "with no call refused");
+    for (long i = 1; i <= calls; i++) {
+        driver_refuse(i);
+        const cmoe_status status = layer(&call, &ignored);
+        const int kept = driver_allocations();
+        failures += status != CMOE_OK;
+        if (kept > 0 || (status != CMOE_OK && !strstr(cmoe_last_error(), "CUDA_ERROR"))) {
+            fprintf(stderr, "%s: call %ld of %ld refused: \"%s\", %d allocations kept\n", text, i,
+                    calls, cmoe_last_error(), kept);
+            wrong++;
+            break;
+        }
+    }
+    driver_refuse(0);
+    gen_call_free(&call);
+    printf("%s: %ld of %ld refused calls are errors\n", text, failures, calls);
+    return wrong + (failures < calls / 2);
+}
+
 int main(void)
 {
     bool used[ROWS] = {false};
@@ -96,5 +166,8 @@ int main(void)
     printf("%zu problems, %d launches of rows, %d rows not reached\n", n, cases, missing);
     cmoe_device_close(dev);
     cmoe_context_destroy(ctx);
+    missing += refuse_each("t=40 e=6 k=3 h=256 i=256 reduced renorm scheme=bf16");
+    missing += refuse_each("t=300 e=2 k=1 h=256 i=128 reduced scheme=fp8-token");
+    missing += refuse_each("t=4 e=6 k=3 h=512 i=512 scheme=fp8-block");
     return missing > 0 || cases == 0;
 }

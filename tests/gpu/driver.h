@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: MIT
+ * What a test asks of the driver of driver.c beside what cuda.h has. */
+#ifndef CMOE_TESTS_GPU_DRIVER_H
+#define CMOE_TESTS_GPU_DRIVER_H
+
+/* Count from here on the calls that can fail on a working GPU; the given one is refused, 0: none. */
+void driver_refuse(long call);
+long driver_calls(void);
+/* Of device memory that nobody has freed. */
+int driver_allocations(void);
+
+#endif
