@@ -237,8 +237,8 @@ static cmoe_status launch(const struct cmoe_exec *x, cmoe_gpu_wgmma_pair *f, siz
     const struct cmoe_cuda_grid grid = {(unsigned)cmoe__min64(tiles, sms), 1, CMOE_WGMMA_THREADS,
                                         shared};
     f->progress = x->progress;
-    f->turns =
-        (int32_t *)((char *)x->scratch + between_of(x->p, x->shape, x->tokens, combines).turns);
+    f->turns = (int32_t *)(void *)((char *)x->scratch +
+                                   between_of(x->p, x->shape, x->tokens, combines).turns);
     f->row_warps = row_warps(x->shape);
     f->first_rounds =
         f->row_warps > 1 ? FIRST_ROUNDS : INT32_MAX; /* short rounds gain nothing by help */
@@ -274,7 +274,7 @@ cmoe_status cmoe__cuda_pair(const struct cmoe_step *step, const struct cmoe_exec
     inner.hs = (char *)x->scratch + at.scales;
     inner.h = x->shape->requant ? (char *)x->scratch + at.h : x->scratch;
     if (combines) {
-        inner.z = (float *)((char *)x->scratch + at.z);
+        inner.z = (float *)(void *)((char *)x->scratch + at.z);
         inner.spent_bytes = 0; /* of the step before this one, not of GEMM2 */
     }
     cmoe_gpu_wgmma_pair f = {

@@ -357,7 +357,8 @@ static cmoe_status launch(const struct cmoe_exec *x, enum cmoe_cuda_function fun
 /* What routes, and the logits that it routes by. */
 static cmoe_status prepare_route(const struct cmoe_exec *x, cmoe_gpu_route *route)
 {
-    *route = cmoe__cuda_route_params(x, (char *)x->scratch + h_bytes(x->shape, x->tokens));
+    char *const scratch = x->scratch; /* NULL where nothing needs any */
+    *route = cmoe__cuda_route_params(x, scratch ? scratch + h_bytes(x->shape, x->tokens) : NULL);
     return cmoe__cuda_route_logits(x, route);
 }
 
