@@ -2,6 +2,7 @@
 """python -m cmoe info | check | bench"""
 
 import argparse
+import os
 import sys
 import time
 
@@ -69,4 +70,10 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # a reader such as head has gone: nothing more can be told, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)

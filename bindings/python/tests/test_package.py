@@ -115,6 +115,14 @@ def test_command(command):
     assert expected[command[0]] in done.stdout
 
 
+def test_a_reader_that_goes_away_is_no_traceback():
+    with subprocess.Popen([sys.executable, "-m", "cmoe", "info"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True,
+                          cwd=Path(cmoe.__file__).parents[1]) as run:  # fmt: skip
+        run.stdout.close()
+        assert run.stderr.read() == ""
+
+
 def test_importing_cmoe_imports_neither_numpy_nor_torch():
     code = "import sys, cmoe; cmoe.check(); assert not {'numpy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(cmoe.__file__).parents[1])
