@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# gpu_check.sh [check|ptx|sanitize|determinism|demo|bench] [build folder]: the CUDA rows on a machine with an
+# gpu_check.sh [all|check|ptx|sanitize|determinism|demo|bench] [build folder]: the CUDA rows on a machine with an
 # NVIDIA GPU, which CI does not have. Only the built programs are needed there: cmoe, libcmoe.so.0,
 # libcmoe-io.so.0, and those named below.
 #
+# all       all of the following but bench, side by side: 400 s where there are 16 cores; $LOGS keeps what they print
 # check     every row against the reference on the built-in and on random problems
 # ptx       the portable rows from the PTX that later GPUs would use: CUDA_FORCE_PTX_JIT=1 keeps the driver from
 #           machine code, so a Hopper GPU is treated as sm_80; the driver compiles first, for a minute or so
@@ -126,6 +127,24 @@ sanitize)
     done
     exit $failed
     ;;
+all)
+    logs=${LOGS:-$(mktemp -d)}
+    mkdir -p "$logs"
+    rm -f "$logs"/*.passed
+    for part in check ptx sanitize determinism demo; do
+        (LOGS=$logs/$part.logs COUNT=${COUNT:-50} bash "$0" $part "$build" >"$logs/$part" 2>&1 && touch "$logs/$part.passed") &
+    done
+    wait
+    failed=0
+    for part in check ptx sanitize determinism demo; do
+        result=passed
+        [ -e "$logs/$part.passed" ] || { result=FAILED && failed=1; }
+        echo "== $part: $result"
+        tail -n 4 "$logs/$part"
+    done
+    [ -n "${LOGS:-}" ] || rm -rf "$logs"
+    exit $failed
+    ;;
 bench)
     MODELS=${MODELS:-qwen3-30b-a3b deepseek-v3-tp8 qwen3-235b-a22b gpt-oss-120b gpt-oss-20b mixtral-8x7b deepseek-v3 \
 deepseek-v3-ep8:e=32,local=32 llama4-scout kimi-k2 mixtral-8x22b deepseek-v2} SCHEMES=${SCHEMES:-bf16+fp8-token+fp8-block} \
@@ -133,7 +152,7 @@ deepseek-v3-ep8:e=32,local=32 llama4-scout kimi-k2 mixtral-8x22b deepseek-v2} SC
         "$(dirname "$0")/bench_grid.sh" cuda:0 "${RESULT:-h100.json}" "$build"
     ;;
 *)
-    echo "usage: gpu_check.sh [check|ptx|sanitize|determinism|demo|bench] [build folder]" >&2
+    echo "usage: gpu_check.sh [all|check|ptx|sanitize|determinism|demo|bench] [build folder]" >&2
     exit 64
     ;;
 esac
