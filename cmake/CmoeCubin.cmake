@@ -18,12 +18,16 @@ function(cmoe_add_fatbin target source)
         set(arch ${CMOE_CUDA_HOPPER})
     endif()
     set(fatbin ${PROJECT_BINARY_DIR}/cuda/${stem}.fatbin)
-    add_custom_command(OUTPUT ${fatbin}
-        COMMAND ${PROJECT_SOURCE_DIR}/tools/nvcc_checked.sh ${CMOE_NVCC} -fatbin ${arch}
-            ${CMOE_NVCC_FLAGS} -I${PROJECT_SOURCE_DIR}/src -I${PROJECT_SOURCE_DIR}/include
-            -MD -MT ${fatbin} -MF ${fatbin}.d -o ${fatbin} ${source}
-        DEPENDS ${source} ${PROJECT_SOURCE_DIR}/tools/nvcc_checked.sh
-        DEPFILE ${fatbin}.d COMMENT "nvcc ${stem}.cu" VERBATIM)
+    if(CMOE_CUDA STREQUAL "HOST") # nothing a GPU could load
+        file(CONFIGURE OUTPUT ${fatbin} CONTENT "" @ONLY)
+    else()
+        add_custom_command(OUTPUT ${fatbin}
+            COMMAND ${PROJECT_SOURCE_DIR}/tools/nvcc_checked.sh ${CMOE_NVCC} -fatbin ${arch}
+                ${CMOE_NVCC_FLAGS} -I${PROJECT_SOURCE_DIR}/src -I${PROJECT_SOURCE_DIR}/include
+                -MD -MT ${fatbin} -MF ${fatbin}.d -o ${fatbin} ${source}
+            DEPENDS ${source} ${PROJECT_SOURCE_DIR}/tools/nvcc_checked.sh
+            DEPFILE ${fatbin}.d COMMENT "nvcc ${stem}.cu" VERBATIM)
+    endif()
     set(assembly ${PROJECT_BINARY_DIR}/cuda/${stem}.S)
     file(CONFIGURE OUTPUT ${assembly} CONTENT [=[
     .section .rodata
