@@ -6,7 +6,6 @@
 
 #include <cuda.h>
 
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,14 +63,27 @@ int driver_allocations(void)
 #define MAY_BE_REFUSED(error)                                                                      \
     if (++calls == refused_call) return error
 
-/* The bytes lie in one allocation. */
-static void within(const char *what, CUdeviceptr at, size_t bytes)
+bool driver_holds(const void *at, size_t bytes)
 {
+    const uintptr_t first = (uintptr_t)at;
     for (int i = 0; i < ALLOCATIONS; i++) {
         const uintptr_t from = (uintptr_t)allocations[i].at;
-        if (from && at >= from && at + bytes <= from + allocations[i].bytes) return;
+        if (from && first >= from && first + bytes <= from + allocations[i].bytes) return true;
     }
-    if (bytes > 0) WRONG("%s: %zu bytes at %llx are not allocated", what, bytes, at);
+    return bytes == 0;
+}
+
+static void within(const char *what, CUdeviceptr at, size_t bytes)
+{
+    if (!driver_holds((const void *)(uintptr_t)at, bytes))
+        WRONG("%s: %zu bytes at %llx are not allocated", what, bytes, at);
+}
+
+static void (*watching)(const char *kernel, void **params);
+
+void driver_watch(void (*watch)(const char *kernel, void **params))
+{
+    watching = watch;
 }
 
 CUresult cuInit(unsigned flags)
@@ -280,8 +292,10 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **p
 {
     MAY_BE_REFUSED(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES);
     if (!function) WRONG("a kernel that was not loaded");
-    limits(c, (const struct function *)(void *)function);
+    const struct function *f = (const struct function *)(void *)function;
+    limits(c, f);
     if (!params || !params[0] || extra) return CUDA_ERROR_INVALID_VALUE;
+    if (watching) watching(f->name, params);
     return CUDA_SUCCESS;
 }
 

@@ -5,6 +5,7 @@
  * in turn: an error says so, and all device memory is given back. */
 #include "driver.h"
 
+#include "backends/cuda/params_sm90a.h"
 #include "cli/gen.h"
 #include "cli/mirror.h"
 
@@ -28,6 +29,43 @@ static void ok(cmoe_status status, const char *what)
     if (status == CMOE_OK) return;
     fprintf(stderr, "%s: %s: %s\n", at, what, cmoe_last_error());
     exit(1);
+}
+
+static bool ends(const char *name, const char *with)
+{
+    const size_t n = strlen(name), m = strlen(with);
+    return n >= m && strcmp(name + n - m, with) == 0;
+}
+
+/* Of an element of what a kernel of wgmma writes. */
+static int element_bytes(const char *kernel)
+{
+    if (ends(kernel, "_codes")) return 1;
+    return ends(kernel, "_z") || ends(kernel, "_short") || ends(kernel, "16_act") ? 2 : 4;
+}
+
+/* All rows of a GEMM's output lie in one allocation: no row of z in y. */
+static void rows_fit(const char *kernel, const cmoe_gpu_wgmma *w, int bytes)
+{
+    const cmoe_gpu_call *c = &w->g.call;
+    const int64_t rows =
+        c->batched ? (int64_t)c->local * c->capacity : (int64_t)c->tokens * c->slots;
+    const int64_t size = rows > 0 ? ((rows - 1) * w->g.out_stride + w->out_cols) * bytes : 0;
+    if (driver_holds(w->g.out, (size_t)size)) return;
+    fprintf(stderr, "%s: %s writes %lld rows of %lld elements past an allocation\n", at, kernel,
+            (long long)rows, (long long)w->g.out_stride);
+    exit(1);
+}
+
+static void watch(const char *kernel, void **params)
+{
+    const cmoe_gpu_wgmma_pair *pair = params[0];
+    if (ends(kernel, "_pair"))
+        rows_fit(kernel, &pair->gemm[1], 2);
+    else if (strncmp(kernel, "cmoe_wgmma_", 11) == 0)
+        rows_fit(kernel, params[0], element_bytes(kernel));
+    else if (strncmp(kernel, "cmoe_rows_", 10) == 0)
+        rows_fit(kernel, &((const cmoe_gpu_rows *)params[0])->gemm, element_bytes(kernel));
 }
 
 /* The row, what it does not do by any other; false: the plan has no place for it. */
@@ -152,6 +190,7 @@ int main(void)
     cmoe_context *ctx;
     cmoe_device *dev;
     int cases = 0, missing = 0;
+    driver_watch(watch);
     ok(cmoe_context_create(NULL, &ctx), "a context");
     ok(cmoe_device_open(ctx, "cuda:0", &dev), "opening it");
     const size_t n = sizeof problems / sizeof *problems;
