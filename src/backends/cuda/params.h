@@ -135,9 +135,9 @@ typedef struct cmoe_gpu_act {
     int32_t rows1, i, i_used, h_dtype;
 } cmoe_gpu_act;
 
-/* Columns of a block of the combine where rows of z are whole pieces of 16 bytes, and rows of 16-bit z (half as many
+/* Columns and threads of a block of the combine where rows of z are whole pieces of 16 bytes, and rows of 16-bit z (half as many
  * of f32) that its threads load at once. */
-enum { CMOE_COMBINE_COLUMNS = 1024, CMOE_COMBINE_ROWS = 8 };
+enum { CMOE_COMBINE_COLUMNS = 1024, CMOE_COMBINE_THREADS = 128, CMOE_COMBINE_ROWS = 8 };
 
 typedef struct cmoe_gpu_combine {
     cmoe_gpu_call call;

@@ -198,12 +198,19 @@ static cmoe_status route(const struct cmoe_step *step, const struct cmoe_exec *x
 
 /* ---- ROUTE with SORT behind it (kernels/common/route_sort.cuh) ---- */
 
-/* A row's way if logits lie as octets need them, or else. */
+/* A row's way if logits lie as octets need them. */
+static int usual_way(const cmoe_problem *p, bool few)
+{
+    const int octets = octets_of(p);
+    return by_octets(octets) ? octets : way_of(p, few);
+}
+
+/* Or else. */
 static int sort_way(const struct cmoe_exec *x, bool few, void *scratch)
 {
     const cmoe_gpu_route r = cmoe__cuda_route_params(x, scratch);
-    const int octets = octets_of(x->p);
-    return by_octets(octets) && reads_vectors(&r, octets) ? octets : way_of(x->p, few);
+    const int way = usual_way(x->p, few);
+    return by_octets(way) && !reads_vectors(&r, way) ? way_of(x->p, few) : way;
 }
 
 /* Threads of a block that routes `each` tokens; many: where the kernel may have 1024. */
@@ -328,7 +335,7 @@ static double octet_us(const cmoe_problem *p)
 static double cluster_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
     (void)k;
-    const int octets = octets_of(q->p), way = by_octets(octets) ? octets : way_of(q->p, true);
+    const int way = usual_way(q->p, true);
     const int n = cluster_of(way, q->tokens, CLUSTER_LARGE);
     const double each = (double)cmoe__ceil_div(q->tokens, n);
     if (by_octets(way)) return 3.2 + 0.06 * n + octet_us(q->p) * each;
@@ -395,7 +402,7 @@ static double wide_cost_us(const struct cmoe_kernel *k, const struct cmoe_query 
 {
     (void)k;
     const double ids = (double)q->tokens * q->shape->slots;
-    const int octets = octets_of(q->p), way = by_octets(octets) ? octets : way_of(q->p, false);
+    const int way = usual_way(q->p, false);
     const double token = by_octets(way) ? octet_us(q->p) : token_us(q->p, false);
     return (by_octets(way) ? 5.0 : 4.4) + ids * 1e-5 + token * (double)wide_each(way, q->tokens);
 }

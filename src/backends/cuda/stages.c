@@ -192,11 +192,15 @@ cmoe_status cmoe__cuda_act(const struct cmoe_step *step, const struct cmoe_exec 
     return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_act, grid, args);
 }
 
+enum { LINE = 128 }; /* bytes, of L2 */
+
 cmoe_gpu_combine cmoe__cuda_combine_params(const struct cmoe_exec *x)
 {
-    enum { LINE = 128 };
+    /* Lines are worth dropping where L2 still has a part of z's: bf16 of 8 times its size at most. */
+    enum { MOST_L2 = 8 };
     const cmoe_problem *p = x->p;
-    const int64_t z = x->tokens * x->shape->slots * x->shape->H * 2, l2 = x->dev->props.l2;
+    const int64_t z = (int64_t)x->tokens * x->shape->slots * x->shape->H * 2;
+    const bool lines = x->shape->H % (LINE / 2) == 0, some = z < MOST_L2 * x->dev->props.l2;
     return (cmoe_gpu_combine){
         .call = cmoe__cuda_call(x),
         .z = x->z,
@@ -208,7 +212,7 @@ cmoe_gpu_combine cmoe__cuda_combine_params(const struct cmoe_exec *x)
         .dtype = p->y,
         .weigh = p->weight_on == CMOE_WEIGHT_ON_OUTPUT,
         .ahead = p->first < CMOE_STAGE_COMBINE,
-        .discard = p->first < CMOE_STAGE_COMBINE && x->shape->H % (LINE / 2) == 0 && z < 8 * l2,
+        .discard = p->first < CMOE_STAGE_COMBINE && lines && some,
     };
 }
 
@@ -234,7 +238,7 @@ static enum cmoe_cuda_function combine_function(cmoe_dtype z, int y)
 /* By pieces of columns. z and what GEMM2 read leave L2 unwritten; of what is larger most has been written already. */
 static cmoe_status combine_pieces(const struct cmoe_exec *x, cmoe_dtype z)
 {
-    enum { LINE = 128, COLUMNS = CMOE_COMBINE_COLUMNS, THREADS = 128 };
+    enum { COLUMNS = CMOE_COMBINE_COLUMNS };
     const int64_t spent = (int64_t)x->spent_bytes;
     cmoe_gpu_combine c = cmoe__cuda_combine_params(x);
     c.spent = x->spent;
@@ -242,7 +246,8 @@ static cmoe_status combine_pieces(const struct cmoe_exec *x, cmoe_dtype z)
     c.tokens = tokens_at_once(x, blocks(x->shape->H, COLUMNS));
     void *args[] = {&c};
     const struct cmoe_cuda_grid grid = {blocks(x->tokens, c.tokens), blocks(x->shape->H, COLUMNS),
-                                        THREADS, (size_t)c.tokens * (size_t)x->shape->slots * 8};
+                                        CMOE_COMBINE_THREADS,
+                                        (size_t)c.tokens * (size_t)x->shape->slots * 8};
     return cmoe__cuda_launch_after(x, combine_function(z, x->p->y), grid, args);
 }
 

@@ -5,7 +5,8 @@
 #include "backends/cuda/kernels/common/combine.cuh"
 #include "backends/cuda/kernels/common/depend.cuh"
 
-enum { THREADS = CMOE_COMBINE_COLUMNS / COLUMNS };
+enum { THREADS = CMOE_COMBINE_THREADS };
+static_assert(THREADS * COLUMNS == CMOE_COMBINE_COLUMNS, "a thread has eight");
 
 /* The threads that have a line of z's columns have read it: where it still lies in L2, it need not go to memory. */
 template <int Z> DEV void discard_columns(const cmoe_gpu_combine &c, const char *z, int rows, int h, const int *valid)

@@ -72,7 +72,7 @@ DEV void prepare(const cmoe_gpu_quant &q, const row_of &r, int column, float (&v
     if (q.round_dtype == CMOE_BF16)
 #pragma unroll
         for (int i = 0; i < EACH; i++)
-            v[i] = __bfloat162float(__float2bfloat16_rn(v[i]));
+            v[i] = decode(CMOE_BF16, encode(CMOE_BF16, v[i], CMOE_ROUND_NEAREST_EVEN));
     else if (q.round_dtype != CMOE_NONE)
 #pragma unroll
         for (int i = 0; i < EACH; i++)
@@ -164,17 +164,6 @@ DEV float row_scale(const cmoe_gpu_quant &q, const row_of &r, uint8_t *scales, u
     if (threadIdx.x == 0)
         *(nv ? &q.globals[r.out] : (float *)scales) = s;
     return s;
-}
-
-/* Eight numbers of 16 bits, to a place of 16 bytes. */
-template <int TYPE> DEV void store_eight(uint8_t *to, const float (&v)[EACH])
-{
-    uint32_t word[EACH / 2];
-#pragma unroll
-    for (int i = 0; i < EACH / 2; i++)
-        word[i] = encode(TYPE, v[i * 2], CMOE_ROUND_NEAREST_EVEN) |
-                  encode(TYPE, v[i * 2 + 1], CMOE_ROUND_NEAREST_EVEN) << 16;
-    *(uint4 *)to = make_uint4(word[0], word[1], word[2], word[3]);
 }
 
 DEV void store_plainly(const cmoe_gpu_quant &q, const row_of &r, uint8_t *codes)

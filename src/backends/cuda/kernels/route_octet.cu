@@ -3,34 +3,17 @@
  * are, and instructions how long one takes. */
 #include "backends/cuda/kernels/common/route_sort.cuh"
 
-extern "C" __global__ void __launch_bounds__(1024, 1)
-    cmoe_route_count_32(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s,
-                        uint16_t *starts, int32_t *list)
-{
-    extern __shared__ int4 memory[];
-    count_tokens<4>(g, s, memory, starts, list);
-}
+/* Named by experts, of which a lane holds an eighth. */
+#define COUNT(experts, threads)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(threads, 1) cmoe_route_count_##experts(                               \
+        const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s, uint16_t *starts,         \
+        int32_t *list)                                                                                                 \
+    {                                                                                                                  \
+        extern __shared__ int4 memory[];                                                                               \
+        count_tokens<experts / 8>(g, s, memory, starts, list);                                                         \
+    }
 
-extern "C" __global__ void __launch_bounds__(1024, 1)
-    cmoe_route_count_64(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s,
-                        uint16_t *starts, int32_t *list)
-{
-    extern __shared__ int4 memory[];
-    count_tokens<8>(g, s, memory, starts, list);
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    cmoe_route_count_128(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s,
-                         uint16_t *starts, int32_t *list)
-{
-    extern __shared__ int4 memory[];
-    count_tokens<16>(g, s, memory, starts, list);
-}
-
-extern "C" __global__ void __launch_bounds__(512, 1)
-    cmoe_route_count_256(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s,
-                         uint16_t *starts, int32_t *list)
-{
-    extern __shared__ int4 memory[];
-    count_tokens<32>(g, s, memory, starts, list);
-}
+COUNT(32, 1024)
+COUNT(64, 1024)
+COUNT(128, 512)
+COUNT(256, 512)

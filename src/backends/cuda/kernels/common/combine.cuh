@@ -40,18 +40,7 @@ template <int Y> DEV void store_columns(const cmoe_gpu_combine &c, char *y, int 
         if (h + i >= c.h_used) /* z has nothing there */
             sum[i] = c.accumulate != 0.0f ? c.accumulate * load(Y, y, h + i) : 0.0f;
     if ((uintptr_t)(y + h * BYTES) % 16 == 0) {
-        uint32_t word[COLUMNS * BYTES / 4];
-#pragma unroll
-        for (int i = 0; i < COLUMNS; i++) {
-            const uint32_t code = encode(Y, sum[i], CMOE_ROUND_NEAREST_EVEN);
-            if (BYTES == 4)
-                word[i] = code;
-            else
-                word[i / 2] = i % 2 ? word[i / 2] | code << 16 : code;
-        }
-#pragma unroll
-        for (int i = 0; i < COLUMNS * BYTES / 16; i++)
-            ((uint4 *)(y + h * BYTES))[i] = make_uint4(word[i * 4], word[i * 4 + 1], word[i * 4 + 2], word[i * 4 + 3]);
+        store_eight<Y>(y + h * BYTES, sum);
         return;
     }
 #pragma unroll

@@ -151,6 +151,24 @@ DEV void store(int dtype, void *row, int64_t i, float v)
         ((uint8_t *)row)[i] = (uint8_t)code;
 }
 
+/* Eight of f32 or 16 bits, to a place of 16 bytes. */
+template <int TYPE> DEV void store_eight(void *to, const float (&v)[8])
+{
+    constexpr int WORDS = TYPE == CMOE_F32 ? 8 : 4;
+    uint32_t word[WORDS];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const uint32_t code = encode(TYPE, v[i], CMOE_ROUND_NEAREST_EVEN);
+        if (WORDS == 8)
+            word[i] = code;
+        else
+            word[i / 2] = i % 2 ? word[i / 2] | code << 16 : code;
+    }
+#pragma unroll
+    for (int i = 0; i < WORDS / 4; i++)
+        ((uint4 *)to)[i] = make_uint4(word[i * 4], word[i * 4 + 1], word[i * 4 + 2], word[i * 4 + 3]);
+}
+
 /* Scales from a largest magnitude (NaN allowed). */
 DEV float guard_scale(float amax, float s)
 {
