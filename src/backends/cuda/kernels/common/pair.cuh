@@ -94,7 +94,7 @@ DEV void say_done(const cmoe_gpu_wgmma_pair &f, int expert)
  * expert's is. The producer's threads; the one that leads asks. */
 template <int TYPE, bool BLOCK>
 DEV bool wait_for_h(const cmoe_gpu_wgmma_pair &f, const ring &r, const work &w, const tile_list &list, cursor c,
-                    int &loaded)
+                    int slot, int &loaded)
 {
     constexpr int STEP = SPAN / element_bytes<TYPE>;
     const cmoe_gpu_wgmma &p = f.gemm[1];
@@ -111,10 +111,10 @@ DEV bool wait_for_h(const cmoe_gpu_wgmma_pair &f, const ring &r, const work &w, 
             while (load_acquire(done) < all) {
             }
         }
-        r.tail->open = open;
+        r.tail->open[slot] = open;
     }
     group_sync(LOAD_BARRIER, LOAD_THREADS);
-    return r.tail->open;
+    return r.tail->open[slot];
 }
 
 /* The ticket is taken a few stages before the end of a tile, and looked up when it should have come. */
@@ -154,7 +154,7 @@ template <int TYPE, bool BLOCK, int MOST> DEV void produce_pair(const cmoe_gpu_w
             barrier_arrive(shared_address(&r.tail->begun[slot]));
         }
         if (second && !open)
-            open = wait_for_h<TYPE, BLOCK>(f, r, w, list, c, loaded);
+            open = wait_for_h<TYPE, BLOCK>(f, r, w, list, c, slot, loaded);
         const int steps = (p.g.k + STEP - 1) / STEP;
         const int take = max(steps - TAKE_BEFORE, 0), look = max(steps - LOOK_BEFORE, 0);
         for (int step = 0; step < steps; step++) {

@@ -50,9 +50,9 @@ struct ring_tail {
     uint64_t begun[2], ready[2], unused[2]; /* of the facts: the work, all of them, neither */
     tile_facts facts[2];          /* of this tile and the next */
     int first_tile[CMOE_WGMMA_EXPERTS + 1];
-    /* Tiles taken by ticket: tickets as the producer hands them around, whether all of h is there, by facts
+    /* Tiles taken by ticket: tickets as the producer hands them around and whether all of h is there, by turns; by facts
      * whether the tile is GEMM2's; rows to quantise, and the largest magnitudes of their parts, by round and warp. */
-    int ticket[2], open, second[2];
+    int ticket[2], open[2], second[2];
     int wide, stored[2]; /* GEMM2's strips that all experts share; a strip that a warpgroup has stored a tile of */
     turn next;
     uint32_t top[2][MATH_WARPS];
