@@ -11,9 +11,10 @@
 #include <math.h>
 
 /* As measured on an H100: the share of the tensor cores' rate inside a tile, spans' worth of time outside;
- * rows an expert from which on these may win, of 16 bits, with biases in the results of the others, and are many or
- * so many that GEMM2 of 16 bits wins again; too few experts for one's second tile to be made up for by another's
- * missing one. */
+ * rows an expert from which on these may win, of 16 bits, with biases in the results of the others; from which on they
+ * are some, many, so many that 16 bits are no faster than with the others, and so many that they are again; too few
+ * experts for one's second tile to be made up for by another's missing one; spans from which on GEMM2 of codes is
+ * faster. */
 #define BUSY       0.75
 #define UNPROMOTED 0.92 /* of the time, sums of e4m3 that never go on in f32 */
 enum {
@@ -23,8 +24,10 @@ enum {
     BIASED_ROWS = 60,
     SOME_ROWS = 150,
     MANY_ROWS = 200,
-    MOST_ROWS = 1500,
-    FEW_EXPERTS = 12
+    EVEN_ROWS = 400,
+    MOST_ROWS = 560,
+    FEW_EXPERTS = 12,
+    ENOUGH_SPANS = 4
 };
 
 /* GEMM1 .. REQUANT in two kernels: of an h in bf16 that a scale of the row, or a given one, follows. */
@@ -97,17 +100,19 @@ static bool odd_rounds(double tiles, double blocks)
     return tiles > blocks && tiles < 2 * blocks;
 }
 
-/* What measured layers differ by from the arithmetic below beside the other rows, whose own is dear where it counts:
- * GEMM2 over long rows in e4m3 is better, many rows in 16-bit types without the biases of gpt-oss are
- * worse, fewer rows are better, of 16 bits with more than a few experts, under block scales also those of a
- * tile and a half (docs/perf-log.md, 20, 21, 25 and 34). */
+/* What measured layers differ by from the arithmetic below beside the other rows, whose own leaves out what a last
+ * tile of a few rows costs them: more than here with some hundred rows an expert, and next to nothing with twice as
+ * many (docs/perf-log.md, 20, 21, 25, 34 and 37). */
 static double correction(const cmoe_problem *p, bool second, int64_t spans, double each, double hit)
 {
-    const bool fewer = each < (p->w.scaling == CMOE_SCALE_BLOCK ? MANY_ROWS : SOME_ROWS);
-    if (p->w.dtype == CMOE_E4M3) return (second && spans >= 16 ? 0.9 : 1) * (fewer ? 0.87 : 1);
-    if (fewer && hit > FEW_EXPERTS) return 0.85;
+    const bool block = p->w.scaling == CMOE_SCALE_BLOCK,
+               fewer = each < (block ? MANY_ROWS : SOME_ROWS);
+    if (p->w.dtype == CMOE_E4M3)
+        return (second && spans >= ENOUGH_SPANS ? 0.9 : 1) * (fewer ? 0.87 : (block ? 0.95 : 1));
+    if (fewer) return hit > FEW_EXPERTS ? 0.85 : 1.25;
     if (p->flags & CMOE_BIAS1) return 1;
-    return second && each >= MOST_ROWS ? 1.1 : 1.25;
+    if (each < EVEN_ROWS) return second ? 0.9 : 1;
+    return each < MOST_ROWS ? (second ? 1.15 : 1.25) : 1.1;
 }
 
 /* Of an h in bf16. */
