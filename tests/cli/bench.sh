@@ -48,6 +48,21 @@ python3 "$root/tools/bench_compare.py" "$work/points" "$work/points" >"$work/out
     fail "bench_compare.py ends with $?"
 has "$work/out" '^4 cells, geometric mean of B/A 1.000; 0 only in A'
 
+# Runs into one file: of each cell the shorter median, if the plan is the last run's.
+python3 - "$work/points" "$work/one" "$work/two" <<'END'
+import json, sys
+cells = [json.loads(line) for line in open(sys.argv[1])]
+for path, times, plan in ((sys.argv[2], (1, 2, 1, 2), "another"), (sys.argv[3], (2, 1, 2, 1), cells[2]["plan"])):
+    for cell, time in zip(cells, times):
+        cell["us_median"] = time
+    cells[2]["plan"] = plan
+    json.dump({"date": path, "driver": "none", "version": "v", "command": "c", "cells": cells}, open(path, "w"))
+END
+python3 "$root/tools/bench_merge.py" "$work/merged" "$work/one" "$work/two" || fail "bench_merge.py ends with $?"
+[ "$(sed -n 's/.*"us_median": \([0-9]*\),.*/\1/p' "$work/merged" | paste -sd ' ')" = "1 1 2 1" ] || fail "not the shorter medians"
+has "$work/merged" '"note": "2 whole runs: .*(1 of 4 are of an earlier one)'
+python3 "$root/tools/bench_merge.py" "$work/merged" "$work/one" 2>/dev/null && fail "bench_merge.py takes one run"
+
 # Steps, under the stages they end with.
 run 0 bench --problem "$small stages=sort..combine" --tokens 2 --min-time 0.001 --pin '*__ref' --stages --json -
 has "$work/out" '"stage_us": {"sort": [0-9.e-]*, "gemm1": [0-9.e-]*, "act": .*, "gemm2": .*, "combine": [0-9.e-]*}'
