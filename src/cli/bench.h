@@ -89,9 +89,9 @@ struct bench_lane {
         stage_us[CMOE_STAGE_COUNT]; /* of the step that ends a stage; 0: none does, or not asked */
 };
 
-/* Times of one or two plans, in turn. */
+/* Times of one or two plans, in turn, with a rest before each sample. */
 cmoe_status bench_time(struct bench_inputs *in, struct bench_lane *lanes, int n_lanes,
-                       double seconds);
+                       double seconds, double rest_seconds);
 
 /* Into lane->stage_us: medians of a few calls. */
 cmoe_status bench_stages(struct bench_inputs *in, struct bench_lane *lane);
@@ -117,6 +117,7 @@ struct bench_cell {
     int variants, sets;
     struct bench_lane lane[BENCH_LANES];
     int lanes;
+    double rest;         /* seconds before each sample */
     double slots, hit;   /* a forward: slots computed, experts hit */
     double flops, bytes; /* a forward: operations, and bytes that must be read or written */
     double read[2], dot; /* ceilings a second: reading before and after, products; NAN: unknown */

@@ -110,6 +110,7 @@ void bench_print_json(FILE *out, const struct bench_cell *cell)
     cli_json_string(&json, "device", cell->device);
     cli_json_int(&json, "routings", cell->variants);
     cli_json_int(&json, "weight_sets", cell->sets);
+    cli_json_double(&json, "rest_s", cell->rest);
     cli_json_double(&json, "slots", cell->slots);
     cli_json_double(&json, "experts_hit", cell->hit);
     cli_json_double(&json, "flop", cell->flops);

@@ -5,6 +5,7 @@
 #include "cli/report.h"
 
 #include <stdlib.h>
+#include <time.h>
 
 enum { LEAST_RUNS = 5 };
 
@@ -25,6 +26,7 @@ struct sampler {
     struct bench_inputs *in;
     struct bench_lane *lanes;
     int n_lanes, calls; /* a sample */
+    double rest;        /* seconds before a sample */
     void *stream, *before, *after, *graph[BENCH_LANES];
 };
 
@@ -64,9 +66,17 @@ static void close_sampler(struct sampler *s)
     cmoe_stream_destroy(dev, s->stream);
 }
 
+static void rest(double seconds)
+{
+    const time_t whole = (time_t)seconds;
+    const struct timespec t = {.tv_sec = whole, .tv_nsec = (long)(1e9 * (seconds - (double)whole))};
+    if (seconds > 0) nanosleep(&t, NULL);
+}
+
 static cmoe_status sample(struct sampler *s, int lane, int i, double *us)
 {
     cmoe_device *dev = s->in->session->dev;
+    rest(s->rest);
     if (s->stream == NULL) {
         const double start = cli_now();
         const cmoe_status status = bench_job_run(s->lanes[lane].job, s->in, i, NULL);
@@ -105,9 +115,9 @@ static cmoe_status take_samples(struct sampler *s, double seconds)
 }
 
 cmoe_status bench_time(struct bench_inputs *in, struct bench_lane *lanes, int n_lanes,
-                       double seconds)
+                       double seconds, double rest_seconds)
 {
-    struct sampler s = {.in = in, .lanes = lanes, .n_lanes = n_lanes};
+    struct sampler s = {.in = in, .lanes = lanes, .n_lanes = n_lanes, .rest = rest_seconds};
     cmoe_status status = open_sampler(&s);
     if (status == CMOE_OK) status = take_samples(&s, seconds);
     close_sampler(&s);

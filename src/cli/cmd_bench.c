@@ -14,7 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_TOKEN_COUNTS = 64, SAMPLE_TOKENS = 16 };
+enum { MAX_TOKEN_COUNTS = 64, SAMPLE_TOKENS = 16, MOST_REST = 60 };
 
 /* Multiply-adds that the reference may take: about a second. */
 static const double reference_limit = 4e8;
@@ -27,7 +27,7 @@ struct bench {
     int64_t tokens[MAX_TOKEN_COUNTS];
     int n_tokens;
     int64_t most_tokens;
-    double seconds;
+    double seconds, rest;
     uint64_t seed;
     FILE *out;   /* of JSON or CSV; NULL: a table on standard output */
     bool headed; /* the heading of a table is printed */
@@ -208,6 +208,7 @@ static cmoe_status bench_cell(struct bench *bench, struct scheme *scheme, int64_
         .device = bench->session.label,
         .problem = p,
         .tokens = tokens,
+        .rest = bench->rest,
         .sets = scheme->job[0].sets,
         .lanes = scheme->jobs,
     };
@@ -222,7 +223,8 @@ static cmoe_status bench_cell(struct bench *bench, struct scheme *scheme, int64_
     if (status == CMOE_OK) status = count_load(bench, scheme, &cell);
     cell.dot = bench_roof_measure(&bench->roof, CMOE_PROBE_DOT, (cmoe_dtype)p->x.dtype);
     cell.read[0] = bench_roof_measure(&bench->roof, CMOE_PROBE_READ, CMOE_NONE);
-    if (status == CMOE_OK) status = bench_time(in, cell.lane, cell.lanes, bench->seconds);
+    if (status == CMOE_OK)
+        status = bench_time(in, cell.lane, cell.lanes, bench->seconds, bench->rest);
     cell.read[1] = bench_roof_measure(&bench->roof, CMOE_PROBE_READ, CMOE_NONE);
     for (int i = 0; i < cell.lanes && status == CMOE_OK; i++) {
         if (cli_args_given(bench->args, "stages")) status = bench_stages(in, &cell.lane[i]);
@@ -379,6 +381,9 @@ static int run(const struct cli_args *args)
     if (code == CLI_OK) code = parse_tokens(&bench);
     if (code == CLI_OK) code = cli_args_int(args, "seed", 0, INT64_MAX, &seed);
     if (code == CLI_OK) code = cli_args_double(args, "min-time", 0, &bench.seconds);
+    if (code == CLI_OK) code = cli_args_double(args, "rest", 0, &bench.rest);
+    if (code == CLI_OK && bench.rest > MOST_REST)
+        code = cli_fail(CLI_USAGE, "bench: --rest takes at most %d seconds", MOST_REST);
     if (code == CLI_OK) code = bench_routing_parse(cli_args_value(args, "routing"), &bench.routing);
     if (code != CLI_OK) return code;
     bench.seed = (uint64_t)seed;
@@ -401,6 +406,7 @@ static const struct cli_option options[] = {
     {"vs", "GLOBS", "time a second plan with these kernels, in turn with the first"},
     {"stages", NULL, "time the steps too, each under the last stage that it does"},
     {"min-time", "S", "seconds to measure each point for (default: 0.5)"},
+    {"rest", "S", "seconds of rest before each sample (default: 0)"},
     {"seed", "N", "seed of weights and inputs (default: 1)"},
     {"json", "FILE", "write JSON lines to FILE, '-' for standard output"},
     {"csv", "FILE", "write CSV to FILE, '-' for standard output"},

@@ -7,7 +7,7 @@ run 0 bench --problem "$small" --tokens 1,3 --scheme bf16+int4-w4a16:g32,zp --mi
     --json "$work/points"
 [ ! -s "$work/out" ] || fail "bench --json FILE prints a table"
 [ "$(wc -l <"$work/points")" = 4 ] || fail "not four points"
-for field in model problem tokens scheme device us_median us_min us_p90 tflops gbps error plan \
+for field in model problem tokens scheme device us_median us_min us_p90 tflops gbps error plan rest_s \
     routing routings weight_sets slots experts_hit flop bytes runs error_of_bound \
     read_gbps_before read_gbps_after dot_tflops us_floor roof_percent; do
     [ "$(grep -c "\"$field\": " "$work/points")" = 4 ] || fail "no field $field"
@@ -62,6 +62,14 @@ python3 "$root/tools/bench_merge.py" "$work/merged" "$work/one" "$work/two" || f
 [ "$(sed -n 's/.*"us_median": \([0-9]*\),.*/\1/p' "$work/merged" | paste -sd ' ')" = "1 1 2 1" ] || fail "not the shorter medians"
 has "$work/merged" '"note": "2 whole runs: .*(1 of 4 are of an earlier one)'
 python3 "$root/tools/bench_merge.py" "$work/merged" "$work/one" 2>/dev/null && fail "bench_merge.py takes one run"
+
+# Five samples and a call to warm up, each after a rest.
+start=$(date +%s%N)
+run 0 bench --problem "$small" --tokens 2 --min-time 0.001 --rest 0.05 --json -
+[ $(($(date +%s%N) - start)) -gt 300000000 ] || fail "did not rest"
+has "$work/out" '"rest_s": 0.05,'
+run 64 bench --problem "$small" --tokens 2 --rest 61
+run 64 bench --problem "$small" --tokens 2 --rest nan
 
 # Steps, under the stages they end with.
 run 0 bench --problem "$small stages=sort..combine" --tokens 2 --min-time 0.001 --pin '*__ref' --stages --json -
