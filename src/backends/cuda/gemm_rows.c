@@ -100,9 +100,9 @@ static bool odd_rounds(double tiles, double blocks)
     return tiles > blocks && tiles < 2 * blocks;
 }
 
-/* What measured layers differ by from the arithmetic below beside the other rows, whose own leaves out what a last
- * tile of a few rows costs them: more than here with some hundred rows an expert, and next to nothing with twice as
- * many (docs/perf-log.md, 20, 21, 25, 34 and 37). */
+/* What measured layers differ by from the arithmetic below beside the other rows. Theirs leaves out what an expert's last
+ * tile costs where it has a few rows: with 150 to 400 rows an expert more than here, with more of them next to nothing
+ * (docs/perf-log.md, 20, 21, 25, 34 and 37). */
 static double correction(const cmoe_problem *p, bool second, int64_t spans, double each, double hit)
 {
     const bool block = p->w.scaling == CMOE_SCALE_BLOCK,
