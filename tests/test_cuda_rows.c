@@ -3,8 +3,10 @@
  * of the table can be pinned for some problem of problems.def, or `cmoe check` would never run it. */
 #include "cli/gen.h"
 #include "harness.h"
+#include "harness_files.h"
 #include "plan/plan.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -297,6 +299,37 @@ static void faster_rows_are_planned(void **state)
                        "stages=quant..combine shared=0 won=out reduced");
 }
 
+/* Lines of a tuned table are another architecture's or this one's. */
+static void tuned_times_are_of_an_architecture(void **state)
+{
+    (void)state;
+    const struct cmoe_backend *const cuda = find_cuda();
+    if (!cuda) skip();
+    static const char *const row = "gemm1act_rows_128x256__sm90a";
+    const cmoe_problem p = test_problem("t=4096 model=qwen3-30b-a3b scheme=bf16 reduced");
+    for (int arch = 90; arch <= 100; arch += 10) {
+        char line[160];
+        snprintf(line, sizeof line, "cuda-sm_%d-132t,%016" PRIx64 ",4096,%s,1000000\n", arch,
+                 cmoe_problem_hash(&p), row);
+        struct folder f;
+        folder_make(&f);
+        folder_text(&f, "tuned.csv", line);
+        const cmoe_context_options options = {
+            .struct_size = sizeof options, .n_threads = 1, .tuned = folder_path(&f, "tuned.csv")};
+        cmoe_context *ctx = NULL;
+        expect_ok(cmoe_context_create(&options, &ctx));
+        folder_remove(&f);
+        struct cmoe_device hopper = device_of(ctx, cuda, 90);
+        cmoe_plan *plan = NULL;
+        char path[1024];
+        expect_ok(cmoe_plan_create(&hopper, &p, NULL, NULL, &plan));
+        cmoe_plan_path(plan, 4096, path, sizeof path);
+        cmoe_plan_destroy(plan);
+        cmoe_context_destroy(ctx);
+        if ((strstr(path, row) == NULL) != (arch == 90)) fail_with("%s: %s", line, path);
+    }
+}
+
 static void routing_and_sorting_is_planned(void **state)
 {
     (void)state;
@@ -327,6 +360,7 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_row_is_planned),
                                        cmocka_unit_test(every_row_is_checked_with_aligned_inputs),
                                        cmocka_unit_test(faster_rows_are_planned),
+                                       cmocka_unit_test(tuned_times_are_of_an_architecture),
                                        cmocka_unit_test(routing_and_sorting_is_planned)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

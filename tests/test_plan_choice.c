@@ -245,10 +245,14 @@ static void tuned_times_decide(void **state)
     expect_path(plan, 64, "act__ref", true);
     expect_path(plan, 64, "combine__ref", false);
     expect_path(plan, 32, "act__ref", false);
+    const double measured = cmoe_plan_estimate(plan, 64);
     cmoe_plan_destroy(plan);
     const cmoe_plan_options ignore = {.struct_size = sizeof ignore, .ignore_tuned = 1};
     expect_ok(cmoe_plan_create(dev, &p, NULL, &ignore, &plan));
     expect_path(plan, 64, "act__ref", false);
+    const double estimated = cmoe_plan_estimate(plan, 64);
+    assert_true(measured > 0 && measured < estimated);
+    assert_true(estimated > cmoe_plan_estimate(plan, 32) && cmoe_plan_estimate(NULL, 64) == 0);
     cmoe_plan_destroy(plan);
     cmoe_device_close(dev);
     cmoe_context_destroy(ctx);

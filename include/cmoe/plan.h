@@ -33,9 +33,8 @@ typedef struct cmoe_plan_options {
  *  fit p. `opt` may be NULL. Thread-safe; the plan is immutable and may be executed by any number
  *  of threads at once, each with its own workspace.
  *  @return CMOE_OK; what cmoe_problem_check returns; CMOE_ERR_MISMATCH (weights made for another
- *          problem; both are named); CMOE_ERR_UNSUPPORTED (no path; the reasons are in the message
- *          or in cmoe_plan_explain_failure); CMOE_ERR_INVALID (pin matches nothing);
- *          CMOE_ERR_NO_MEMORY. */
+ *          problem; both are named); CMOE_ERR_UNSUPPORTED (no path; the reasons are in the message);
+ *          CMOE_ERR_INVALID (pin matches nothing); CMOE_ERR_NO_MEMORY. */
 CMOE_API cmoe_status cmoe_plan_create(cmoe_device *dev, const cmoe_problem *p,
                                       const cmoe_weights *w, const cmoe_plan_options *opt,
                                       cmoe_plan **out) CMOE_MUST_CHECK;
@@ -51,6 +50,9 @@ CMOE_API const cmoe_problem *cmoe_plan_problem(const cmoe_plan *plan);
 
 /** Names of the kernels used for `tokens`, joined by " > ". snprintf rules. */
 CMOE_API int cmoe_plan_path(const cmoe_plan *plan, int tokens, char *buf, size_t len);
+/** Microseconds that the planner expects of a call with `tokens`: the sum of its steps' estimates, or of
+ *  measured times where a tuned table has them (docs/tuning.md). For comparing plans; 0 for NULL. */
+CMOE_API double cmoe_plan_estimate(const cmoe_plan *plan, int tokens);
 /** Full report for `tokens` (0: every bucket): steps with estimated costs, weight formats with
  *  their regret, workspace, and every rejected row with its reason. snprintf rules. */
 CMOE_API int cmoe_plan_explain(const cmoe_plan *plan, int tokens, char *buf, size_t len);

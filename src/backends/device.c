@@ -114,10 +114,7 @@ void cmoe_device_describe(const cmoe_device *dev, cmoe_device_info *info)
     const size_t size =
         info->struct_size && info->struct_size < sizeof all ? info->struct_size : sizeof all;
     snprintf(all.name, sizeof all.name, "%s", dev->props.name);
-    if (dev->props.arch > 0)
-        snprintf(all.isa, sizeof all.isa, "sm_%d", dev->props.arch);
-    else
-        snprintf(all.isa, sizeof all.isa, "%s", cmoe__isa_name(dev->props.isa));
+    cmoe__props_isa(&dev->props, all.isa, sizeof all.isa);
     snprintf(all.features, sizeof all.features, "%s", dev->props.features);
     all.struct_size = size;
     memcpy(info, &all, size);

@@ -48,5 +48,7 @@ struct cmoe_device {
 };
 
 const char *cmoe__isa_name(enum cmoe_isa isa);
+/* "avx512bf16", or "sm_90" of a GPU. */
+void cmoe__props_isa(const struct cmoe_props *props, char *buf, size_t len);
 
 #endif

@@ -2,6 +2,7 @@
  * What a plan does and why: steps with costs, formats with regret, every rejected row's reason. */
 #include "plan/pin.h"
 #include "plan/plan.h"
+#include "plan/tuned.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -104,6 +105,11 @@ static void say_path(struct text *t, const cmoe_plan *plan, const struct cmoe_pa
     }
 }
 
+double cmoe_plan_estimate(const cmoe_plan *plan, int tokens)
+{
+    return plan ? path_for(plan, tokens)->cost_us : 0;
+}
+
 int cmoe_plan_explain(const cmoe_plan *plan, int tokens, char *buf, size_t len)
 {
     struct text t = {.buf = buf, .len = buf ? len : 0};
@@ -113,8 +119,9 @@ int cmoe_plan_explain(const cmoe_plan *plan, int tokens, char *buf, size_t len)
     cmoe_problem_print(&plan->p, problem, sizeof problem);
     say(&t, "problem: %s\n", problem);
     say(&t, "hash: %016" PRIx64 "\n", cmoe_problem_hash(&plan->p));
-    say(&t, "device: %s-%s-%dt (%s)\n", plan->dev->backend->name, cmoe__isa_name(plan->props.isa),
-        plan->props.threads, plan->props.name);
+    char device[64];
+    cmoe__tuned_device(plan, device, sizeof device);
+    say(&t, "device: %s (%s)\n", device, plan->props.name);
     say(&t, "weights: matrix 1 %s, matrix 2 %s\n", cmoe_plan_weight_format(plan, 1),
         cmoe_plan_weight_format(plan, 2));
     if (plan->chunk < plan->p.max_tokens)

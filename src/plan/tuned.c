@@ -73,6 +73,13 @@ static void take_line(struct cmoe_plan *plan, const struct field *f)
     if (row >= 0 && bucket < plan->n_buckets) plan->tuned[row * plan->n_buckets + bucket] = us;
 }
 
+void cmoe__tuned_device(const struct cmoe_plan *plan, char *buf, size_t len)
+{
+    char isa[32];
+    cmoe__props_isa(&plan->props, isa, sizeof isa);
+    snprintf(buf, len, "%s-%s-%dt", plan->dev->backend->name, isa, plan->props.threads);
+}
+
 cmoe_status cmoe__tuned_load(struct cmoe_plan *plan)
 {
     const char *text = plan->ctx->tuned;
@@ -86,8 +93,7 @@ cmoe_status cmoe__tuned_load(struct cmoe_plan *plan)
     if (!plan->tuned) return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for %zu tuned times", n);
     for (size_t i = 0; i < n; i++)
         plan->tuned[i] = -1;
-    snprintf(device, sizeof device, "%s-%s-%dt", plan->dev->backend->name,
-             cmoe__isa_name(plan->props.isa), plan->props.threads);
+    cmoe__tuned_device(plan, device, sizeof device);
     snprintf(problem, sizeof problem, "%016" PRIx64, cmoe_problem_hash(&plan->p));
     while (*text) {
         size_t len = strcspn(text, "\n");
