@@ -8,10 +8,34 @@
 #include "cli/gen.h"
 #include "cli/mirror.h"
 #include "cli/session.h"
+#include "cli/trial.h"
 
 #include <stdio.h>
 
-enum { BENCH_VARIANTS = 64, BENCH_SETS = 8, BENCH_LANES = 2, BENCH_RUNS = 1000 };
+enum {
+    BENCH_VARIANTS = 64,
+    BENCH_SETS = 8,
+    BENCH_LANES = 2,
+    BENCH_RUNS = 1000,
+    BENCH_TOKEN_COUNTS = 64
+};
+
+/* ---- what is asked for ---- */
+
+struct bench_tokens {
+    int64_t at[BENCH_TOKEN_COUNTS], most;
+    int n;
+};
+
+/* --tokens. @return an exit code. */
+int bench_parse_tokens(const struct cli_args *args, struct bench_tokens *out);
+/* Of --scheme: 'a+b', 'all', or NULL, which is the problem's own formats. */
+int bench_count_schemes(const char *text);
+/* One by one, until one's exit code is another than CLI_OK; NULL for the problem's own. */
+int bench_each_scheme(const char *text, int (*run)(void *user, const char *scheme), void *user);
+/* Whether a problem can be timed, with so many plans' weights in memory. @return an exit code. */
+int bench_check(const struct cli_session *session, const struct cli_args *args,
+                const cmoe_problem *p, int plans);
 
 /* ---- routings: which experts tokens go to ---- */
 
@@ -52,6 +76,11 @@ cmoe_status bench_inputs_route(struct bench_inputs *in, const struct bench_routi
 /* Let a call on the host use the first routing. */
 void bench_inputs_host_route(const struct bench_inputs *in, cmoe_tensors *tensors);
 void bench_inputs_close(struct bench_inputs *in);
+/* Routings that a cell rotates through: enough that a weight is out of the caches when its turn
+ * comes again. */
+int bench_variants(const struct bench_inputs *in, int64_t tokens);
+/* Copies of the weights, for layers that fit in the caches as a whole. */
+int bench_sets(const struct cli_session *session, const cmoe_problem *p);
 /* Whether a plan reads ids or logits, so that routings can be chosen. */
 bool bench_routable(const cmoe_problem *p);
 
@@ -95,6 +124,11 @@ cmoe_status bench_time(struct bench_inputs *in, struct bench_lane *lanes, int n_
 
 /* Into lane->stage_us: medians of a few calls. */
 cmoe_status bench_stages(struct bench_inputs *in, struct bench_lane *lane);
+
+/* The first tokens of the first routing against the reference, at the cell's token count. `expected` is kept
+ * for the next call; out->n 0: not compared. */
+cmoe_status bench_error(const struct bench_inputs *in, const struct bench_job *job,
+                        struct cli_expected *expected, cmoe_error *out);
 
 /* ---- ceilings, measured beside every cell ---- */
 

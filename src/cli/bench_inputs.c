@@ -2,6 +2,7 @@
  * Inputs of bench: one call's tensors on the device, and routings that change from run to run. */
 #include "cli/bench.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -154,4 +155,32 @@ cmoe_status bench_inputs_route(struct bench_inputs *in, const struct bench_routi
 void bench_inputs_host_route(const struct bench_inputs *in, cmoe_tensors *tensors)
 {
     if (in->routes != NULL) point_at(&in->call.problem, in->routes, tensors);
+}
+
+static int64_t clamp(double v, int64_t low, int64_t high)
+{
+    return v < (double)low ? low : v > (double)high ? high : (int64_t)v;
+}
+
+static double cache_bytes(const struct cli_session *session)
+{
+    const cmoe_device_info *info = &session->info;
+    return (double)(info->l3 > info->l2 ? info->l3 : info->l2);
+}
+
+int bench_variants(const struct bench_inputs *in, int64_t tokens)
+{
+    const cmoe_problem *p = &in->call.problem;
+    const double all = bench_expert_bytes(p) * cmoe_problem_local_experts(p);
+    const double slots = bench_expert_bytes(p) * (double)tokens * cmoe_problem_slots(p);
+    const int least = tokens <= 128 ? 8 : tokens <= 512 ? 4 : 2;
+    const double hit = slots < all ? slots : all;
+    return (int)clamp(ceil(4 * cache_bytes(in->session) / (hit + 1)), least,
+                      tokens <= 512 ? BENCH_VARIANTS : least);
+}
+
+int bench_sets(const struct cli_session *session, const cmoe_problem *p)
+{
+    const double all = bench_expert_bytes(p) * cmoe_problem_local_experts(p);
+    return (int)clamp(ceil(4 * cache_bytes(session) / (all + 1)), 1, BENCH_SETS);
 }

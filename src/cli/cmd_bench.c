@@ -6,27 +6,21 @@
 #include "cli/bench.h"
 #include "cli/commands.h"
 #include "cli/report.h"
-#include "cli/trial.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_TOKEN_COUNTS = 64, SAMPLE_TOKENS = 16, MOST_REST = 60 };
-
-/* Multiply-adds that the reference may take: about a second. */
-static const double reference_limit = 4e8;
+enum { MOST_REST = 60 };
 
 struct bench {
     const struct cli_args *args;
+    cmoe_problem problem;
     struct cli_session session;
     struct bench_routing routing;
     struct bench_roof roof;
-    int64_t tokens[MAX_TOKEN_COUNTS];
-    int n_tokens;
-    int64_t most_tokens;
+    struct bench_tokens tokens;
     double seconds, rest;
     uint64_t seed;
     FILE *out;   /* of JSON or CSV; NULL: a table on standard output */
@@ -45,58 +39,7 @@ struct scheme {
     struct cli_expected expected; /* y NULL: not computed yet */
 };
 
-/* ---- the command line ---- */
-
-static int parse_tokens(struct bench *bench)
-{
-    const char *text = cli_args_value(bench->args, "tokens");
-    char copy[512];
-    snprintf(copy, sizeof copy, "%s", text != NULL ? text : "1,4,16,64,256");
-    char *rest = copy;
-    for (char *word = strsep(&rest, ","); word != NULL; word = strsep(&rest, ",")) {
-        int64_t n = 0;
-        if (!cli_parse_int(word, &n) || n < 1 || n > INT32_MAX)
-            return cli_fail(CLI_USAGE, "bench: --tokens has '%.40s', which is no token count",
-                            word);
-        if (bench->n_tokens == MAX_TOKEN_COUNTS)
-            return cli_fail(CLI_USAGE, "bench: --tokens has more than %d counts", MAX_TOKEN_COUNTS);
-        bench->tokens[bench->n_tokens++] = n;
-        if (n > bench->most_tokens) bench->most_tokens = n;
-    }
-    return CLI_OK;
-}
-
 /* ---- one cell ---- */
-
-static int64_t clamp(double v, int64_t low, int64_t high)
-{
-    return v < (double)low ? low : v > (double)high ? high : (int64_t)v;
-}
-
-static double cache_bytes(const struct bench *bench)
-{
-    const cmoe_device_info *info = &bench->session.info;
-    return (double)(info->l3 > info->l2 ? info->l3 : info->l2);
-}
-
-/* Routings that a cell rotates through: enough that a weight is out of the caches when its turn
- * comes again. */
-static int count_variants(const struct bench *bench, const cmoe_problem *p, int64_t tokens)
-{
-    const double all = bench_expert_bytes(p) * cmoe_problem_local_experts(p);
-    const double slots = bench_expert_bytes(p) * (double)tokens * cmoe_problem_slots(p);
-    const int least = tokens <= 128 ? 8 : tokens <= 512 ? 4 : 2;
-    const double hit = slots < all ? slots : all;
-    return (int)clamp(ceil(4 * cache_bytes(bench) / (hit + 1)), least,
-                      tokens <= 512 ? BENCH_VARIANTS : least);
-}
-
-/* Copies of the weights, for layers that fit in the caches as a whole. */
-static int count_sets(const struct bench *bench, const cmoe_problem *p)
-{
-    const double all = bench_expert_bytes(p) * cmoe_problem_local_experts(p);
-    return (int)clamp(ceil(4 * cache_bytes(bench) / (all + 1)), 1, BENCH_SETS);
-}
 
 /* Slots and experts of a forward, over all routings of the cell; the device counts them. */
 static cmoe_status count_load(struct bench *bench, const struct scheme *scheme,
@@ -131,60 +74,6 @@ static cmoe_status count_load(struct bench *bench, const struct scheme *scheme,
     return status;
 }
 
-/* Tokens that the reference computes in about a second; 0: not one. */
-static int64_t sample_tokens(const cmoe_problem *p, int64_t tokens)
-{
-    const double share = cmoe_problem_local_experts(p) / (double)(p->experts + p->shared);
-    const double work = bench_slot_work(p) * cmoe_problem_slots(p) * (share < 1 ? share : 1);
-    int64_t n = tokens < SAMPLE_TOKENS ? tokens : SAMPLE_TOKENS;
-    while (n > 0 && (double)n * work > reference_limit)
-        n--;
-    return p->accumulate != 0 ? 0 : n;
-}
-
-/* The reference for as many tokens as any cell compares. */
-static cmoe_status expect_first(struct bench *bench, struct scheme *scheme)
-{
-    const struct bench_inputs *in = &scheme->inputs;
-    const int64_t n = sample_tokens(&in->call.problem, in->tensors[0].n_tokens);
-    cmoe_tensors host = in->call.tensors;
-    host.n_tokens = (int32_t)n;
-    bench_inputs_host_route(in, &host);
-    return cli_expect(bench->session.ctx, &in->call.problem, in->reference, &host,
-                      n * in->call.y_block * in->call.problem.hidden, false, &scheme->expected);
-}
-
-/* The first tokens of the first routing against the reference, at the cell's token count. */
-static cmoe_status measure_error(struct bench *bench, struct scheme *scheme, int lane,
-                                 cmoe_error *out)
-{
-    const struct bench_inputs *in = &scheme->inputs;
-    const cmoe_problem *p = &in->call.problem;
-    cmoe_device *dev = bench->session.dev;
-    const int64_t elements =
-        sample_tokens(p, in->tensors[0].n_tokens) * in->call.y_block * p->hidden;
-    const size_t bytes = cmoe_dtype_bytes((cmoe_dtype)p->y, elements);
-    if (elements == 0) return CMOE_OK;
-    cmoe_status status = CMOE_OK;
-    if (scheme->expected.n < elements) {
-        cli_expected_free(&scheme->expected);
-        status = expect_first(bench, scheme);
-    }
-    unsigned char *y = malloc(bytes + 1);
-    if (status == CMOE_OK && y == NULL) status = CMOE_ERR_NO_MEMORY;
-    if (status == CMOE_OK) status = bench_job_run_tensors(&scheme->job[lane], in, &in->tensors[0]);
-    if (status == CMOE_OK)
-        status = cmoe_device_copy(dev, y, in->tensors[0].y, bytes, CMOE_COPY_FROM_DEVICE, NULL);
-    if (status == CMOE_OK) status = cmoe_device_sync(dev, NULL);
-    if (status == CMOE_OK)
-        cmoe_compare((cmoe_dtype)p->y, y, scheme->expected.y, scheme->expected.bound, elements,
-                     out);
-    /* Nothing was computed where no expert of these tokens is local. */
-    if (status == CMOE_OK && out->zeros >= 1 && out->outside == 0) out->n = 0;
-    free(y);
-    return status;
-}
-
 static void print_cell(struct bench *bench, const struct bench_cell *cell)
 {
     FILE *out = bench->out != NULL ? bench->out : stdout;
@@ -212,8 +101,8 @@ static cmoe_status bench_cell(struct bench *bench, struct scheme *scheme, int64_
         .sets = scheme->job[0].sets,
         .lanes = scheme->jobs,
     };
-    cmoe_status status = bench_inputs_route(in, &bench->routing, bench->seed, tokens,
-                                            count_variants(bench, p, tokens));
+    cmoe_status status =
+        bench_inputs_route(in, &bench->routing, bench->seed, tokens, bench_variants(in, tokens));
     cell.variants = in->variants;
     for (int i = 0; i < cell.lanes; i++) {
         cell.lane[i].job = &scheme->job[i];
@@ -228,7 +117,8 @@ static cmoe_status bench_cell(struct bench *bench, struct scheme *scheme, int64_
     cell.read[1] = bench_roof_measure(&bench->roof, CMOE_PROBE_READ, CMOE_NONE);
     for (int i = 0; i < cell.lanes && status == CMOE_OK; i++) {
         if (cli_args_given(bench->args, "stages")) status = bench_stages(in, &cell.lane[i]);
-        if (status == CMOE_OK) status = measure_error(bench, scheme, i, &cell.lane[i].error);
+        if (status == CMOE_OK)
+            status = bench_error(in, &scheme->job[i], &scheme->expected, &cell.lane[i].error);
         bench->outside = bench->outside || cell.lane[i].error.outside > 0;
     }
     cli_progress_end(&bench->progress);
@@ -238,33 +128,6 @@ static cmoe_status bench_cell(struct bench *bench, struct scheme *scheme, int64_
 
 /* ---- one scheme ---- */
 
-static int check_memory(const struct bench *bench, const cmoe_problem *p)
-{
-    const double gib = 1024.0 * 1024 * 1024;
-    const double plans = cli_args_given(bench->args, "vs") ? 2 : 1;
-    const double needed =
-        plans * count_sets(bench, p) * bench_expert_bytes(p) * cmoe_problem_local_experts(p);
-    if (bench->session.info.memory <= 0 || needed < 0.8 * (double)bench->session.info.memory)
-        return CLI_OK;
-    return cli_fail(CLI_NO_MEMORY,
-                    "bench: the weights may take %.1f GiB and there are %.1f; take fewer experts, "
-                    "such as --problem local=8",
-                    needed / gib, (double)bench->session.info.memory / gib);
-}
-
-static int check_problem(const struct bench *bench, const cmoe_problem *p)
-{
-    const int code = cli_problem_check(p);
-    if (code != CLI_OK) return code;
-    if (p->last != CMOE_STAGE_COMBINE || p->first > CMOE_STAGE_SORT || p->capacity > 0)
-        return cli_fail(
-            CLI_USAGE, "bench: the problem must start at route, quant or sort, and end at combine");
-    if (cli_args_given(bench->args, "routing") && !bench_routable(p))
-        return cli_fail(CLI_USAGE, "bench: --routing needs a problem that takes ids or logits, "
-                                   "such as --problem first=quant");
-    return check_memory(bench, p);
-}
-
 static cmoe_status bench_opened(struct bench *bench, struct scheme *scheme)
 {
     const cmoe_problem *p = &scheme->inputs.call.problem;
@@ -273,12 +136,13 @@ static cmoe_status bench_opened(struct bench *bench, struct scheme *scheme)
     const int lanes = pins[1] != NULL ? 2 : 1;
     cmoe_status status = CMOE_OK;
     for (int i = 0; i < lanes && status == CMOE_OK; i++) {
-        status = bench_job_open(&scheme->inputs, pins[i], count_sets(bench, p), &scheme->job[i]);
+        status = bench_job_open(&scheme->inputs, pins[i], bench_sets(&bench->session, p),
+                                &scheme->job[i]);
         if (status == CMOE_OK) scheme->jobs++;
     }
-    for (int i = 0; i < bench->n_tokens && status == CMOE_OK; i++) {
+    for (int i = 0; i < bench->tokens.n && status == CMOE_OK; i++) {
         cli_progress_show(&bench->progress, bench->done++, bench->points);
-        status = bench_cell(bench, scheme, bench->tokens[i]);
+        status = bench_cell(bench, scheme, bench->tokens.at[i]);
     }
     cli_progress_end(&bench->progress);
     for (int i = 0; i < scheme->jobs; i++)
@@ -290,8 +154,9 @@ static int bench_scheme(struct bench *bench, cmoe_problem p, const char *name)
 {
     if (name != NULL && cmoe_problem_scheme(&p, name) != CMOE_OK)
         return cli_fail(CLI_USAGE, "%s", cmoe_last_error());
-    p.max_tokens = (int32_t)bench->most_tokens;
-    const int code = check_problem(bench, &p);
+    p.max_tokens = (int32_t)bench->tokens.most;
+    const int code =
+        bench_check(&bench->session, bench->args, &p, cli_args_given(bench->args, "vs") ? 2 : 1);
     if (code != CLI_OK) return code;
     struct scheme scheme = {.name = name};
     cmoe_status status = bench_inputs_open(&bench->session, &p, bench->seed, &scheme.inputs);
@@ -304,36 +169,18 @@ static int bench_scheme(struct bench *bench, cmoe_problem p, const char *name)
 
 /* ---- all of them ---- */
 
-static int count_schemes(const char *text)
+static int bench_one(void *user, const char *scheme)
 {
-    int n = 0;
-    if (text != NULL && strcmp(text, "all") == 0)
-        while (cmoe_scheme_name(n) != NULL)
-            n++;
-    else
-        for (n = 1; text != NULL && (text = strchr(text, '+')) != NULL; text++)
-            n++;
-    return n;
+    struct bench *bench = user;
+    return bench_scheme(bench, bench->problem, scheme);
 }
 
 static int bench_schemes(struct bench *bench, const cmoe_problem *p)
 {
     const char *text = cli_args_value(bench->args, "scheme");
-    bench->points = (int64_t)count_schemes(text) * bench->n_tokens;
-    if (text == NULL) return bench_scheme(bench, *p, NULL);
-    int code = CLI_OK;
-    if (strcmp(text, "all") == 0) {
-        const char *name = NULL;
-        for (int i = 0; code == CLI_OK && (name = cmoe_scheme_name(i)) != NULL; i++)
-            code = bench_scheme(bench, *p, name);
-        return code;
-    }
-    char copy[512];
-    snprintf(copy, sizeof copy, "%s", text);
-    char *rest = copy;
-    for (char *name = strsep(&rest, "+"); code == CLI_OK && name != NULL; name = strsep(&rest, "+"))
-        code = bench_scheme(bench, *p, name);
-    return code;
+    bench->problem = *p;
+    bench->points = (int64_t)bench_count_schemes(text) * bench->tokens.n;
+    return bench_each_scheme(text, bench_one, bench);
 }
 
 /* Lines go to FILE.partial, which becomes FILE when everything has been measured. */
@@ -378,7 +225,7 @@ static int run(const struct cli_args *args)
     int code = cli_problem_from_args(args, false, &p);
     if (code == CLI_OK && cli_args_given(args, "json") && cli_args_given(args, "csv"))
         code = cli_fail(CLI_USAGE, "bench: --json and --csv cannot both be given");
-    if (code == CLI_OK) code = parse_tokens(&bench);
+    if (code == CLI_OK) code = bench_parse_tokens(args, &bench.tokens);
     if (code == CLI_OK) code = cli_args_int(args, "seed", 0, INT64_MAX, &seed);
     if (code == CLI_OK) code = cli_args_double(args, "min-time", 0, &bench.seconds);
     if (code == CLI_OK) code = cli_args_double(args, "rest", 0, &bench.rest);
