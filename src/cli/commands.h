@@ -11,6 +11,7 @@ extern const struct cli_command cli_explain;
 extern const struct cli_command cli_run;
 extern const struct cli_command cli_check;
 extern const struct cli_command cli_bench;
+extern const struct cli_command cli_tune;
 extern const struct cli_command cli_replay;
 extern const struct cli_command cli_inspect;
 extern const struct cli_command cli_quantize;

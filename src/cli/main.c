@@ -8,8 +8,8 @@
 #include <string.h>
 
 static const struct cli_command *const commands[] = {
-    &cli_info,  &cli_list,   &cli_explain, &cli_run,      &cli_check,
-    &cli_bench, &cli_replay, &cli_inspect, &cli_quantize, &cli_accuracy,
+    &cli_info, &cli_list,   &cli_explain, &cli_run,      &cli_check,    &cli_bench,
+    &cli_tune, &cli_replay, &cli_inspect, &cli_quantize, &cli_accuracy,
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 

@@ -5,7 +5,7 @@
 run 0 --help
 golden help "$work/out"
 cp "$work/out" "$work/overview"
-for command in info list explain run check bench replay inspect quantize accuracy; do
+for command in info list explain run check bench tune replay inspect quantize accuracy; do
     run 0 $command --help
     golden "help-$command" "$work/out"
     has "$work/overview" "^  $command "
