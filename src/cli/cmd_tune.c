@@ -171,7 +171,7 @@ static cmoe_status plan_with_lines(const struct cell *cell, char *path, double *
     }
     const long before = ftell(table);
     tune_print(table, tune->device, &cell->inputs->call.problem, cell->point);
-    fclose(table);
+    if (fclose(table) != 0) return CMOE_ERR_IO;
     const cmoe_context_options options = {.struct_size = sizeof options, .tuned = tune->table};
     cmoe_status status = cmoe_context_create(&options, &ctx);
     if (status == CMOE_OK)
