@@ -170,10 +170,15 @@ static bool supports(const struct cmoe_kernel *k, const struct cmoe_query *q, st
 
 /* Of one core with each instruction set: flops a cycle, the same by int8 dots and by pairs of bf16 (0:
  * as the device says), weights it can stream in GB/s, and the time to decode a packed weight in ns. */
+#if defined __SSE2__ /* multiplies 16 bits in pairs */
+enum { GENERIC_DOTS = 8 };
+#else
+enum { GENERIC_DOTS = 4 };
+#endif
 static const struct speed {
     double flops, dots, gbps, decode_ns, pairs;
 } speeds[CMOE_ISA_LEVELS] = {
-    [CMOE_ISA_LEVEL_GENERIC] = {4, 4, 6, 2, 0},
+    [CMOE_ISA_LEVEL_GENERIC] = {4, GENERIC_DOTS, 6, 2, 0},
     [CMOE_ISA_LEVEL_AVX2] = {32, 48, 18, 0.3, 0},
     [CMOE_ISA_LEVEL_AVX512] = {64, 96, 30, 0.15, 0},
     [CMOE_ISA_LEVEL_AVX512VNNI] = {64, 256, 30, 0.15, 0},

@@ -3,7 +3,7 @@
  *
  * VNNI multiplies unsigned by signed bytes: rows are stored plus 128 and the accumulators begin at
  * -128 times the column's sum. Without it, bytes are widened to 16 bits and multiplied in pairs,
- * which is exact for every code. */
+ * which is exact for every code; SSE2, which every x86-64 has, can do that too. */
 #ifndef CMOE_BACKENDS_CPU_ISA_TILE_I8_H
 #define CMOE_BACKENDS_CPU_ISA_TILE_I8_H
 
@@ -16,7 +16,7 @@
 enum { QUAD_BYTES = 4, DOT8_ROWS = 14, PARTS = 1 };
 #elif defined CMOE_ISA_AVX512
 enum { QUAD_BYTES = 8, DOT8_ROWS = 8, PARTS = 2 };
-#elif defined CMOE_ISA_AVX2
+#elif defined CMOE_MADD16
 enum { QUAD_BYTES = 8, DOT8_ROWS = 4, PARTS = 2 };
 #else
 enum { QUAD_BYTES = 4, DOT8_ROWS = 4, PARTS = 4 };
@@ -28,12 +28,9 @@ CMOE_INLINE void split_codes(vi b, vi part[PARTS])
 {
 #if defined CMOE_ISA_AVX512VNNI
     part[0] = b;
-#elif defined CMOE_ISA_AVX512
-    part[0] = (vi)_mm512_srai_epi16(_mm512_slli_epi16((__m512i)b, 8), 8);
-    part[1] = (vi)_mm512_srai_epi16((__m512i)b, 8);
-#elif defined CMOE_ISA_AVX2
-    part[0] = (vi)_mm256_srai_epi16(_mm256_slli_epi16((__m256i)b, 8), 8);
-    part[1] = (vi)_mm256_srai_epi16((__m256i)b, 8);
+#elif defined CMOE_MADD16
+    part[0] = vi_even16(b);
+    part[1] = vi_odd16(b);
 #else
     for (int i = 0; i < PARTS; i++)
         part[i] = (vi)((vu)b << (24 - 8 * i)) >> 24;
@@ -43,7 +40,7 @@ CMOE_INLINE void split_codes(vi b, vi part[PARTS])
 /* A quad of a row beside every column. */
 CMOE_INLINE void load_quad(const char *p, vi a[PARTS])
 {
-#if defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2
+#if defined CMOE_ISA_AVX512VNNI || defined CMOE_MADD16
     for (int i = 0; i < PARTS; i++) {
         int32_t word;
         memcpy(&word, p + 4 * i, sizeof word);
@@ -59,12 +56,9 @@ CMOE_INLINE vi dot_quad(vi acc, const vi a[PARTS], const vi b[PARTS])
 {
 #if defined CMOE_ISA_AVX512VNNI
     return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a[0], (__m512i)b[0]);
-#elif defined CMOE_ISA_AVX512
-    acc += (vi)_mm512_madd_epi16((__m512i)a[0], (__m512i)b[0]);
-    return acc + (vi)_mm512_madd_epi16((__m512i)a[1], (__m512i)b[1]);
-#elif defined CMOE_ISA_AVX2
-    acc += (vi)_mm256_madd_epi16((__m256i)a[0], (__m256i)b[0]);
-    return acc + (vi)_mm256_madd_epi16((__m256i)a[1], (__m256i)b[1]);
+#elif defined CMOE_MADD16
+    acc += vi_madd16(a[0], b[0]);
+    return acc + vi_madd16(a[1], b[1]);
 #else
     for (int i = 0; i < PARTS; i++)
         acc += a[i] * b[i];
@@ -80,7 +74,7 @@ CMOE_INLINE void store_quad(const int8_t code[4], char *a)
     memcpy(&word, code, sizeof word);
     word ^= 0x80808080u;
     memcpy(a, &word, sizeof word);
-#elif defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2
+#elif defined CMOE_MADD16
     const int16_t wide[4] = {code[0], code[2], code[1], code[3]};
     memcpy(a, wide, sizeof wide);
 #else

@@ -21,7 +21,7 @@ enum { DOT4_VECS = 2, DOT4_UNITS = 4 };
 /* Products of four codes a word with a row's four values, as dot4_widen wants them. */
 CMOE_INLINE vi dot4(vi acc, vi codes, const int8_t *row)
 {
-#if defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2
+#if defined CMOE_MADD16
     int32_t quad;
     memcpy(&quad, row, sizeof quad);
 #endif
@@ -31,6 +31,9 @@ CMOE_INLINE vi dot4(vi acc, vi codes, const int8_t *row)
 #elif defined CMOE_ISA_AVX2
     const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, _mm256_set1_epi32(quad));
     return (vi)_mm256_add_epi16((__m256i)acc, pairs);
+#elif defined CMOE_MADD16
+    acc += vi_madd16(codes & 0x00ff00ff, vi_even16(vi_set(quad)));
+    return acc + vi_madd16((vi)((vu)codes >> 8) & 0x00ff00ff, vi_odd16(vi_set(quad)));
 #else
     for (int i = 0; i < 4; i++)
         acc += (codes >> 8 * i & 15) * row[i];

@@ -14,6 +14,8 @@
 
 #if defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2
 #    include <immintrin.h>
+#elif defined __SSE2__
+#    include <emmintrin.h>
 #endif
 
 #if defined CMOE_ISA_AVX512
@@ -61,6 +63,35 @@ CMOE_INLINE vi vi_set(int32_t s)
 {
     return (vi){0} + s;
 }
+
+#if defined CMOE_ISA_AVX512 || defined CMOE_ISA_AVX2 || defined __SSE2__
+#    define CMOE_MADD16 1
+typedef int16_t v16 __attribute__((vector_size(4 * VEC)));
+typedef uint16_t v16u __attribute__((vector_size(4 * VEC)));
+
+/* The lower and the upper 16 bits of every word multiplied, and both products added. */
+CMOE_INLINE vi vi_madd16(vi a, vi b)
+{
+#    if defined CMOE_ISA_AVX512
+    return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#    elif defined CMOE_ISA_AVX2
+    return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#    else
+    return (vi)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#    endif
+}
+
+/* Of four signed bytes a word: the first and third, and the second and fourth, in 16 bits each. */
+CMOE_INLINE vi vi_even16(vi v)
+{
+    return (vi)((v16)((v16u)v << 8) >> 8);
+}
+
+CMOE_INLINE vi vi_odd16(vi v)
+{
+    return (vi)((v16)v >> 8);
+}
+#endif
 
 CMOE_INLINE vf vi_to_float(vi v)
 {
