@@ -26,6 +26,20 @@ void rig_close(struct rig *rig)
     cmoe_context_destroy(rig->ctx);
 }
 
+int rig_setup(void **state)
+{
+    static struct rig rig;
+    rig_open(&rig, 2);
+    *state = &rig;
+    return 0;
+}
+
+int rig_teardown(void **state)
+{
+    rig_close(*state);
+    return 0;
+}
+
 /* Aligned to what divides the size, up to a double: the element's alignment, and often no more. */
 static void *guarded(void *user, size_t bytes, bool input)
 {

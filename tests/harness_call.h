@@ -17,6 +17,9 @@ struct rig {
 
 void rig_open(struct rig *rig, int threads);
 void rig_close(struct rig *rig);
+/* A rig of two threads as the state of a group of tests. */
+int rig_setup(void **state);
+int rig_teardown(void **state);
 
 enum outcome_kind {
     OUTCOME_OK,

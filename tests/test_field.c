@@ -455,20 +455,6 @@ static void vllm_56887_flashinfer_5221_unsloth_1258_forty_repeats(void **state)
     rig_close(&rig);
 }
 
-static int open_rig(void **state)
-{
-    static struct rig rig;
-    rig_open(&rig, 2);
-    *state = &rig;
-    return 0;
-}
-
-static int close_rig(void **state)
-{
-    rig_close(*state);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -491,5 +477,5 @@ int main(void)
         cmocka_unit_test(aiter_575_output_holds_garbage),
         cmocka_unit_test(vllm_56887_flashinfer_5221_unsloth_1258_forty_repeats),
     };
-    return cmocka_run_group_tests(tests, open_rig, close_rig);
+    return cmocka_run_group_tests(tests, rig_setup, rig_teardown);
 }

@@ -204,20 +204,6 @@ static void ref_covers_everything(void **state)
     }
 }
 
-static int open_rig(void **state)
-{
-    static struct rig rig;
-    rig_open(&rig, 2);
-    *state = &rig;
-    return 0;
-}
-
-static int close_rig(void **state)
-{
-    rig_close(*state);
-    return 0;
-}
-
 /* cmoe_reference's y and bounds of a problem, *n of each; the caller frees them. */
 static double *expected_of(struct rig *rig, const char *text, size_t *n)
 {
@@ -264,5 +250,5 @@ int main(void)
         cmocka_unit_test(ref_covers_everything),
         cmocka_unit_test(every_row),
     };
-    return cmocka_run_group_tests(tests, open_rig, close_rig);
+    return cmocka_run_group_tests(tests, rig_setup, rig_teardown);
 }

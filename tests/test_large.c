@@ -132,25 +132,11 @@ static void rows_of_weights(void **state)
     far_weights(*state, "t=5 e=3 k=3 h=12 i=6 gate=interleaved scheme=int4-w4a16");
 }
 
-static int open_rig(void **state)
-{
-    static struct rig rig;
-    rig_open(&rig, 2);
-    *state = &rig;
-    return 0;
-}
-
-static int close_rig(void **state)
-{
-    rig_close(*state);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_of_activations),
         cmocka_unit_test(rows_of_weights),
     };
-    return cmocka_run_group_tests(tests, open_rig, close_rig);
+    return cmocka_run_group_tests(tests, rig_setup, rig_teardown);
 }

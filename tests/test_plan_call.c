@@ -456,20 +456,6 @@ static void execute_allocates_nothing(void **state)
     assert_int_equal(counter.live, 0);
 }
 
-static int open_rig(void **state)
-{
-    static struct rig rig;
-    rig_open(&rig, 2);
-    *state = &rig;
-    return 0;
-}
-
-static int close_rig(void **state)
-{
-    rig_close(*state);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -484,5 +470,5 @@ int main(void)
         cmocka_unit_test(statistics),
         cmocka_unit_test(execute_allocates_nothing),
     };
-    return cmocka_run_group_tests(tests, open_rig, close_rig);
+    return cmocka_run_group_tests(tests, rig_setup, rig_teardown);
 }

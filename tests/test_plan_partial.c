@@ -257,25 +257,11 @@ static void nvfp4_round_trip(void **state)
     call_done(&made);
 }
 
-static int open_rig(void **state)
-{
-    static struct rig rig;
-    rig_open(&rig, 2);
-    *state = &rig;
-    return 0;
-}
-
-static int close_rig(void **state)
-{
-    rig_close(*state);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_interval),
         cmocka_unit_test(nvfp4_round_trip),
     };
-    return cmocka_run_group_tests(tests, open_rig, close_rig);
+    return cmocka_run_group_tests(tests, rig_setup, rig_teardown);
 }

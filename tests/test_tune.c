@@ -15,15 +15,9 @@ static const char *const problems[] = {"t=1 e=8 k=2 h=64 i=96 scheme=bf16",
                                        "t=1 e=8 k=2 h=64 i=96 scheme=int4-w4a16"};
 static const double fastest = 400;
 
-static void device_key(cmoe_device *dev, char *key, size_t len)
-{
-    cmoe_device_info info = {.struct_size = sizeof info};
-    cmoe_device_describe(dev, &info);
-    snprintf(key, len, "cpu-%s-%dt", info.isa, info.threads);
-}
-
 /* What is planned, and the cheapest chain with each kernel. */
-static void find_chains(cmoe_device *dev, const cmoe_problem *p, struct tune_point *point)
+static void find_chains(cmoe_device *dev, const cmoe_problem *p, struct tune_point *point,
+                        char *device, size_t len)
 {
     cmoe_kernel_info row = {.name = NULL};
     point->tokens = 1;
@@ -36,6 +30,7 @@ static void find_chains(cmoe_device *dev, const cmoe_problem *p, struct tune_poi
         if (cmoe_plan_create(dev, p, NULL, &options, &plan) != CMOE_OK) continue;
         cmoe_plan_path(plan, 1, path, sizeof path);
         tune_add(point, path, cmoe_plan_estimate(plan, 1));
+        cmoe_plan_device(plan, device, len);
         cmoe_plan_destroy(plan);
     }
 }
@@ -85,10 +80,9 @@ static void the_fastest_chain_is_taken(void **state)
     struct tune_point *const point = malloc(sizeof *point);
     char device[64];
     assert_non_null(point);
-    device_key(rig->cpu, device, sizeof device);
     for (size_t i = 0; i < sizeof problems / sizeof *problems; i++) {
         const cmoe_problem p = test_problem(problems[i]);
-        find_chains(rig->cpu, &p, point);
+        find_chains(rig->cpu, &p, point, device, sizeof device);
         assert_true(point->n > 8 && point->n < TUNE_CHAINS);
         for (int best = 0; best < point->n; best++) {
             make_times(point, best);
@@ -109,25 +103,11 @@ static void chains_make_pins(void **state)
     assert_string_equal(pin, "a__ref");
 }
 
-static int open_rig(void **state)
-{
-    static struct rig rig;
-    rig_open(&rig, 2);
-    *state = &rig;
-    return 0;
-}
-
-static int close_rig(void **state)
-{
-    rig_close(*state);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_fastest_chain_is_taken),
         cmocka_unit_test(chains_make_pins),
     };
-    return cmocka_run_group_tests(tests, open_rig, close_rig);
+    return cmocka_run_group_tests(tests, rig_setup, rig_teardown);
 }

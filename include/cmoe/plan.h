@@ -53,6 +53,8 @@ CMOE_API int cmoe_plan_path(const cmoe_plan *plan, int tokens, char *buf, size_t
 /** Microseconds that the planner expects of a call with `tokens`: the sum of its steps' estimates, or of
  *  measured times where a tuned table has them (docs/tuning.md). For comparing plans; 0 for NULL. */
 CMOE_API double cmoe_plan_estimate(const cmoe_plan *plan, int tokens);
+/** The plan's device as lines of a tuned table name it: "cpu-avx512-2t", "cuda-sm_90-132t". snprintf rules. */
+CMOE_API int cmoe_plan_device(const cmoe_plan *plan, char *buf, size_t len);
 /** Full report for `tokens` (0: every bucket): steps with estimated costs, weight formats with
  *  their regret, workspace, and every rejected row with its reason. snprintf rules. */
 CMOE_API int cmoe_plan_explain(const cmoe_plan *plan, int tokens, char *buf, size_t len);

@@ -175,20 +175,19 @@ static int bench_one(void *user, const char *scheme)
     return bench_scheme(bench, bench->problem, scheme);
 }
 
-static int bench_schemes(struct bench *bench, const cmoe_problem *p)
+static int bench_schemes(struct bench *bench)
 {
     const char *text = cli_args_value(bench->args, "scheme");
-    bench->problem = *p;
     bench->points = (int64_t)bench_count_schemes(text) * bench->tokens.n;
     return bench_each_scheme(text, bench_one, bench);
 }
 
 /* Lines go to FILE.partial, which becomes FILE when everything has been measured. */
-static int bench_to_file(struct bench *bench, const cmoe_problem *p, const char *file)
+static int bench_to_file(struct bench *bench, const char *file)
 {
     if (strcmp(file, "-") == 0) {
         bench->out = stdout;
-        return bench_schemes(bench, p);
+        return bench_schemes(bench);
     }
     char partial[4096];
     if (snprintf(partial, sizeof partial, "%s.partial", file) >= (int)sizeof partial)
@@ -196,7 +195,7 @@ static int bench_to_file(struct bench *bench, const cmoe_problem *p, const char 
     bench->out = fopen(partial, "w");
     if (bench->out == NULL)
         return cli_fail(CLI_NO_OUTPUT, "cannot create %s: %s", partial, strerror(errno));
-    int code = bench_schemes(bench, p);
+    int code = bench_schemes(bench);
     const bool written = ferror(bench->out) == 0;
     if ((fclose(bench->out) != 0 || !written || (code == CLI_OK && rename(partial, file) != 0)) &&
         code == CLI_OK)
@@ -205,13 +204,13 @@ static int bench_to_file(struct bench *bench, const cmoe_problem *p, const char 
     return code;
 }
 
-static int bench_all(struct bench *bench, const cmoe_problem *p)
+static int bench_all(struct bench *bench)
 {
     const cmoe_status status = bench_roof_open(&bench->session, &bench->roof);
     if (status != CMOE_OK) return cli_fail_status(status, "bench: cannot measure ceilings");
     const char *file = cli_args_value(bench->args, "json");
     if (file == NULL) file = cli_args_value(bench->args, "csv");
-    const int code = file != NULL ? bench_to_file(bench, p, file) : bench_schemes(bench, p);
+    const int code = file != NULL ? bench_to_file(bench, file) : bench_schemes(bench);
     if (code != CLI_OK || !bench->outside) return code;
     return cli_fail(CLI_OUTSIDE, "bench: a result is outside its bound");
 }
@@ -219,10 +218,9 @@ static int bench_all(struct bench *bench, const cmoe_problem *p)
 static int run(const struct cli_args *args)
 {
     struct bench bench = {.args = args, .progress = {.what = "bench: point"}};
-    cmoe_problem p;
     int64_t seed = 1;
     bench.seconds = 0.5;
-    int code = cli_problem_from_args(args, false, &p);
+    int code = cli_problem_from_args(args, false, &bench.problem);
     if (code == CLI_OK && cli_args_given(args, "json") && cli_args_given(args, "csv"))
         code = cli_fail(CLI_USAGE, "bench: --json and --csv cannot both be given");
     if (code == CLI_OK) code = bench_parse_tokens(args, &bench.tokens);
@@ -236,7 +234,7 @@ static int run(const struct cli_args *args)
     bench.seed = (uint64_t)seed;
     code = cli_session_open(&bench.session);
     if (code == CLI_OK) code = cli_session_device(&bench.session, cli_args_value(args, "device"));
-    if (code == CLI_OK) code = bench_all(&bench, &p);
+    if (code == CLI_OK) code = bench_all(&bench);
     bench_roof_close(&bench.roof);
     bench_routing_free(&bench.routing);
     return cli_session_close(&bench.session, code);

@@ -28,12 +28,12 @@ struct tune {
     struct bench_tokens tokens;
     double seconds, within, budget;
     uint64_t seed;
-    char device[64], table[64]; /* as lines have it; a file of all lines so far */
-    FILE *out;                  /* --table; NULL: none */
+    FILE *trial, *out; /* all lines so far; --table, or NULL */
+    char table[32];    /* the trial's name while it is open */
     struct cli_progress progress;
     int64_t done, points;
-    int timed, faster, lines;
-    double gain; /* sum of logarithms */
+    int timed, compared, faster, lines;
+    double gain; /* of the points compared, sum of logarithms */
     bool headed, outside;
 };
 
@@ -157,6 +157,13 @@ static cmoe_status time_candidates(struct cell *cell)
 
 /* ---- lines ---- */
 
+static int print_lines(const struct cell *cell, FILE *out)
+{
+    char device[64];
+    cmoe_plan_device(cell->planned.plan, device, sizeof device);
+    return tune_print(out, device, &cell->inputs->call.problem, cell->point);
+}
+
 /* The chain of a plan with all lines so far and this point's. */
 static cmoe_status plan_with_lines(const struct cell *cell, char *path, double *estimate)
 {
@@ -164,14 +171,9 @@ static cmoe_status plan_with_lines(const struct cell *cell, char *path, double *
     cmoe_context *ctx = NULL;
     cmoe_device *dev = NULL;
     cmoe_plan *plan = NULL;
-    FILE *const table = fopen(tune->table, "r+");
-    if (table == NULL || fseek(table, 0, SEEK_END) != 0) {
-        if (table != NULL) fclose(table);
-        return CMOE_ERR_IO;
-    }
-    const long before = ftell(table);
-    tune_print(table, tune->device, &cell->inputs->call.problem, cell->point);
-    if (fclose(table) != 0) return CMOE_ERR_IO;
+    const long before = ftell(tune->trial);
+    print_lines(cell, tune->trial);
+    if (before < 0 || fflush(tune->trial) != 0) return CMOE_ERR_IO;
     const cmoe_context_options options = {.struct_size = sizeof options, .tuned = tune->table};
     cmoe_status status = cmoe_context_create(&options, &ctx);
     if (status == CMOE_OK)
@@ -185,7 +187,9 @@ static cmoe_status plan_with_lines(const struct cell *cell, char *path, double *
     cmoe_plan_destroy(plan);
     cmoe_device_close(dev);
     cmoe_context_destroy(ctx);
-    if (status == CMOE_OK && truncate(tune->table, before) != 0) status = CMOE_ERR_IO;
+    if (status == CMOE_OK &&
+        (ftruncate(fileno(tune->trial), before) != 0 || fseek(tune->trial, before, SEEK_SET) != 0))
+        status = CMOE_ERR_IO;
     return status;
 }
 
@@ -212,16 +216,12 @@ static cmoe_status settle(struct cell *cell, const struct tune_chain **taken)
     return CMOE_OK;
 }
 
-static cmoe_status write_lines(struct cell *cell)
+static cmoe_status write_lines(const struct cell *cell)
 {
     struct tune *const tune = cell->tune;
-    FILE *const table = fopen(tune->table, "a");
-    if (table == NULL) return CMOE_ERR_IO;
-    tune->lines += tune_print(table, tune->device, &cell->inputs->call.problem, cell->point);
-    if (fclose(table) != 0) return CMOE_ERR_IO;
-    if (tune->out == NULL) return CMOE_OK;
-    tune_print(tune->out, tune->device, &cell->inputs->call.problem, cell->point);
-    return fflush(tune->out) == 0 ? CMOE_OK : CMOE_ERR_IO;
+    tune->lines += print_lines(cell, tune->trial);
+    if (tune->out != NULL) print_lines(cell, tune->out);
+    return tune->out == NULL || fflush(tune->out) == 0 ? CMOE_OK : CMOE_ERR_IO;
 }
 
 /* ---- one point, one scheme, all ---- */
@@ -265,6 +265,7 @@ static cmoe_status tune_cell(struct cell *cell)
     cli_progress_end(&tune->progress);
     tune->done++;
     if (status != CMOE_OK || !timed) return status;
+    tune->compared++;
     tune->faster += taken != first;
     tune->gain += log(taken->us / first->us);
     print_point(cell, taken);
@@ -313,27 +314,24 @@ static void print_end(const struct tune *tune)
     const char *const file = cli_args_value(tune->args, "table");
     printf("\n%d plans timed; %d of %d points faster by more than 2 %%, geometric mean of ratios "
            "%.3f\n",
-           tune->timed, tune->faster, (int)tune->done,
-           tune->done > 0 ? exp(tune->gain / (double)tune->done) : 1);
+           tune->timed, tune->faster, tune->compared,
+           tune->compared > 0 ? exp(tune->gain / tune->compared) : 1);
     if (file != NULL) printf("%d lines added to %s\n", tune->lines, file);
 }
 
-/* A copy of the table that plans are made with now, for lines to be tried in. */
-static int make_table(struct tune *tune)
+/* A copy of the table that plans are made with now, for lines to be tried in; it has no name that could stay behind. */
+static int make_trial(struct tune *tune, const char *now)
 {
     char buf[4096];
-    const char *const now = getenv("CMOE_TUNED");
-    snprintf(tune->table, sizeof tune->table, "/tmp/cmoe-tune-XXXXXX");
-    const int made = mkstemp(tune->table);
-    FILE *const out = made >= 0 ? fdopen(made, "w") : NULL;
     FILE *const in = now != NULL && now[0] != '\0' ? fopen(now, "r") : NULL;
-    bool written = out != NULL;
+    tune->trial = tmpfile();
+    bool written = tune->trial != NULL;
     for (size_t n; written && in != NULL && (n = fread(buf, 1, sizeof buf, in)) > 0;)
-        written = fwrite(buf, 1, n, out) == n;
+        written = fwrite(buf, 1, n, tune->trial) == n;
     if (in != NULL) fclose(in);
-    if (out != NULL && fclose(out) != 0) written = false;
-    if (written) return CLI_OK;
-    return cli_fail(CLI_NO_OUTPUT, "cannot write %s: %s", tune->table, strerror(errno));
+    if (!written) return cli_fail(CLI_NO_OUTPUT, "tune: no temporary file: %s", strerror(errno));
+    snprintf(tune->table, sizeof tune->table, "/dev/fd/%d", fileno(tune->trial));
+    return CLI_OK;
 }
 
 static int tune_all(struct tune *tune)
@@ -341,10 +339,7 @@ static int tune_all(struct tune *tune)
     const char *const file = cli_args_value(tune->args, "table");
     const char *const scheme = cli_args_value(tune->args, "scheme");
     const bool fresh = file != NULL && access(file, F_OK) != 0;
-    snprintf(tune->device, sizeof tune->device, "%.*s-%.16s-%dt",
-             (int)strcspn(tune->session.label, ":-"), tune->session.label, tune->session.info.isa,
-             tune->session.info.threads);
-    int code = make_table(tune);
+    int code = make_trial(tune, file != NULL && !fresh ? file : getenv("CMOE_TUNED"));
     if (code == CLI_OK && file != NULL && (tune->out = fopen(file, "a")) == NULL)
         code = cli_fail(CLI_NO_OUTPUT, "cannot open %s: %s", file, strerror(errno));
     tune->points = (int64_t)bench_count_schemes(scheme) * tune->tokens.n;
@@ -352,7 +347,7 @@ static int tune_all(struct tune *tune)
     if (tune->out != NULL && fclose(tune->out) != 0 && code == CLI_OK)
         code = cli_fail(CLI_IO, "cannot write %s: %s", file, strerror(errno));
     if (tune->out != NULL && fresh && tune->lines == 0) unlink(file);
-    unlink(tune->table);
+    if (tune->trial != NULL) fclose(tune->trial);
     if (code == CLI_OK) print_end(tune);
     return code == CLI_OK && tune->outside ? CLI_OUTSIDE : code;
 }
@@ -364,6 +359,7 @@ static int run(const struct cli_args *args)
                         .within = 1.3,
                         .budget = 60,
                         .progress = {.what = "tune: point"}};
+    const char *const file = cli_args_value(args, "table");
     int64_t seed = 1;
     int code = cli_problem_from_args(args, false, &tune.problem);
     if (code == CLI_OK) code = bench_parse_tokens(args, &tune.tokens);
@@ -374,9 +370,8 @@ static int run(const struct cli_args *args)
     if (code == CLI_OK) code = bench_routing_parse(cli_args_value(args, "routing"), &tune.routing);
     if (code != CLI_OK) return code;
     tune.seed = (uint64_t)seed;
-    const char *const file = cli_args_value(args, "table");
-    if (file != NULL && access(file, R_OK) == 0) setenv("CMOE_TUNED", file, 1);
-    code = cli_session_open(&tune.session);
+    code = cli_session_open_tuned(&tune.session,
+                                  file != NULL && access(file, F_OK) == 0 ? file : NULL);
     if (code == CLI_OK) code = cli_session_device(&tune.session, cli_args_value(args, "device"));
     if (code == CLI_OK) code = tune_all(&tune);
     bench_routing_free(&tune.routing);

@@ -35,6 +35,11 @@ static void record(void *user, const cmoe_record *call)
 
 int cli_session_open(struct cli_session *session)
 {
+    return cli_session_open_tuned(session, NULL);
+}
+
+int cli_session_open_tuned(struct cli_session *session, const char *table)
+{
     *session = (struct cli_session){.record_dir = getenv("CMOE_RECORD")};
     session->recorder = (cmoe_recorder){.record = record, .user = session};
     session->armed = session->record_dir != NULL && session->record_dir[0] != '\0';
@@ -43,6 +48,7 @@ int cli_session_open(struct cli_session *session)
         .log = print_log,
         .user = session,
         .recorder = session->armed ? &session->recorder : NULL,
+        .tuned = table,
     };
     const cmoe_status status = cmoe_context_create(&options, &session->ctx);
     return status == CMOE_OK ? CLI_OK : cli_fail_status(status, NULL);

@@ -24,6 +24,8 @@ struct cli_session {
 
 /* Make the context. The session must not move. @return an exit code. */
 int cli_session_open(struct cli_session *session);
+/* The same with a tuned table of its own; NULL: CMOE_TUNED, if any. */
+int cli_session_open_tuned(struct cli_session *session, const char *table);
 /* Open a device; NULL: CMOE_DEVICE or the default. Closes the one that was open. */
 int cli_session_device(struct cli_session *session, const char *spec);
 /* The same for commands that only know host memory: other devices are refused. */

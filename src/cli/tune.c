@@ -47,34 +47,33 @@ void tune_sort(struct tune_point *point)
         qsort(point->chain + 1, (size_t)(point->n - 1), sizeof point->chain[0], by_estimate);
 }
 
-/* Calls `each` with every kernel's name. */
-static void for_each_name(const char *path, void (*each)(const char *name, void *user), void *user)
-{
-    char copy[CLI_PATH_TEXT];
-    snprintf(copy, sizeof copy, "%s", path);
-    char *rest = NULL;
-    for (char *name = strtok_r(copy, " >", &rest); name != NULL; name = strtok_r(NULL, " >", &rest))
-        each(name, user);
-}
+enum { STEPS = 32 };
 
-struct pin {
-    char *text;
-    size_t len, used;
+/* A chain's kernels. */
+struct names {
+    char text[CLI_PATH_TEXT];
+    const char *at[STEPS];
+    int n;
 };
 
-static void add_to_pin(const char *name, void *user)
+static void split(const char *path, struct names *out)
 {
-    struct pin *const pin = user;
-    const int n = snprintf(pin->text + pin->used, pin->len - pin->used, "%s%s",
-                           pin->used > 0 ? "," : "", name);
-    if (n > 0 && pin->used + (size_t)n < pin->len) pin->used += (size_t)n;
+    out->n = 0;
+    snprintf(out->text, sizeof out->text, "%s", path);
+    char *rest = NULL;
+    for (char *name = strtok_r(out->text, " >", &rest); name != NULL && out->n < STEPS;
+         name = strtok_r(NULL, " >", &rest))
+        out->at[out->n++] = name;
 }
 
 void tune_pin(const char *path, char *pin, size_t len)
 {
-    struct pin out = {.text = pin, .len = len};
+    struct names names;
+    size_t used = 0;
+    split(path, &names);
     pin[0] = '\0';
-    for_each_name(path, add_to_pin, &out);
+    for (int i = 0; i < names.n && used < len; i++)
+        used += (size_t)snprintf(pin + used, len - used, "%s%s", i > 0 ? "," : "", names.at[i]);
 }
 
 /* ---- lines ---- */
@@ -85,9 +84,6 @@ struct rows {
     char name[ROWS][NAME];
     double us[ROWS];
     int n;
-    const struct tune_chain *chain; /* whose rows are added */
-    double known, parts;            /* us of rows that are there, shares of those that are not */
-    double left;                    /* us for these */
 };
 
 static int find_row(const struct rows *rows, const char *name)
@@ -108,32 +104,24 @@ static double part_of(const struct tune_chain *chain, const char *name)
     return 1e-3;
 }
 
-static void sum_row(const char *name, void *user)
-{
-    struct rows *const rows = user;
-    const int at = find_row(rows, name);
-    if (at >= 0)
-        rows->known += rows->us[at];
-    else
-        rows->parts += part_of(rows->chain, name);
-}
-
-static void add_row(const char *name, void *user)
-{
-    struct rows *const rows = user;
-    if (find_row(rows, name) >= 0 || rows->n == ROWS) return;
-    snprintf(rows->name[rows->n], NAME, "%s", name);
-    rows->us[rows->n++] = rows->left * part_of(rows->chain, name) / rows->parts;
-}
-
 static void add_chain(struct rows *rows, const struct tune_chain *chain)
 {
-    rows->chain = chain;
-    rows->known = rows->parts = 0;
-    for_each_name(chain->path, sum_row, rows);
-    rows->left = chain->us - rows->known;
-    if (rows->left < 1e-3 * chain->us) rows->left = 1e-3 * chain->us;
-    for_each_name(chain->path, add_row, rows);
+    struct names names;
+    double left = chain->us, parts = 0; /* of rows that are not there yet */
+    split(chain->path, &names);
+    for (int i = 0; i < names.n; i++) {
+        const int at = find_row(rows, names.at[i]);
+        if (at >= 0)
+            left -= rows->us[at];
+        else
+            parts += part_of(chain, names.at[i]);
+    }
+    left = left < 1e-3 * chain->us ? 1e-3 * chain->us : left;
+    for (int i = 0; i < names.n; i++) {
+        if (find_row(rows, names.at[i]) >= 0 || rows->n == ROWS) continue;
+        snprintf(rows->name[rows->n], NAME, "%s", names.at[i]);
+        rows->us[rows->n++] = left * part_of(chain, names.at[i]) / parts;
+    }
 }
 
 /* The fastest that is slower than `than`, or as fast and behind it in the list. */

@@ -8,7 +8,7 @@
 
 #include <stdio.h>
 
-enum { TUNE_CHAINS = 64 };
+enum { TUNE_CHAINS = 256 };
 
 struct tune_chain {
     char path[CLI_PATH_TEXT]; /* as cmoe_plan_path has it */

@@ -2,7 +2,6 @@
  * What a plan does and why: steps with costs, formats with regret, every rejected row's reason. */
 #include "plan/pin.h"
 #include "plan/plan.h"
-#include "plan/tuned.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -120,7 +119,7 @@ int cmoe_plan_explain(const cmoe_plan *plan, int tokens, char *buf, size_t len)
     say(&t, "problem: %s\n", problem);
     say(&t, "hash: %016" PRIx64 "\n", cmoe_problem_hash(&plan->p));
     char device[64];
-    cmoe__tuned_device(plan, device, sizeof device);
+    cmoe_plan_device(plan, device, sizeof device);
     say(&t, "device: %s (%s)\n", device, plan->props.name);
     say(&t, "weights: matrix 1 %s, matrix 2 %s\n", cmoe_plan_weight_format(plan, 1),
         cmoe_plan_weight_format(plan, 2));

@@ -73,11 +73,14 @@ static void take_line(struct cmoe_plan *plan, const struct field *f)
     if (row >= 0 && bucket < plan->n_buckets) plan->tuned[row * plan->n_buckets + bucket] = us;
 }
 
-void cmoe__tuned_device(const struct cmoe_plan *plan, char *buf, size_t len)
+int cmoe_plan_device(const cmoe_plan *plan, char *buf, size_t len)
 {
     char isa[32];
+    if (!buf) len = 0;
+    if (len > 0) buf[0] = 0;
+    if (!plan) return 0;
     cmoe__props_isa(&plan->props, isa, sizeof isa);
-    snprintf(buf, len, "%s-%s-%dt", plan->dev->backend->name, isa, plan->props.threads);
+    return snprintf(buf, len, "%s-%s-%dt", plan->dev->backend->name, isa, plan->props.threads);
 }
 
 cmoe_status cmoe__tuned_load(struct cmoe_plan *plan)
@@ -93,7 +96,7 @@ cmoe_status cmoe__tuned_load(struct cmoe_plan *plan)
     if (!plan->tuned) return CMOE_FAIL(CMOE_ERR_NO_MEMORY, "no memory for %zu tuned times", n);
     for (size_t i = 0; i < n; i++)
         plan->tuned[i] = -1;
-    cmoe__tuned_device(plan, device, sizeof device);
+    cmoe_plan_device(plan, device, sizeof device);
     snprintf(problem, sizeof problem, "%016" PRIx64, cmoe_problem_hash(&plan->p));
     while (*text) {
         size_t len = strcspn(text, "\n");

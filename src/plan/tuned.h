@@ -10,9 +10,6 @@
  * passed over; a file can slow a plan down but never make it wrong. */
 cmoe_status cmoe__tuned_load(struct cmoe_plan *plan);
 
-/* What lines of the plan's device begin with: "cpu-avx512-2t", "cuda-sm_90-132t". */
-void cmoe__tuned_device(const struct cmoe_plan *plan, char *buf, size_t len);
-
 /* Measured time of the i-th row for a bucket, or negative. */
 double cmoe__tuned_us(const struct cmoe_plan *plan, int row, int bucket);
 
