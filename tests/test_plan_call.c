@@ -192,6 +192,11 @@ static void device_side_token_count(void **state)
     run_close(&run);
 }
 
+static cmoe_status call(const struct run *run)
+{
+    return cmoe_execute(run->plan, &run->t, run->workspace, run->size, NULL);
+}
+
 static void aliasing(void **state)
 {
     struct rig *const rig = *state;
@@ -203,17 +208,36 @@ static void aliasing(void **state)
     /* in place */
     memcpy(both, run.t.x, 5 * 64);
     run.t.x = run.t.y = both;
-    expect_ok(cmoe_execute(run.plan, &run.t, run.workspace, run.size, NULL));
+    expect_ok(call(&run));
     assert_same_bytes(both, y, 5 * 64);
     /* partly */
     for (int64_t off = -64; off <= 64; off += 32) {
         if (off == 0) continue;
         run.t.x = both + 64;
         run.t.y = both + 64 + off;
-        expect_error(cmoe_execute(run.plan, &run.t, run.workspace, run.size, NULL),
-                     CMOE_ERR_INVALID, "overlap");
+        expect_error(call(&run), CMOE_ERR_INVALID, "overlap");
     }
     free(both);
+    run_close(&run);
+}
+
+/* Behind the last row of columns of a wider matrix lies what is not theirs: x or y may begin there. */
+static void views_end_with_their_last_row(void **state)
+{
+    enum { ROW = 64, STRIDE = 96, SPAN = 4 * STRIDE + ROW };
+    struct run run;
+    unsigned char memory[2 * SPAN] = {0};
+    run_open(&run, *state, "t=5 e=4 k=2 h=32 i=32", GEN_REAL, 0);
+    for (int y_first = 0; y_first < 2; y_first++) {
+        run.t.x_stride = y_first ? ROW : STRIDE;
+        run.t.y_stride = y_first ? STRIDE : ROW;
+        run.t.x = memory + (y_first ? SPAN : 0);
+        run.t.y = memory + (y_first ? 0 : SPAN);
+        expect_ok(call(&run));
+        run.t.x = memory + (y_first ? SPAN - 32 : 0);
+        run.t.y = memory + (y_first ? 0 : SPAN - 32);
+        expect_error(call(&run), CMOE_ERR_INVALID, "overlap");
+    }
     run_close(&run);
 }
 
@@ -463,6 +487,7 @@ int main(void)
         cmocka_unit_test(token_counts),
         cmocka_unit_test(device_side_token_count),
         cmocka_unit_test(aliasing),
+        cmocka_unit_test(views_end_with_their_last_row),
         cmocka_unit_test(workspace_errors),
         cmocka_unit_test(workspace_limit),
         cmocka_unit_test(redzones),

@@ -179,7 +179,13 @@ static cmoe_status check_alias(const cmoe_problem *p, const struct cmoe_shape *s
     const int64_t x_row = cmoe__tensors_x_stride(p, s, t);
     const int64_t y_row = cmoe__tensors_y_stride(p, s, t);
     const uintptr_t x0 = (uintptr_t)t->x, y0 = (uintptr_t)t->y;
-    const uintptr_t x1 = x0 + (uintptr_t)(x_row * tokens), y1 = y0 + (uintptr_t)(y_row * tokens);
+    /* What follows the last row of a wider matrix's columns is not theirs. */
+    cmoe_tensors tight = *t;
+    tight.x_stride = tight.y_stride = 0;
+    const int64_t x_last = cmoe__tensors_x_stride(p, s, &tight);
+    const int64_t y_last = cmoe__tensors_y_stride(p, s, &tight);
+    const uintptr_t x1 = x0 + (uintptr_t)(x_row * (tokens - 1) + x_last);
+    const uintptr_t y1 = y0 + (uintptr_t)(y_row * (tokens - 1) + y_last);
     const bool same = x0 == y0 && x_row == y_row && p->in == p->y && !(p->flags & CMOE_NO_REDUCE);
     if (x0 < y1 && y0 < x1 && !same)
         return CMOE_FAIL(CMOE_ERR_INVALID,
