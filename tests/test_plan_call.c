@@ -226,7 +226,7 @@ static void views_end_with_their_last_row(void **state)
 {
     enum { ROW = 64, STRIDE = 96, SPAN = 4 * STRIDE + ROW };
     struct run run;
-    unsigned char memory[2 * SPAN] = {0};
+    _Alignas(64) unsigned char memory[2 * SPAN] = {0};
     run_open(&run, *state, "t=5 e=4 k=2 h=32 i=32", GEN_REAL, 0);
     for (int y_first = 0; y_first < 2; y_first++) {
         run.t.x_stride = y_first ? ROW : STRIDE;
