@@ -79,10 +79,10 @@ static void exact_row(const struct gen_state *s, struct gen_rng *rng, const int3
             v[ids[i]] = i < high ? levels.high : levels.middle;
 }
 
-/* Where keys are scores plus biases, logits lie on a grid of which no two sums come close. */
+/* Where keys are scores plus biases, logits to be checked lie on a grid of which no two sums come close. */
 static void real_row(const struct gen_state *s, struct gen_rng *rng, int64_t hot, float *v)
 {
-    const bool grid = (s->p->flags & (CMOE_ROUTE_BIAS | CMOE_GROUP_SUM2)) != 0;
+    const bool grid = !s->options.plain && (s->p->flags & (CMOE_ROUTE_BIAS | CMOE_GROUP_SUM2)) != 0;
     for (int64_t e = 0; e < s->ids; e++) {
         v[e] =
             grid ? 0.5f * (float)(gen_below(rng, 13) - 6) + 0.125f : 1.5f * (float)gen_normal(rng);

@@ -51,11 +51,12 @@ static int active_clusters(const struct cmoe_cuda *cuda, CUfunction f, unsigned 
     return result == CUDA_SUCCESS ? n : 0;
 }
 
+enum { USUAL = 8, LARGE = 16 }; /* blocks of a cluster */
+
 /* Every Hopper GPU runs clusters of 8 blocks; larger ones need as many multiprocessors near each other. */
 static int largest_cluster(const struct cmoe_cuda *cuda, enum cmoe_cuda_function function,
                            unsigned threads)
 {
-    enum { USUAL = 8, LARGE = 16 };
     const CUfunction f = cuda->function[function];
     if (!f || cuda->driver->cuFuncSetAttribute(
                   f, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1) != CUDA_SUCCESS)
@@ -121,8 +122,11 @@ cmoe_status cmoe__cuda_load(struct cmoe_cuda *cuda)
                           CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100);
     }
     cuda->sort_cluster = largest_cluster(cuda, CMOE_CUDA_cmoe_sort_cluster, 1024);
-    cuda->route_cluster = largest_cluster(cuda, CMOE_CUDA_cmoe_route_sort_cluster, 512);
-    for (int f = CMOE_CUDA_cmoe_route_cluster_32; f <= CMOE_CUDA_cmoe_route_cluster_256; f++) {
+    cuda->route_cluster = LARGE;
+    for (int f = 0; f < CMOE_CUDA_FUNCTIONS; f++) {
+        const enum cmoe_cuda_file file = cmoe__cuda_functions[f].file;
+        if (file != CMOE_CUDA_FILE_route_sort_sm90a && file != CMOE_CUDA_FILE_route_octet_sm90a)
+            continue;
         const int most = largest_cluster(cuda, (enum cmoe_cuda_function)f, 512);
         cuda->route_cluster = most < cuda->route_cluster ? most : cuda->route_cluster;
     }

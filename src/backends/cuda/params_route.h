@@ -15,6 +15,7 @@ enum {
     CMOE_ROUTE_WARP_64,
     CMOE_ROUTE_WARP_128,
     CMOE_ROUTE_WARP_256,
+    CMOE_ROUTE_WARP_384,
     CMOE_ROUTE_WARP_512,
     CMOE_ROUTE_OCTET_32,
     CMOE_ROUTE_OCTET_64,
@@ -25,8 +26,10 @@ enum {
 typedef struct cmoe_gpu_routing {
     cmoe_gpu_route r;
     int32_t way, vectors; /* rows of logits start at 16 bytes, experts fill a lane's places */
-    int32_t floats;       /* of shared memory that a warp may need */
-    int32_t each;         /* tokens of a block */
+    /* A warp's 1 << lane_bits lanes hold a group of `size` experts, `per` each; without groups all are one. */
+    int32_t lane_bits, size, per;
+    int32_t floats; /* of shared memory that a warp may need */
+    int32_t each;   /* tokens of a block */
 } cmoe_gpu_routing;
 
 #endif

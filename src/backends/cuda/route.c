@@ -4,14 +4,12 @@
 
 #include "backends/cuda/cuda.h"
 #include "backends/cuda/families.h"
-#include "backends/cuda/params_route.h"
+#include "backends/cuda/route_way.h"
 #include "backends/cuda/sort.h"
 #include "core/fail.h"
 #include "core/size.h"
 
 enum {
-    WARP_TOKENS = 32,  /* that a warp, or a lane each, can leave to the general way */
-    HELD_MOST = 512,   /* experts whose logits a warp holds */
     ROUTE_WARPS = 4,   /* of a block that routes, */
     ROUTE_MANY = 4096, /* a token each; up to so many */
     SORT_THREADS = 512,
@@ -29,112 +27,7 @@ static unsigned blocks(int64_t n, int64_t each)
     return (unsigned)cmoe__ceil_div(n, each);
 }
 
-/* Columns of logits. */
-static int columns_of(const cmoe_problem *p)
-{
-    return p->experts + (p->flags & CMOE_SHARED_SIGMOID ? p->shared : 0);
-}
-
 /* ---- ROUTE ---- */
-
-/* CMOE_ROUTE_*: what has groups, given ids, keys other than logits or too many experts goes through
- * memory. few: a warp has a token or two, so that what counts is how long one takes. */
-static int way_of(const cmoe_problem *p, bool few)
-{
-    if (p->router == CMOE_ROUTE_ALL || p->groups > 0 || p->experts > HELD_MOST ||
-        (p->flags & (CMOE_HASH | CMOE_ROUTE_BIAS | CMOE_GROUP_SUM2)))
-        return CMOE_ROUTE_MEMORY;
-    if (p->experts <= 8) return CMOE_ROUTE_LANE_8;
-    if (p->experts <= 16) return CMOE_ROUTE_LANE_16;
-    if (p->experts <= 32 && (!few || p->topk == 32)) return CMOE_ROUTE_LANE_32;
-    if (p->topk >= 32) return CMOE_ROUTE_MEMORY;
-    return p->experts <= 64    ? CMOE_ROUTE_WARP_64
-           : p->experts <= 128 ? CMOE_ROUTE_WARP_128
-           : p->experts <= 256 ? CMOE_ROUTE_WARP_256
-                               : CMOE_ROUTE_WARP_512;
-}
-
-/* The way of eight lanes a token, or CMOE_ROUTE_MEMORY: not for what goes through memory, nor for so few experts
- * that a lane has them all. Under binv nothing may depend on where logits lie, as this does. */
-static int octets_of(const cmoe_problem *p)
-{
-    if (way_of(p, true) == CMOE_ROUTE_MEMORY || p->experts <= 16 || p->experts > 256 ||
-        p->topk > 8 || (p->flags & CMOE_BATCH_INVARIANT))
-        return CMOE_ROUTE_MEMORY;
-    return p->experts <= 32 && p->topk <= 4 ? CMOE_ROUTE_OCTET_32
-           : p->experts <= 64               ? CMOE_ROUTE_OCTET_64
-           : p->experts <= 128              ? CMOE_ROUTE_OCTET_128
-                                            : CMOE_ROUTE_OCTET_256;
-}
-
-static bool by_octets(int way)
-{
-    return way >= CMOE_ROUTE_OCTET_32;
-}
-
-static bool by_lanes(int way)
-{
-    return way == CMOE_ROUTE_LANE_8 || way == CMOE_ROUTE_LANE_16 || way == CMOE_ROUTE_LANE_32;
-}
-
-/* Whether a lane's logits can be read as vectors: places in order, all or none of a lane's are experts. */
-static bool reads_vectors(const cmoe_gpu_route *r, int way)
-{
-    static const uint8_t held[] = {1, 8, 16, 32, 2, 4, 8, 16, 4, 4, 4, 4};
-    const bool wide = r->scratch || r->p.logits == CMOE_F32;
-    const void *at = r->scratch ? r->scratch : r->logits;
-    const int64_t stride = (r->scratch ? r->columns : r->logits_stride) * (wide ? 4 : 2);
-    return (uintptr_t)at % 16 == 0 && stride % 16 == 0 && !(r->p.flags & CMOE_TIE_HIGH) &&
-           r->p.experts % held[way] == 0;
-}
-
-cmoe_gpu_route cmoe__cuda_route_params(const struct cmoe_exec *x, void *scratch)
-{
-    const cmoe_problem *p = x->p;
-    const cmoe_tensors *t = x->t;
-    const int columns = columns_of(p);
-    return (cmoe_gpu_route){
-        .call = cmoe__cuda_call(x),
-        .p = *p,
-        .logits = t->logits,
-        .x = x->x,
-        .logits_stride = t->logits_stride ? t->logits_stride : columns,
-        .x_stride = x->x_stride,
-        .router_w = t->router_w,
-        .router_b = t->router_b,
-        .bias = p->flags & CMOE_ROUTE_BIAS ? t->route_bias : NULL,
-        .hash_table = p->flags & CMOE_HASH ? t->hash_table : NULL,
-        .token_ids = p->flags & CMOE_HASH ? t->token_ids : NULL,
-        .vocab = t->vocab,
-        .ids = x->ids,
-        .weights = x->weights,
-        .scratch = p->flags & CMOE_ROUTE_FROM_X ? scratch : NULL,
-        .columns = columns,
-        .h_used = (int32_t)x->shape->h_used,
-    };
-}
-
-/* All but how many tokens a block has. */
-static cmoe_gpu_routing routing_of(const struct cmoe_exec *x, int way, void *scratch)
-{
-    const cmoe_gpu_route r = cmoe__cuda_route_params(x, scratch);
-    return (cmoe_gpu_routing){
-        .r = r,
-        .way = way,
-        .vectors = reads_vectors(&r, way),
-        .floats = (int32_t)cmoe__cuda_route_floats(x->p),
-    };
-}
-
-size_t cmoe__cuda_route_floats(const cmoe_problem *p)
-{
-    return (size_t)columns_of(p) + (size_t)p->experts * 3 + (size_t)p->groups;
-}
-
-size_t cmoe__cuda_route_scratch(const cmoe_problem *p, int64_t tokens)
-{
-    return p->flags & CMOE_ROUTE_FROM_X ? (size_t)tokens * (size_t)columns_of(p) * 4 : 0;
-}
 
 cmoe_status cmoe__cuda_route_logits(const struct cmoe_exec *x, cmoe_gpu_route *r)
 {
@@ -158,20 +51,12 @@ static bool route_supports(const struct cmoe_kernel *k, const struct cmoe_query 
     return cmoe__cuda_starts_here(k, q, in, out, why);
 }
 
-/* us that a multiprocessor takes for a token, as measured on an H100. */
-static double token_us(const cmoe_problem *p, bool few)
-{
-    const int way = way_of(p, few);
-    if (way == CMOE_ROUTE_MEMORY) return 0.25 + 1e-3 * p->experts;
-    if (by_lanes(way)) return 6e-4 * p->experts;
-    return 0.045 + 2.5e-4 * p->experts;
-}
-
 /* A launch, a token from its first load on, and the multiprocessors' shares or the bytes. */
 static double route_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
-    const double start = by_lanes(way_of(q->p, false)) ? 0.035 * q->p->experts : 1;
-    return cmoe__cuda_cost_us(k, q) + start + token_us(q->p, false) * q->tokens / q->props->threads;
+    const double start = by_lanes(cmoe__cuda_route_way(q->p, false)) ? 0.035 * q->p->experts : 1;
+    return cmoe__cuda_cost_us(k, q) + start +
+           cmoe__cuda_route_token_us(q->p, false) * q->tokens / q->props->threads;
 }
 
 static size_t route_scratch(const struct cmoe_kernel *k, const struct cmoe_query *q)
@@ -183,7 +68,7 @@ static size_t route_scratch(const struct cmoe_kernel *k, const struct cmoe_query
 static cmoe_status route(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    cmoe_gpu_routing g = routing_of(x, way_of(x->p, false), x->scratch);
+    cmoe_gpu_routing g = cmoe__cuda_routing(x, cmoe__cuda_route_way(x->p, false), x->scratch);
     CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
     int warps = ROUTE_WARPS;
     while (warps > 1 && warps * g.floats > 16 * 1024)
@@ -193,16 +78,30 @@ static cmoe_status route(const struct cmoe_step *step, const struct cmoe_exec *x
     void *args[] = {&g};
     const size_t shared = (size_t)(warps * g.floats) * 4 + slot_bytes(x->shape, g.each);
     const struct cmoe_cuda_grid grid = {blocks(x->tokens, g.each), 1, (unsigned)warps * 32, shared};
-    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route, grid, args);
+    return cmoe__cuda_launch_after(
+        x, cmoe__cuda_route_keyed(x->p, g.way) ? CMOE_CUDA_cmoe_route_keyed : CMOE_CUDA_cmoe_route,
+        grid, args);
 }
 
 /* ---- ROUTE with SORT behind it (kernels/common/route_sort.cuh) ---- */
 
+/* A row's kernels: for each way, and for keys other than logits. */
+struct functions {
+    enum cmoe_cuda_function plain, keyed, octets[4];
+};
+
+static enum cmoe_cuda_function function_of(const struct functions *f, const cmoe_problem *p,
+                                           int way)
+{
+    if (by_octets(way)) return f->octets[way - CMOE_ROUTE_OCTET_32];
+    return cmoe__cuda_route_keyed(p, way) ? f->keyed : f->plain;
+}
+
 /* A row's way if logits lie as octets need them. */
 static int usual_way(const cmoe_problem *p, bool few)
 {
-    const int octets = octets_of(p);
-    return by_octets(octets) ? octets : way_of(p, few);
+    const int octets = cmoe__cuda_route_octets(p);
+    return by_octets(octets) ? octets : cmoe__cuda_route_way(p, few);
 }
 
 /* Or else. */
@@ -210,7 +109,8 @@ static int sort_way(const struct cmoe_exec *x, bool few, void *scratch)
 {
     const cmoe_gpu_route r = cmoe__cuda_route_params(x, scratch);
     const int way = usual_way(x->p, few);
-    return by_octets(way) && !reads_vectors(&r, way) ? way_of(x->p, few) : way;
+    return by_octets(way) && !cmoe__cuda_route_vectors(&r, way) ? cmoe__cuda_route_way(x->p, few)
+                                                                : way;
 }
 
 /* Threads of a block that routes `each` tokens; many: where the kernel may have 1024. */
@@ -256,7 +156,8 @@ static bool sort_supports(const struct cmoe_kernel *k, const struct cmoe_query *
     if (q->tokens > n->most) return cmoe__refuse(why, "%d tokens are for more blocks", q->tokens);
     if (q->shape->local > SORT_EXPERTS)
         return cmoe__refuse(why, "%d experts are more than a block's threads", q->shape->local);
-    const int ways[] = {way_of(p, n->few), octets_of(p)}; /* logits may lie either way */
+    const int ways[] = {cmoe__cuda_route_way(p, n->few),
+                        cmoe__cuda_route_octets(p)}; /* logits may lie either way */
     for (int i = 0; i < 2; i++)
         if (sort_shared(p, q->shape, ways[i], n->each(ways[i], q->tokens), n->rows, !n->few) >
             limit)
@@ -282,21 +183,23 @@ static bool block_supports(const struct cmoe_kernel *k, const struct cmoe_query 
 static double block_cost_us(const struct cmoe_kernel *k, const struct cmoe_query *q)
 {
     (void)k;
-    return 3.2 + token_us(q->p, true) * q->tokens;
+    return 3.2 + cmoe__cuda_route_token_us(q->p, true) * q->tokens;
 }
 
 static cmoe_status route_sort(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    const int way = way_of(x->p, true);
-    cmoe_gpu_routing g = routing_of(x, way, x->scratch);
+    static const struct functions functions = {.plain = CMOE_CUDA_cmoe_route_sort,
+                                               .keyed = CMOE_CUDA_cmoe_route_sort_keyed};
+    const int way = cmoe__cuda_route_way(x->p, true);
+    cmoe_gpu_routing g = cmoe__cuda_routing(x, way, x->scratch);
     cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
     g.each = x->tokens;
     void *args[] = {&g, &s};
     const struct cmoe_cuda_grid one = {1, 1, sort_threads(x->shape, way, x->tokens, false),
                                        sort_shared(x->p, x->shape, way, x->tokens, 1, false)};
-    return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route_sort, one, args);
+    return cmoe__cuda_launch_after(x, function_of(&functions, x->p, way), one, args);
 }
 
 /* Blocks of a cluster, of at most so many: a token a warp of a multiprocessor's four schedulers, four by octets, or
@@ -339,27 +242,28 @@ static double cluster_cost_us(const struct cmoe_kernel *k, const struct cmoe_que
     const int n = cluster_of(way, q->tokens, CLUSTER_LARGE);
     const double each = (double)cmoe__ceil_div(q->tokens, n);
     if (by_octets(way)) return 3.2 + 0.06 * n + octet_us(q->p) * each;
-    return 3.2 + token_us(q->p, true) * each;
+    return 3.2 + cmoe__cuda_route_token_us(q->p, true) * each;
 }
 
 static cmoe_status route_sort_cluster(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    static const enum cmoe_cuda_function octets[] = {
-        CMOE_CUDA_cmoe_route_cluster_32, CMOE_CUDA_cmoe_route_cluster_64,
-        CMOE_CUDA_cmoe_route_cluster_128, CMOE_CUDA_cmoe_route_cluster_256};
+    static const struct functions functions = {
+        CMOE_CUDA_cmoe_route_sort_cluster,
+        CMOE_CUDA_cmoe_route_sort_cluster_keyed,
+        {CMOE_CUDA_cmoe_route_cluster_32, CMOE_CUDA_cmoe_route_cluster_64,
+         CMOE_CUDA_cmoe_route_cluster_128, CMOE_CUDA_cmoe_route_cluster_256}};
     const int way = sort_way(x, true, x->scratch);
     const int n = cluster_of(way, x->tokens, cmoe__cuda_of(x)->route_cluster);
-    cmoe_gpu_routing g = routing_of(x, way, x->scratch);
+    cmoe_gpu_routing g = cmoe__cuda_routing(x, way, x->scratch);
     cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
     g.each = (int32_t)cmoe__ceil_div(x->tokens, n);
     void *args[] = {&g, &s};
     const struct cmoe_cuda_grid grid = {(unsigned)n, 1, sort_threads(x->shape, way, g.each, false),
                                         sort_shared(x->p, x->shape, way, g.each, n + 1, false)};
-    return cmoe__cuda_launch_clusters(
-        x, by_octets(way) ? octets[way - CMOE_ROUTE_OCTET_32] : CMOE_CUDA_cmoe_route_sort_cluster,
-        grid, (unsigned)n, args);
+    return cmoe__cuda_launch_clusters(x, function_of(&functions, x->p, way), grid, (unsigned)n,
+                                      args);
 }
 
 /* Tokens of a block of the kernel that counts: a warp each has one, or four of lanes or octets, before there are
@@ -403,21 +307,23 @@ static double wide_cost_us(const struct cmoe_kernel *k, const struct cmoe_query 
     (void)k;
     const double ids = (double)q->tokens * q->shape->slots;
     const int way = usual_way(q->p, false);
-    const double token = by_octets(way) ? octet_us(q->p) : token_us(q->p, false);
+    const double token = by_octets(way) ? octet_us(q->p) : cmoe__cuda_route_token_us(q->p, false);
     return (by_octets(way) ? 5.0 : 4.4) + ids * 1e-5 + token * (double)wide_each(way, q->tokens);
 }
 
 static cmoe_status route_sort_wide(const struct cmoe_step *step, const struct cmoe_exec *x)
 {
     (void)step;
-    static const enum cmoe_cuda_function octets[] = {
-        CMOE_CUDA_cmoe_route_count_32, CMOE_CUDA_cmoe_route_count_64,
-        CMOE_CUDA_cmoe_route_count_128, CMOE_CUDA_cmoe_route_count_256};
+    static const struct functions functions = {
+        CMOE_CUDA_cmoe_route_count,
+        CMOE_CUDA_cmoe_route_count_keyed,
+        {CMOE_CUDA_cmoe_route_count_32, CMOE_CUDA_cmoe_route_count_64,
+         CMOE_CUDA_cmoe_route_count_128, CMOE_CUDA_cmoe_route_count_256}};
     const struct cmoe_shape *shape = x->shape;
     char *starts = x->scratch, *list = starts + wide_starts(shape);
     char *logits = list + wide_lists(shape, x->tokens);
     const int way = sort_way(x, false, logits);
-    cmoe_gpu_routing g = routing_of(x, way, logits);
+    cmoe_gpu_routing g = cmoe__cuda_routing(x, way, logits);
     cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
     g.each = (int32_t)wide_each(way, x->tokens);
@@ -428,9 +334,7 @@ static cmoe_status route_sort_wide(const struct cmoe_step *step, const struct cm
     const struct cmoe_cuda_grid second = {(unsigned)(shape->local * parts), 1, PLACE_THREADS, 0};
     void *counting[] = {&g, &s, &starts, &list};
     void *placing[] = {&s, &starts, &list, &lists, &g.each, &parts};
-    CMOE_TRY(cmoe__cuda_launch_after(
-        x, by_octets(way) ? octets[way - CMOE_ROUTE_OCTET_32] : CMOE_CUDA_cmoe_route_count, first,
-        counting));
+    CMOE_TRY(cmoe__cuda_launch_after(x, function_of(&functions, x->p, way), first, counting));
     return cmoe__cuda_launch_after(x, CMOE_CUDA_cmoe_route_place, second, placing);
 }
 

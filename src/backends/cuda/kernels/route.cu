@@ -4,21 +4,33 @@
 #include "backends/cuda/kernels/common/route_block.cuh"
 
 /* Shared memory: what the warps may need, then ids and weights of g.each tokens. */
-extern "C" __global__ void __launch_bounds__(128) cmoe_route(const __grid_constant__ cmoe_gpu_routing g)
+template <bool KEYED> DEV void route_and_store(const cmoe_gpu_routing &g, float *memory)
 {
-    extern __shared__ float memory[];
     const cmoe_gpu_route &r = g.r;
     const int slots = r.call.slots, most = g.each * slots;
     int32_t *ids = (int32_t *)memory + (int)blockDim.x / 32 * g.floats;
     float *weights = (float *)ids + most;
     depend();
     const int all = token_count(r.call), from = min(all, (int)blockIdx.x * g.each), n = min(g.each, all - from);
-    route_block(g, from, n, memory, ids, weights);
+    route_block<KEYED>(g, from, n, memory, ids, weights);
     __syncthreads();
     for (int i = threadIdx.x; i < n * slots; i += (int)blockDim.x) {
         r.ids[(int64_t)from * slots + i] = ids[i];
         r.weights[(int64_t)from * slots + i] = weights[i];
     }
+}
+
+/* By logits, or by other keys: a kernel each, because in a layer the code comes from memory. */
+extern "C" __global__ void __launch_bounds__(128) cmoe_route(const __grid_constant__ cmoe_gpu_routing g)
+{
+    extern __shared__ float memory[];
+    route_and_store<false>(g, memory);
+}
+
+extern "C" __global__ void __launch_bounds__(128) cmoe_route_keyed(const __grid_constant__ cmoe_gpu_routing g)
+{
+    extern __shared__ float memory[];
+    route_and_store<true>(g, memory);
 }
 
 /* logits = x . Wr + b, one warp a (token, expert). */

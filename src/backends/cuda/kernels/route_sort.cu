@@ -6,26 +6,39 @@
 
 enum { THREADS = 512, PLACE_WARPS = 8, PLACE_THREADS = 32 * PLACE_WARPS, PLACED_BLOCKS = 128 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    cmoe_route_sort(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s)
+template <int HELD> DEV void route_in_block(const cmoe_gpu_routing &g, const cmoe_gpu_sort &s, int4 *memory)
 {
-    extern __shared__ int4 memory[];
     const routed_memory m(memory, g, s.call.local, 1);
     clear_masks(m);
     depend();
     const tokens_of tokens(g);
-    route_tokens<0>(g, s, m, tokens);
+    route_tokens<HELD>(g, s, m, tokens);
     start_experts(s, m.sums, m.start, (int)threadIdx.x < s.call.local ? count_of(m, (int)threadIdx.x) : 0, 0, true);
     put_rows(s, m, tokens);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    cmoe_route_count(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s,
-                     uint16_t *starts, int32_t *list)
-{
-    extern __shared__ int4 memory[];
-    count_tokens<0>(g, s, memory, starts, list);
-}
+#define SORT(name, held)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
+        name(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s)                      \
+    {                                                                                                                  \
+        extern __shared__ int4 memory[];                                                                               \
+        route_in_block<held>(g, s, memory);                                                                            \
+    }
+
+SORT(cmoe_route_sort, BY_LOGITS)
+SORT(cmoe_route_sort_keyed, BY_KEYS)
+
+#define COUNT(name, held)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
+        name(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s, uint16_t *starts,    \
+             int32_t *list)                                                                                            \
+    {                                                                                                                  \
+        extern __shared__ int4 memory[];                                                                               \
+        count_tokens<held>(g, s, memory, starts, list);                                                                \
+    }
+
+COUNT(cmoe_route_count, BY_LOGITS)
+COUNT(cmoe_route_count_keyed, BY_KEYS)
 
 /* A block's shared memory of cmoe_route_place. */
 struct placed {

@@ -8,17 +8,20 @@
 
 /* The n tokens from `from` on by the block's warps, ids and weights of their slots. Bit i of what is returned: the
  * warp's i-th token (they go round the warps) is left, because it has a NaN or too few finite logits. */
-template <int HELD>
+template <int HELD, bool KEYED>
 DEV uint32_t route_by_warps(const cmoe_gpu_routing &g, int64_t from, int n, int32_t *ids, float *weights)
 {
     const int warps = (int)blockDim.x / 32, slots = g.r.call.slots;
     uint32_t left = 0, bit = 1;
-    float z[HELD], next[HELD];
+    const lane_places<HELD, KEYED> places(g);
+    float z[HELD], next[HELD], bias[HELD];
     int at = (int)threadIdx.x / 32;
     const char *row = logit_row(g.r, from + at);
     const int64_t step = warps * row_bytes(g.r);
     if (at < n)
-        load_held<HELD>(g, row, lane() * HELD, next);
+        load_held<HELD>(g, row, places.first, places.n, next);
+    if (KEYED)
+        load_bias<HELD>(g, places.first, places.n, bias);
 #pragma unroll 1
     for (; at < n; at += warps, bit <<= 1) {
 #pragma unroll
@@ -26,8 +29,8 @@ DEV uint32_t route_by_warps(const cmoe_gpu_routing &g, int64_t from, int n, int3
             z[i] = next[i];
         row += step;
         if (at + warps < n)
-            load_held<HELD>(g, row, lane() * HELD, next);
-        if (!route_together<HELD>(g.r, from + at, z, ids + at * slots, weights + at * slots))
+            load_held<HELD>(g, row, places.first, places.n, next);
+        if (!route_together<HELD, KEYED>(g, from + at, z, bias, ids + at * slots, weights + at * slots))
             left |= bit;
     }
     return left;
@@ -44,32 +47,39 @@ DEV uint32_t route_by_lanes(const cmoe_gpu_routing &g, int64_t from, int n, int3
 }
 
 /* The n tokens from `from` on by the block's warps, up to 32 tokens each; ids and weights of their slots.
- * memory: g.floats of each warp. Nothing is synchronised. */
+ * memory: g.floats of each warp. Nothing is synchronised. KEYED: experts are not chosen by logits alone. */
+template <bool KEYED>
 DEV void route_block(const cmoe_gpu_routing &g, int64_t from, int n, float *memory, int32_t *ids, float *weights)
 {
     const int warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32, slots = g.r.call.slots;
     uint32_t left = 0xffffffff;
+    if constexpr (!KEYED)
+        switch (g.way) {
+        case CMOE_ROUTE_LANE_8:
+            left = route_by_lanes<8>(g, from, n, ids, weights);
+            break;
+        case CMOE_ROUTE_LANE_16:
+            left = route_by_lanes<16>(g, from, n, ids, weights);
+            break;
+        case CMOE_ROUTE_LANE_32:
+            left = route_by_lanes<32>(g, from, n, ids, weights);
+            break;
+        }
     switch (g.way) {
-    case CMOE_ROUTE_LANE_8:
-        left = route_by_lanes<8>(g, from, n, ids, weights);
-        break;
-    case CMOE_ROUTE_LANE_16:
-        left = route_by_lanes<16>(g, from, n, ids, weights);
-        break;
-    case CMOE_ROUTE_LANE_32:
-        left = route_by_lanes<32>(g, from, n, ids, weights);
-        break;
     case CMOE_ROUTE_WARP_64:
-        left = route_by_warps<2>(g, from, n, ids, weights);
+        left = route_by_warps<2, KEYED>(g, from, n, ids, weights);
         break;
     case CMOE_ROUTE_WARP_128:
-        left = route_by_warps<4>(g, from, n, ids, weights);
+        left = route_by_warps<4, KEYED>(g, from, n, ids, weights);
         break;
     case CMOE_ROUTE_WARP_256:
-        left = route_by_warps<8>(g, from, n, ids, weights);
+        left = route_by_warps<8, KEYED>(g, from, n, ids, weights);
+        break;
+    case CMOE_ROUTE_WARP_384:
+        left = route_by_warps<12, KEYED>(g, from, n, ids, weights);
         break;
     case CMOE_ROUTE_WARP_512:
-        left = route_by_warps<16>(g, from, n, ids, weights);
+        left = route_by_warps<16, KEYED>(g, from, n, ids, weights);
         break;
     }
 #pragma unroll 1

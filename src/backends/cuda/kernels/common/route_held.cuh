@@ -5,142 +5,7 @@
 #ifndef CMOE_KERNELS_ROUTE_HELD_CUH
 #define CMOE_KERNELS_ROUTE_HELD_CUH
 
-#include "backends/cuda/kernels/common/route.cuh"
-#include "backends/cuda/params_route.h"
-
-#include <stdint.h>
-
-/* A function, because its code is longer than what is around it. */
-static __device__ __noinline__ float score_of(int router, float z)
-{
-    return score(router, z);
-}
-
-/* Integers in the order of floats, -0 equal to 0; NaN is not ordered. Its own inverse but for -0. */
-DEV int32_t ordered(float v)
-{
-    const int32_t bits = __float_as_int(v + 0.0f);
-    return bits ^ ((bits >> 31) & 0x7fffffff);
-}
-
-DEV float value_of(int32_t key)
-{
-    return __int_as_float(key ^ ((key >> 31) & 0x7fffffff));
-}
-
-DEV int logit_dtype(const cmoe_gpu_route &r)
-{
-    return r.scratch ? CMOE_F32 : r.p.logits;
-}
-
-/* From a token's logits to the next one's. */
-DEV int64_t row_bytes(const cmoe_gpu_route &r)
-{
-    return r.scratch ? (int64_t)r.columns * 4 : r.logits_stride * (r.p.logits == CMOE_F32 ? 4 : 2);
-}
-
-DEV const char *logit_row(const cmoe_gpu_route &r, int64_t t)
-{
-    return (r.scratch ? (const char *)r.scratch : (const char *)r.logits) + t * row_bytes(r);
-}
-
-DEV float logit_16(int dtype, uint32_t code)
-{
-    return decode(dtype == CMOE_F16 ? CMOE_F16 : CMOE_BF16, code);
-}
-
-/* The expert at a place; among equals the lowest place is chosen. */
-DEV int expert_at(const cmoe_gpu_route &r, int place)
-{
-    return r.p.flags & CMOE_TIE_HIGH ? r.p.experts - 1 - place : place;
-}
-
-/* Logits at places first to first + HELD of rows that are whole vectors. */
-template <int HELD> DEV void load_vectors(const cmoe_gpu_route &r, const void *row, int first, float (&z)[HELD])
-{
-    enum { WIDE = HELD < 4 ? 2 : 4, CODES = HELD < 8 ? HELD : 8 };
-    const int dtype = logit_dtype(r);
-    if (dtype == CMOE_F32) {
-#pragma unroll
-        for (int i = 0; i < HELD; i += WIDE) {
-            float v[4];
-            if (WIDE == 2)
-                *(float2 *)v = *(const float2 *)((const float *)row + first + i);
-            else
-                *(float4 *)v = *(const float4 *)((const float *)row + first + i);
-#pragma unroll
-            for (int j = 0; j < WIDE; j++)
-                z[i + j] = v[j];
-        }
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < HELD; i += CODES) {
-        uint32_t v[4];
-        const uint16_t *from = (const uint16_t *)row + first + i;
-        if (CODES == 2)
-            v[0] = *(const uint32_t *)from;
-        else if (CODES == 4)
-            *(uint2 *)v = *(const uint2 *)from;
-        else
-            *(uint4 *)v = *(const uint4 *)from;
-#pragma unroll
-        for (int j = 0; j < CODES; j++)
-            z[i + j] = logit_16(dtype, v[j / 2] >> 16 * (j % 2) & 0xffff);
-    }
-}
-
-/* Logits at the places from first on; beyond the experts -Inf. */
-template <int HELD> DEV void load_held(const cmoe_gpu_routing &g, const void *row, int first, float (&z)[HELD])
-{
-    const cmoe_gpu_route &r = g.r;
-    const int n = r.p.experts - first, dtype = logit_dtype(r);
-    const int from = expert_at(r, first), step = r.p.flags & CMOE_TIE_HIGH ? -1 : 1;
-    if (g.vectors && n >= HELD)
-        load_vectors<HELD>(r, row, first, z);
-    else if (dtype == CMOE_F32) {
-        const float *at = (const float *)row + from;
-#pragma unroll
-        for (int i = 0; i < HELD; i++, at += step)
-            z[i] = i < n ? *at : -INFINITY;
-    } else {
-        const uint16_t *at = (const uint16_t *)row + from;
-#pragma unroll
-        for (int i = 0; i < HELD; i++, at += step)
-            z[i] = i < n ? logit_16(dtype, *at) : -INFINITY;
-    }
-}
-
-/* Whether no sum over experts that are not chosen is needed: softmax over the chosen, or divided by their sum. */
-DEV bool among_chosen(const cmoe_gpu_route &r)
-{
-    return (r.p.flags & CMOE_TOPK_FIRST) || ((r.p.flags & CMOE_RENORMALIZE) && r.p.renorm_eps == 0.0f);
-}
-
-/* What unscaled weights are divided by. own: sum of those of the chosen; all: of all experts, or own if that will
- * do. 0: weights are 0. */
-DEV float divisor_of(const cmoe_gpu_route &r, float own, float all)
-{
-    const bool renorm = r.p.flags & CMOE_RENORMALIZE;
-    if (r.p.router != CMOE_ROUTE_SOFTMAX)
-        return renorm ? own + r.p.renorm_eps : 1.0f;
-    if (r.p.flags & CMOE_TOPK_FIRST)
-        return renorm ? own * (1.0f + r.p.renorm_eps) : own;
-    return renorm ? own + all * r.p.renorm_eps : all;
-}
-
-DEV float final_weight(const cmoe_gpu_route &r, float w, float divisor)
-{
-    return (divisor == 0.0f ? 0.0f : w / divisor) * r.p.route_scale;
-}
-
-DEV void shared_slot(const cmoe_gpu_route &r, int64_t t, int j, int32_t *ids, float *weights)
-{
-    const int e = r.p.experts + j;
-    ids[r.p.topk + j] = e;
-    weights[r.p.topk + j] =
-        r.p.flags & CMOE_SHARED_SIGMOID ? score_of(CMOE_ROUTE_SIGMOID, logit(r, t, e)) : r.p.shared_weight;
-}
+#include "backends/cuda/kernels/common/route_keys.cuh"
 
 enum : int32_t { ABSENT = INT32_MIN, NAN_KEY = INT32_MIN + 1 };
 
@@ -193,7 +58,7 @@ template <int HELD> DEV void route_alone(const cmoe_gpu_routing &g, int64_t t, i
     float z[HELD];
     int32_t key[HELD];
     bool routed = false, nan = false;
-    load_held<HELD>(g, logit_row(r, t), 0, z);
+    load_held<HELD>(g, logit_row(r, t), 0, r.p.experts, z);
 #pragma unroll
     for (int i = 0; i < HELD; i++) {
         routed = routed || z[i] != -INFINITY;
@@ -269,7 +134,7 @@ template <int HELD> DEV int32_t take_from_warp(int32_t (&key)[HELD])
 /* The k < 32 best of a warp's keys, and all whose high bits are those of the last. */
 template <int HELD> DEV choice choose(int32_t (&key)[HELD], int k)
 {
-    enum : int32_t { LOW = 32 * HELD - 1 };
+    enum : int32_t { LOW = room_of<HELD>::LOW };
     int32_t mine = ABSENT;
     sort_held<HELD>(key);
 #pragma unroll 1
@@ -301,8 +166,8 @@ template <int HELD> DEV float held_at(const float (&z)[HELD], int place)
     float v = 0;
 #pragma unroll
     for (int i = 0; i < HELD; i++) {
-        const float there = __shfl_sync(0xffffffff, z[i], place / HELD);
-        v = place % HELD == i ? there : v;
+        const float there = __shfl_sync(0xffffffff, z[i], place / room_of<HELD>::ROOM);
+        v = place % room_of<HELD>::ROOM == i ? there : v;
     }
     return v;
 }
@@ -333,40 +198,59 @@ DEV int rank_among(int32_t key, const choice &c)
     return rank;
 }
 
-/* Token t, whose logits the lanes hold, by a warp. False, and nothing is written, if a NaN is among the
- * logits or -Inf among the best. */
-template <int HELD>
-DEV bool route_together(const cmoe_gpu_route &r, int64_t t, const float (&z)[HELD], int32_t *ids, float *weights)
+/* Token t, whose logits the lanes hold, by a warp. False, and nothing is written, if a NaN is among what experts
+ * are chosen by, or -Inf among the best. KEYED: by scores or groups, with a bias of the lane's places. */
+template <int HELD, bool KEYED>
+DEV bool route_together(const cmoe_gpu_routing &g, int64_t t, const float (&z)[HELD], const float (&bias)[HELD],
+                        int32_t *ids, float *weights)
 {
-    enum : int32_t { LOW = 32 * HELD - 1 };
-    const bool softmax = r.p.router == CMOE_ROUTE_SOFTMAX;
+    enum : int32_t { ROOM = room_of<HELD>::ROOM, LOW = room_of<HELD>::LOW };
+    const cmoe_gpu_route &r = g.r;
+    const bool softmax = r.p.router == CMOE_ROUTE_SOFTMAX, by_score = KEYED && keys_by_score(r);
+    softmax_sum over_all = {0, 1};
+    float by[HELD];
     int32_t key[HELD];
-    float sum = 0; /* NaN if a logit is */
+    if (by_score)
+        over_all = score_keys<HELD>(r, z, bias, by);
+    else {
+#pragma unroll
+        for (int i = 0; i < HELD; i++)
+            by[i] = z[i];
+    }
+    const bool grouped = KEYED && g.lane_bits < 5;
+    const float group = grouped ? value_of_group<HELD>(g, by) : 0.0f;
+    const bool kept = !grouped || is_kept(g, group);
+    float sum = group < INFINITY ? 0.0f : group; /* NaN if one is there */
 #pragma unroll
     for (int i = 0; i < HELD; i++) {
-        const int place = lane() * HELD + i;
-        sum += z[i];
-        key[i] = (ordered(z[i]) & ~LOW) | (LOW - place);
+        sum += by[i];
+        key[i] = kept ? (ordered(by[i]) & ~LOW) | (LOW - (lane() * ROOM + i)) : ABSENT;
     }
     const choice c = choose<HELD>(key, r.p.topk);
     if (__any_sync(0xffffffff, isnan(sum)) || !c.known)
         return false;
-    const int e = expert_at(r, c.place);
+    const int e = held_expert<HELD, KEYED>(g, c.place / ROOM, c.place % ROOM);
     const float there = held_at<HELD>(z, c.place), v = lane() < c.n ? there : -INFINITY;
     int slot = lane();
-    if (c.near)
-        slot = rank_among(ordered(v), c);
+    if (c.near) {
+        float whole = v;
+        if (by_score) {
+            const float own_bias = r.bias && lane() < c.n ? r.bias[e] : 0.0f;
+            whole = keys_of(r.p.router, make_float4(v, 0, 0, 0), over_all, make_float4(own_bias, 0, 0, 0)).x;
+        }
+        slot = rank_among(ordered(whole), c);
+    }
     const bool chosen = lane() < c.n && slot < r.p.topk;
-    const int first = c.near ? __ffs((int)__ballot_sync(0xffffffff, chosen && slot == 0)) - 1 : 0;
-    const float top = softmax ? __shfl_sync(0xffffffff, v, first) : 0.0f;
+    float top = over_all.top, all = over_all.sum;
+    if (softmax && !by_score)
+        top = value_of(__reduce_max_sync(0xffffffff, ordered(chosen ? v : -INFINITY)));
     const float w = !chosen ? 0.0f : (softmax ? expf(v - top) : score_of(r.p.router, v));
     const float own = sum_of_first(w, c.n);
-    float all = own;
-    if (softmax && !among_chosen(r))
+    if (softmax && !by_score && !among_chosen(r))
         all = warp_sum(sum_held<HELD>(z, top));
     if (chosen) {
         ids[slot] = e;
-        weights[slot] = final_weight(r, w, divisor_of(r, own, all));
+        weights[slot] = final_weight(r, w, divisor_of(r, own, among_chosen(r) ? own : all));
     }
 #pragma unroll 1
     for (int j = lane(); j < r.p.shared; j += 32)

@@ -73,11 +73,14 @@ DEV void clear_masks(const routed_memory &m)
         m.mask[i] = 0;
 }
 
-/* The block's tokens by octets that hold 8 * HELD experts, or the way that the problem has. */
+/* How many experts a lane of an octet holds; or the way that the problem has, for logits or for other keys. */
+enum { BY_LOGITS = 0, BY_KEYS = -1 };
+
+/* The block's tokens. */
 template <int HELD> DEV void route_some(const cmoe_gpu_routing &g, const routed_memory &m, const tokens_of &tokens)
 {
-    if constexpr (HELD == 0)
-        route_block(g, tokens.from, tokens.n, m.routing, m.ids, m.weights);
+    if constexpr (HELD <= 0)
+        route_block<HELD == BY_KEYS>(g, tokens.from, tokens.n, m.routing, m.ids, m.weights);
     else {
         enum { BEST = HELD < 8 ? HELD : 8 };
         const uint32_t left = route_by_octets<HELD, BEST>(g, tokens.from, tokens.n, m.ids, m.weights);
