@@ -79,9 +79,9 @@ static void within(const char *what, CUdeviceptr at, size_t bytes)
         WRONG("%s: %zu bytes at %llx are not allocated", what, bytes, at);
 }
 
-static void (*watching)(const char *kernel, void **params);
+static void (*watching)(const CUlaunchConfig *launch, const char *kernel, void **params);
 
-void driver_watch(void (*watch)(const char *kernel, void **params))
+void driver_watch(void (*watch)(const CUlaunchConfig *launch, const char *kernel, void **params))
 {
     watching = watch;
 }
@@ -295,7 +295,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **p
     const struct function *f = (const struct function *)(void *)function;
     limits(c, f);
     if (!params || !params[0] || extra) return CUDA_ERROR_INVALID_VALUE;
-    if (watching) watching(f->name, params);
+    if (watching) watching(c, f->name, params);
     return CUDA_SUCCESS;
 }
 

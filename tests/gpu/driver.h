@@ -3,6 +3,7 @@
 #ifndef CMOE_TESTS_GPU_DRIVER_H
 #define CMOE_TESTS_GPU_DRIVER_H
 
+#include <cuda.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -14,6 +15,6 @@ int driver_allocations(void);
 /* Whether the bytes lie in one allocation. */
 bool driver_holds(const void *at, size_t bytes);
 /* Called with every launch: the kernel's name and its parameters. */
-void driver_watch(void (*watch)(const char *kernel, void **params));
+void driver_watch(void (*watch)(const CUlaunchConfig *launch, const char *kernel, void **params));
 
 #endif

@@ -57,8 +57,9 @@ static void rows_fit(const char *kernel, const cmoe_gpu_wgmma *w, int bytes)
     exit(1);
 }
 
-static void watch(const char *kernel, void **params)
+static void watch(const CUlaunchConfig *launch, const char *kernel, void **params)
 {
+    (void)launch;
     const cmoe_gpu_wgmma_pair *pair = params[0];
     if (ends(kernel, "_pair"))
         rows_fit(kernel, &pair->gemm[1], 2);

@@ -28,7 +28,7 @@ DEV float value_of(int32_t key)
 
 DEV int logit_dtype(const cmoe_gpu_route &r)
 {
-    return r.scratch ? CMOE_F32 : r.p.logits;
+    return r.scratch ? (int)CMOE_F32 : r.p.logits;
 }
 
 /* From a token's logits to the next one's. */

@@ -203,7 +203,7 @@ DEV bool route_octet(const cmoe_gpu_route &r, int64_t t, const char *row, bool t
     bool near = seat() < k - 1 && (uint32_t)(mine ^ after) <= (uint32_t)LOW;
 #pragma unroll
     for (int i = 0; i < BEST; i++)
-        near = near || (uint32_t)(own[i] - (last & ~LOW)) < (uint32_t)(last & LOW);
+        near = near || (uint32_t)own[i] - (uint32_t)(last & ~LOW) < (uint32_t)(last & LOW);
     octet_choice c;
     c.expert = LOW - (mine & LOW);
     c.slot = seat();

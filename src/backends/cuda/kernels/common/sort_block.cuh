@@ -71,9 +71,10 @@ struct expert_of {
     }
 };
 
-/* vote.sync.ballot: of `same` the lanes whose bit of v is this lane's */
+/* Of `same` the lanes whose bit of v is this lane's. */
 template <int BIT> DEV void keep_same(uint32_t &same, int v)
 {
+#ifdef __CUDA_ARCH__
     asm volatile("{\n.reg .pred p;\n.reg .b32 set;\n"
                  "and.b32 set, %1, %2;\n"
                  "setp.ne.b32 p, set, 0;\n"
@@ -82,6 +83,10 @@ template <int BIT> DEV void keep_same(uint32_t &same, int v)
                  "and.b32 %0, %0, set;\n}"
                  : "+r"(same)
                  : "r"(v), "n"(1 << BIT));
+#else
+    const uint32_t set = __ballot_sync(0xffffffff, v >> BIT & 1);
+    same &= v >> BIT & 1 ? set : ~set;
+#endif
 }
 
 /* Lanes whose expert is the same; no expert is above `most`. By a ballot for each bit, in fours: match
