@@ -14,6 +14,8 @@ long driver_calls(void);
 int driver_allocations(void);
 /* Whether the bytes lie in one allocation. */
 bool driver_holds(const void *at, size_t bytes);
+/* Whether the device reads and writes the host's memory as well. */
+extern bool driver_shares_host;
 /* Called with every launch: the kernel's name and its parameters. */
 void driver_watch(void (*watch)(const CUlaunchConfig *launch, const char *kernel, void **params));
 

@@ -5,10 +5,10 @@
 
 #include <utility>
 
-#define memory SHARED_MEMORY /* what its kernels declare as shared: a name of this file's own */
 #include CUDA_FILE
 
-thread_local SHARED_TYPE memory[SIMT_SHARED / sizeof(SHARED_TYPE)];
+/* What its kernels declare as shared: a name of this file's own. */
+thread_local SHARED_TYPE SHARED_MEMORY[SIMT_SHARED / sizeof(SHARED_TYPE)];
 
 /* A kernel with its parameters as the driver gets them. */
 template <class... A, size_t... I> static void unpack(void (*kernel)(A...), void **params, std::index_sequence<I...>)
@@ -26,7 +26,7 @@ template <auto KERNEL> static void run(void **params)
     call(KERNEL, params);
 }
 
-#define ENTRY(name) {#name, run<name>, memory, nullptr}
+#define ENTRY(name) {#name, run<name>, SHARED_MEMORY, nullptr}
 
 static struct simt_kernel kernels[] = {KERNELS};
 

@@ -50,7 +50,8 @@ void simt_add(struct simt_kernel *kernel)
 
 static _Noreturn void wrong(int thread, const char *what)
 {
-    fprintf(stderr, "simt: block %u,%u thread %d: %s\n", run.block.x, run.block.y, thread, what);
+    fprintf(stderr, "simt: %s: block %u,%u thread %d: %s\n", run.kernel->name, run.block.x,
+            run.block.y, thread, what);
     abort();
 }
 

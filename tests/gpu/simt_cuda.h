@@ -53,6 +53,27 @@ static inline float __fdiv_rn(float a, float b)
 {
     return a / b;
 }
+static inline float __fmaf_rn(float a, float b, float c)
+{
+    return fmaf(a, b, c);
+}
+
+static inline float __frcp_rn(float v)
+{
+    return 1.0f / v;
+}
+
+static inline int __ffs(int v)
+{
+    return __builtin_ffs(v);
+}
+
+/* Of kernels that do not run here. */
+static inline size_t __cvta_generic_to_shared(const void *)
+{
+    return 0;
+}
+
 static inline int __popc(uint32_t v)
 {
     return __builtin_popcount(v);
@@ -76,9 +97,10 @@ static inline void __syncthreads()
 {
     simt_meet_block();
 }
-static inline void __syncwarp()
+/* Not of a part of the warp. */
+static inline void __syncwarp(uint32_t mask = 0xffffffff)
 {
-    simt_meet(SIMT_WARP_BARRIER, 0);
+    if (mask == 0xffffffff) simt_meet(SIMT_WARP_BARRIER, 0);
 }
 
 static inline int lane_of_warp()
@@ -161,6 +183,13 @@ static inline uint32_t atomicOr(uint32_t *at, uint32_t bits)
 {
     const uint32_t before = *at;
     *at |= bits;
+    return before;
+}
+
+static inline uint32_t atomicMax(uint32_t *at, uint32_t v)
+{
+    const uint32_t before = *at;
+    *at = max(before, v);
     return before;
 }
 

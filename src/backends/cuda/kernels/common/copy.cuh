@@ -23,7 +23,11 @@ DEV void copy_or_clear(void *to, const void *from, bool copy)
 /* A line of 128 bytes that nobody reads again: its contents are lost, and never written to memory. */
 DEV void discard_line(const void *at)
 {
+#ifdef __CUDA_ARCH__
     asm volatile("discard.global.L2 [%0], 128;" ::"l"(at) : "memory");
+#else
+    (void)at;
+#endif
 }
 
 /* 16 bytes of codes from column k on, zeros from `limit` on, of a row of any stride. */

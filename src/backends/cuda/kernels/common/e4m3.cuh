@@ -8,9 +8,13 @@
 /* cvt: two f32 to e4m3, the first in the low byte; beyond 448 to 448. */
 DEV uint32_t e4m3_codes(float a, float b)
 {
+#ifdef __CUDA_ARCH__
     uint16_t out;
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(out) : "f"(b), "f"(a));
     return out;
+#else
+    return encode(CMOE_E4M3, a, CMOE_ROUND_NEAREST_EVEN) | encode(CMOE_E4M3, b, CMOE_ROUND_NEAREST_EVEN) << 8;
+#endif
 }
 
 /* v / scale to the nearest: a product with the nearest reciprocal, corrected once (Markstein). */
