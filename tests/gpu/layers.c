@@ -67,6 +67,7 @@ static void layers_are_right(void **state)
     cmoe_device_close(gpu);
     printf("%d calls, %d with other kernels, %d wrong\n", ran, other, wrong);
     assert_true(ran >= 100);
+    assert_int_equal(other, 0);
     assert_int_equal(wrong, 0);
 }
 

@@ -4,7 +4,7 @@
 #include "backends/cuda/kernels/common/depend.cuh"
 #include "backends/cuda/kernels/common/route_sort.cuh"
 
-enum { THREADS = 512, PLACE_WARPS = 8, PLACE_THREADS = 32 * PLACE_WARPS, PLACED_BLOCKS = 128 };
+enum { PLACE_WARPS = 8, PLACE_THREADS = 32 * PLACE_WARPS, PLACED_BLOCKS = 128 };
 
 template <int HELD> DEV void route_in_block(const cmoe_gpu_routing &g, const cmoe_gpu_sort &s, int4 *memory)
 {
@@ -17,28 +17,10 @@ template <int HELD> DEV void route_in_block(const cmoe_gpu_routing &g, const cmo
     put_rows(s, m, tokens);
 }
 
-#define SORT(name, held)                                                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
-        name(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s)                      \
-    {                                                                                                                  \
-        extern __shared__ int4 memory[];                                                                               \
-        route_in_block<held>(g, s, memory);                                                                            \
-    }
-
-SORT(cmoe_route_sort, BY_LOGITS)
-SORT(cmoe_route_sort_keyed, BY_KEYS)
-
-#define COUNT(name, held)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
-        name(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s, uint16_t *starts,    \
-             int32_t *list)                                                                                            \
-    {                                                                                                                  \
-        extern __shared__ int4 memory[];                                                                               \
-        count_tokens<held>(g, s, memory, starts, list);                                                                \
-    }
-
-COUNT(cmoe_route_count, BY_LOGITS)
-COUNT(cmoe_route_count_keyed, BY_KEYS)
+ROUTE_SORT_KERNEL(cmoe_route_sort, route_in_block, BY_LOGITS)
+ROUTE_SORT_KERNEL(cmoe_route_sort_keyed, route_in_block, BY_KEYS)
+ROUTE_COUNT_KERNEL(cmoe_route_count, 512, BY_LOGITS)
+ROUTE_COUNT_KERNEL(cmoe_route_count_keyed, 512, BY_KEYS)
 
 /* A block's shared memory of cmoe_route_place. */
 struct placed {

@@ -219,4 +219,23 @@ DEV void count_tokens(const cmoe_gpu_routing &g, const cmoe_gpu_sort &s, int4 *m
         list[first + i] = sorted[i];
 }
 
+/* A kernel of one launch; BODY<held> as route_some() has it. */
+#define ROUTE_SORT_KERNEL(name, BODY, held)                                                                            \
+    extern "C" __global__ void __launch_bounds__(512, 1)                                                               \
+        name(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s)                      \
+    {                                                                                                                  \
+        extern __shared__ int4 memory[];                                                                               \
+        BODY<held>(g, s, memory);                                                                                      \
+    }
+
+/* The first of two. */
+#define ROUTE_COUNT_KERNEL(name, threads, held)                                                                        \
+    extern "C" __global__ void __launch_bounds__(threads, 1)                                                           \
+        name(const __grid_constant__ cmoe_gpu_routing g, const __grid_constant__ cmoe_gpu_sort s, uint16_t *starts,    \
+             int32_t *list)                                                                                            \
+    {                                                                                                                  \
+        extern __shared__ int4 memory[];                                                                               \
+        count_tokens<held>(g, s, memory, starts, list);                                                                \
+    }
+
 #endif
