@@ -30,6 +30,8 @@ typedef struct cmoe_gpu_routing {
     int32_t lane_bits, size, per;
     int32_t floats; /* of shared memory that a warp may need */
     int32_t each;   /* tokens of a block */
+    int32_t
+        ahead; /* its last warp has none, and goes through the code before the others (route_block.cuh) */
 } cmoe_gpu_routing;
 
 #endif

@@ -10,8 +10,9 @@
 #include "core/size.h"
 
 enum {
-    ROUTE_WARPS = 4,   /* of a block that routes, */
-    ROUTE_MANY = 4096, /* a token each; up to so many */
+    ROUTE_WARPS = 4,   /* of a block that routes, a token each, */
+    ROUTE_FEW = 528,   /* and one that goes ahead; up to so many tokens, */
+    ROUTE_MANY = 4096, /* then without; up to so many */
     SORT_THREADS = 512,
     SORT_EXPERTS = SORT_THREADS, /* a thread each */
     BLOCK_TOKENS = 512,
@@ -37,9 +38,18 @@ cmoe_status cmoe__cuda_route_logits(const struct cmoe_exec *x, cmoe_gpu_route *r
     return cmoe__cuda_launch(x, CMOE_CUDA_cmoe_route_logits, grid, args);
 }
 
+/* Of so many tokens, and of one that is made up. */
 static size_t slot_bytes(const struct cmoe_shape *shape, int64_t tokens)
 {
-    return (size_t)cmoe__round_up(tokens * shape->slots, 4) * 8;
+    return (size_t)cmoe__round_up((tokens + 1) * shape->slots, 4) * 8;
+}
+
+/* How many tokens a block has, and whether its last warp, which has none, goes ahead: not where a shared expert's logit
+ * is read apart from the others. */
+static void share(cmoe_gpu_routing *g, int64_t each, unsigned threads)
+{
+    g->each = (int32_t)each;
+    g->ahead = by_warps(g->way) && threads / 32 > each && !(g->r.p.flags & CMOE_SHARED_SIGMOID);
 }
 
 static bool route_supports(const struct cmoe_kernel *k, const struct cmoe_query *q,
@@ -73,8 +83,10 @@ static cmoe_status route(const struct cmoe_step *step, const struct cmoe_exec *x
     int warps = ROUTE_WARPS;
     while (warps > 1 && warps * g.floats > 16 * 1024)
         warps /= 2;
-    g.each = by_lanes(g.way) ? 32 * warps : warps;
-    if (g.way != CMOE_ROUTE_MEMORY && !by_lanes(g.way) && x->tokens > ROUTE_MANY) g.each *= 4;
+    int each = by_lanes(g.way) ? 32 * warps : warps;
+    if (by_warps(g.way) && x->tokens > ROUTE_MANY) each *= 4;
+    if (by_warps(g.way) && x->tokens <= ROUTE_FEW) warps++;
+    share(&g, each, (unsigned)warps * 32);
     void *args[] = {&g};
     const size_t shared = (size_t)(warps * g.floats) * 4 + slot_bytes(x->shape, g.each);
     const struct cmoe_cuda_grid grid = {blocks(x->tokens, g.each), 1, (unsigned)warps * 32, shared};
@@ -195,10 +207,10 @@ static cmoe_status route_sort(const struct cmoe_step *step, const struct cmoe_ex
     cmoe_gpu_routing g = cmoe__cuda_routing(x, way, x->scratch);
     cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
-    g.each = x->tokens;
     void *args[] = {&g, &s};
     const struct cmoe_cuda_grid one = {1, 1, sort_threads(x->shape, way, x->tokens, false),
                                        sort_shared(x->p, x->shape, way, x->tokens, 1, false)};
+    share(&g, x->tokens, one.threads);
     return cmoe__cuda_launch_after(x, function_of(&functions, x->p, way), one, args);
 }
 
@@ -258,10 +270,11 @@ static cmoe_status route_sort_cluster(const struct cmoe_step *step, const struct
     cmoe_gpu_routing g = cmoe__cuda_routing(x, way, x->scratch);
     cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
-    g.each = (int32_t)cmoe__ceil_div(x->tokens, n);
+    const int64_t each = cmoe__ceil_div(x->tokens, n);
     void *args[] = {&g, &s};
-    const struct cmoe_cuda_grid grid = {(unsigned)n, 1, sort_threads(x->shape, way, g.each, false),
-                                        sort_shared(x->p, x->shape, way, g.each, n + 1, false)};
+    const struct cmoe_cuda_grid grid = {(unsigned)n, 1, sort_threads(x->shape, way, each, false),
+                                        sort_shared(x->p, x->shape, way, each, n + 1, false)};
+    share(&g, each, grid.threads);
     return cmoe__cuda_launch_clusters(x, function_of(&functions, x->p, way), grid, (unsigned)n,
                                       args);
 }
@@ -326,10 +339,11 @@ static cmoe_status route_sort_wide(const struct cmoe_step *step, const struct cm
     cmoe_gpu_routing g = cmoe__cuda_routing(x, way, logits);
     cmoe_gpu_sort s = cmoe__cuda_sort_params(x);
     CMOE_TRY(cmoe__cuda_route_logits(x, &g.r));
-    g.each = (int32_t)wide_each(way, x->tokens);
-    const unsigned n = blocks(x->tokens, g.each);
-    const struct cmoe_cuda_grid first = {n, 1, sort_threads(shape, way, g.each, true),
-                                         sort_shared(x->p, shape, way, g.each, 1, true)};
+    const int64_t each = wide_each(way, x->tokens);
+    const unsigned n = blocks(x->tokens, each);
+    const struct cmoe_cuda_grid first = {n, 1, sort_threads(shape, way, each, true),
+                                         sort_shared(x->p, shape, way, each, 1, true)};
+    share(&g, each, first.threads);
     int lists = (int)n, parts = (int)cmoe__ceil_div(PLACE_BLOCKS, shape->local);
     const struct cmoe_cuda_grid second = {(unsigned)(shape->local * parts), 1, PLACE_THREADS, 0};
     void *counting[] = {&g, &s, &starts, &list};

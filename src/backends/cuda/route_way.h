@@ -36,4 +36,9 @@ static inline bool by_lanes(int way)
     return way == CMOE_ROUTE_LANE_8 || way == CMOE_ROUTE_LANE_16 || way == CMOE_ROUTE_LANE_32;
 }
 
+static inline bool by_warps(int way)
+{
+    return way >= CMOE_ROUTE_WARP_64 && way <= CMOE_ROUTE_WARP_512;
+}
+
 #endif

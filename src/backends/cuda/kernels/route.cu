@@ -1,33 +1,30 @@
 /* SPDX-License-Identifier: MIT
  * ROUTE: blocks of a few warps, a share of the tokens each. */
-#include "backends/cuda/kernels/common/depend.cuh"
 #include "backends/cuda/kernels/common/route_block.cuh"
 
-/* Shared memory: what the warps may need, then ids and weights of g.each tokens. */
+/* Shared memory: what the warps may need, then ids and weights of g.each tokens and one. */
 template <bool KEYED> DEV void route_and_store(const cmoe_gpu_routing &g, float *memory)
 {
     const cmoe_gpu_route &r = g.r;
-    const int slots = r.call.slots, most = g.each * slots;
+    const int slots = r.call.slots, most = (g.each + 1) * slots;
     int32_t *ids = (int32_t *)memory + (int)blockDim.x / 32 * g.floats;
     float *weights = (float *)ids + most;
-    depend();
-    const int all = token_count(r.call), from = min(all, (int)blockIdx.x * g.each), n = min(g.each, all - from);
-    route_block<KEYED>(g, from, n, memory, ids, weights);
+    const tokens_of tokens = wait_and_route<KEYED>(g, memory, ids, weights);
     __syncthreads();
-    for (int i = threadIdx.x; i < n * slots; i += (int)blockDim.x) {
-        r.ids[(int64_t)from * slots + i] = ids[i];
-        r.weights[(int64_t)from * slots + i] = weights[i];
+    for (int i = threadIdx.x; i < tokens.n * slots; i += (int)blockDim.x) {
+        r.ids[(int64_t)tokens.from * slots + i] = ids[i];
+        r.weights[(int64_t)tokens.from * slots + i] = weights[i];
     }
 }
 
 /* By logits, or by other keys: a kernel each, because in a layer the code comes from memory. */
-extern "C" __global__ void __launch_bounds__(128) cmoe_route(const __grid_constant__ cmoe_gpu_routing g)
+extern "C" __global__ void __launch_bounds__(160) cmoe_route(const __grid_constant__ cmoe_gpu_routing g)
 {
     extern __shared__ float memory[];
     route_and_store<false>(g, memory);
 }
 
-extern "C" __global__ void __launch_bounds__(128) cmoe_route_keyed(const __grid_constant__ cmoe_gpu_routing g)
+extern "C" __global__ void __launch_bounds__(160) cmoe_route_keyed(const __grid_constant__ cmoe_gpu_routing g)
 {
     extern __shared__ float memory[];
     route_and_store<true>(g, memory);

@@ -10,9 +10,7 @@ template <int HELD> DEV void route_in_block(const cmoe_gpu_routing &g, const cmo
 {
     const routed_memory m(memory, g, s.call.local, 1);
     clear_masks(m);
-    depend();
-    const tokens_of tokens(g);
-    route_tokens<HELD>(g, s, m, tokens);
+    const tokens_of tokens = route_tokens<HELD>(g, s, m);
     start_experts(s, m.sums, m.start, (int)threadIdx.x < s.call.local ? count_of(m, (int)threadIdx.x) : 0, 0, true);
     put_rows(s, m, tokens);
 }

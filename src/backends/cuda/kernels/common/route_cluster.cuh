@@ -31,9 +31,7 @@ template <int HELD> DEV void route_in_cluster(const cmoe_gpu_routing &g, const c
     __syncwarp();
     __cluster_barrier_arrive_relaxed(); /* the barrier is there */
     clear_masks(m);
-    depend();
-    const tokens_of tokens(g);
-    route_tokens<HELD>(g, s, m, tokens);
+    const tokens_of tokens = route_tokens<HELD>(g, s, m);
     if (e < m.experts)
         own[e] = (uint16_t)count_of(m, e);
     __syncthreads();

@@ -5,7 +5,6 @@
 #ifndef CMOE_KERNELS_ROUTE_SORT_CUH
 #define CMOE_KERNELS_ROUTE_SORT_CUH
 
-#include "backends/cuda/kernels/common/depend.cuh"
 #include "backends/cuda/kernels/common/route_block.cuh"
 #include "backends/cuda/kernels/common/route_octet.cuh"
 #include "backends/cuda/kernels/common/sort_block.cuh"
@@ -18,8 +17,8 @@ struct routed_memory {
     int *start;      /* [experts]: row of the block's first id of an expert */
     uint32_t *mask;  /* [words][experts]: the block's tokens */
     uint16_t *count; /* [blocks][experts]: ids of an expert; the first row the block's own until all have theirs */
-    int32_t *ids;    /* [each * slots]: then local experts */
-    float *weights;  /* [each * slots] */
+    int32_t *ids;    /* [(each + 1) * slots]: then local experts */
+    float *weights;  /* [(each + 1) * slots] */
     float *routing;
     int experts, words;
 
@@ -27,7 +26,7 @@ struct routed_memory {
     {
         experts = (local + 7) / 8 * 8;
         words = (g.each + 31) / 32;
-        const int slots = (g.each * g.r.call.slots + 3) / 4 * 4;
+        const int slots = ((g.each + 1) * g.r.call.slots + 3) / 4 * 4;
         barrier = (uint64_t *)memory;
         total = (int *)memory + 2;
         sums = (int *)memory + 4;
@@ -37,18 +36,6 @@ struct routed_memory {
         ids = (int32_t *)(mask + words * experts);
         weights = (float *)(ids + slots);
         routing = weights + slots;
-    }
-};
-
-/* Tokens of a block: where they begin, how many there are. */
-struct tokens_of {
-    int from, n;
-
-    MEMBER tokens_of(const cmoe_gpu_routing &g)
-    {
-        const int all = token_count(g.r.call);
-        from = min(all, (int)blockIdx.x * g.each);
-        n = min(g.each, all - from);
     }
 };
 
@@ -76,28 +63,31 @@ DEV void clear_masks(const routed_memory &m)
 /* How many experts a lane of an octet holds; or the way that the problem has, for logits or for other keys. */
 enum { BY_LOGITS = 0, BY_KEYS = -1 };
 
-/* The block's tokens. */
-template <int HELD> DEV void route_some(const cmoe_gpu_routing &g, const routed_memory &m, const tokens_of &tokens)
+/* The block's tokens, when the kernel before is complete. */
+template <int HELD> DEV tokens_of route_some(const cmoe_gpu_routing &g, const routed_memory &m)
 {
     if constexpr (HELD <= 0)
-        route_block<HELD == BY_KEYS>(g, tokens.from, tokens.n, m.routing, m.ids, m.weights);
+        return wait_and_route<HELD == BY_KEYS>(g, m.routing, m.ids, m.weights);
     else {
         enum { BEST = HELD < 8 ? HELD : 8 };
+        tokens_of tokens;
+        tokens.wait(g);
         const uint32_t left = route_by_octets<HELD, BEST>(g, tokens.from, tokens.n, m.ids, m.weights);
         route_left(g, tokens.from, left, m.routing, m.ids, m.weights);
+        return tokens;
     }
 }
 
-/* After clear_masks(): routes the block's tokens, says what was chosen, and makes the sets. */
+/* After clear_masks(): waits for the kernel before, routes the block's tokens, says what was chosen, and makes the
+ * sets. */
 template <int HELD>
-DEV void route_tokens(const cmoe_gpu_routing &g, const cmoe_gpu_sort &s, const routed_memory &m,
-                      const tokens_of &tokens)
+DEV tokens_of route_tokens(const cmoe_gpu_routing &g, const cmoe_gpu_sort &s, const routed_memory &m)
 {
     const cmoe_gpu_route &r = g.r;
     const int slots = r.call.slots;
     const expert_of local(s.call);
     const token_of token(slots);
-    route_some<HELD>(g, m, tokens);
+    const tokens_of tokens = route_some<HELD>(g, m);
     __syncthreads();
 #pragma unroll 1
     for (int i = threadIdx.x; i < tokens.n * slots; i += blockDim.x) {
@@ -110,6 +100,7 @@ DEV void route_tokens(const cmoe_gpu_routing &g, const cmoe_gpu_sort &s, const r
             atomicOr(m.mask + t / 32 * m.experts + expert, 1u << t % 32);
     }
     __syncthreads();
+    return tokens;
 }
 
 /* Ids of an expert in the block. */
@@ -192,11 +183,9 @@ DEV void count_tokens(const cmoe_gpu_routing &g, const cmoe_gpu_sort &s, int4 *m
     const int slots = s.call.slots, local = s.call.local, e = (int)threadIdx.x;
     const token_of token(slots);
     clear_masks(m);
-    depend();
-    const tokens_of tokens(g);
+    const tokens_of tokens = route_tokens<HELD>(g, s, m);
     const int first = tokens.from * slots;
     int32_t *sorted = (int32_t *)m.weights; /* which are stored */
-    route_tokens<HELD>(g, s, m, tokens);
     const int n = e < local ? count_of(m, e) : 0, start = sum_before(n, m.sums);
     if (e < local) {
         m.start[e] = start;
