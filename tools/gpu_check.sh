@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# gpu_check.sh [all|check|ptx|sanitize|determinism|demo|bench] [build folder]: the CUDA rows on a machine with an
+# gpu_check.sh [all|check|ptx|sanitize|determinism|demo|bench|layers] [build folder]: the CUDA rows on a machine with an
 # NVIDIA GPU, which CI does not have. Only the built programs are needed there: cmoe, libcmoe.so.0,
 # libcmoe-io.so.0, and those named below.
 #
-# all       all of the following but bench, side by side: 400 s where there are 16 cores; $LOGS keeps what they print
+# all       all of the following but bench and layers, side by side: 400 s where there are 16 cores; $LOGS keeps what they print
 # check     every row against the reference on the built-in and on random problems
 # ptx       the portable rows from the PTX that later GPUs would use: CUDA_FORCE_PTX_JIT=1 keeps the driver from
 #           machine code, so a Hopper GPU is treated as sm_80; the driver compiles first, for a minute or so
 # bench     times of twelve models' layers in bf16 and fp8 into $RESULT (default: h100.json), as the peers were
 #           measured: no shared experts, no weights on inputs, all slots local under expert parallelism
+# layers    times of eleven models' whole layers into $RESULT (default: h100-layers.json): from logits, with shared
+#           experts, results between GEMM2 and the combine in f32, as `cmoe bench` has them without --problem
 # determinism  gpu_replay: 100 replays of captured plans, alone, beside another stream and with other inputs;
 #           gpu_batch: a token's bits alone and in batches (cmake --build build/release --target gpu_replay gpu_batch)
 # demo      cmoe-lm-demo and cmoe-lm-schemes on the GPU: the CPU's greedy text, logits within the tests' limits;
@@ -152,8 +154,13 @@ deepseek-v3-ep8:e=32,local=32 llama4-scout kimi-k2 mixtral-8x22b deepseek-v2} SC
         TOKENS=${TOKENS:-1,8,32,128,512,2048,8192} PROBLEM=${PROBLEM:-stages=quant..combine reduced shared=0 won=out} \
         "$(dirname "$0")/bench_grid.sh" cuda:0 "${RESULT:-h100.json}" "$build"
     ;;
+layers)
+    MODELS=${MODELS:-qwen3-30b-a3b deepseek-v3-tp8 qwen3-235b-a22b gpt-oss-120b gpt-oss-20b mixtral-8x7b deepseek-v3 \
+llama4-scout kimi-k2 mixtral-8x22b deepseek-v2} SCHEMES=${SCHEMES:-bf16+fp8-block} TOKENS=${TOKENS:-1,128,8192} PROBLEM='' \
+        "$(dirname "$0")/bench_grid.sh" cuda:0 "${RESULT:-h100-layers.json}" "$build"
+    ;;
 *)
-    echo "usage: gpu_check.sh [all|check|ptx|sanitize|determinism|demo|bench] [build folder]" >&2
+    echo "usage: gpu_check.sh [all|check|ptx|sanitize|determinism|demo|bench|layers] [build folder]" >&2
     exit 64
     ;;
 esac

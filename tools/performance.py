@@ -111,6 +111,19 @@ def gpu_summary(data, peers):
     return lines + [""]
 
 
+def gpu_layers(data):
+    """A line a model and scheme: microseconds of a whole layer, and its share of the ceiling."""
+    tokens = sorted({c["tokens"] for c in data["cells"]})
+    groups = {}
+    for c in data["cells"]:
+        groups.setdefault((c["model"], c["scheme"]), {})[c["tokens"]] = f"{us(c['us_median'])} ({share(c)})"
+    lines = ["| model | scheme | " + " | ".join(f"us at {t} (% of ceiling)" for t in tokens) + " |",
+             "|---|---|" + "---|" * len(tokens)]
+    for (model, scheme), cells in groups.items():
+        lines.append(f"| {model} | {scheme} | " + " | ".join(cells.get(t, "-") for t in tokens) + " |")
+    return lines + [""]
+
+
 # Per cent of the nearer ceiling that were set as goals for CPUs at 2048 tokens, by the start of a scheme's name.
 CPU_GOALS = [("bf16", 92), ("int8-w8a8", 85), ("int4-w4a8", 65), ("mxfp4-w4a8", 65), ("int4-w4a16", 85), ("mxfp4-w4a16", 85),
              ("fp8-w8a16", 85)]
@@ -217,6 +230,12 @@ def main():
                   "their peers in one process: at 8192 tokens ratios move by a tenth with the chip's clock, and some were 1.06 "
                   "to 1.25 there (llama4-scout and mixtral-8x7b in fp8-token, deepseek-v3-ep8 in fp8-block), others 0.95 to "
                   "1.05 (deepseek-v3 and kimi-k2 in fp8-block, mixtral-8x7b in bf16).", ""] + gpu_summary(gpu, peers) + tables
+    layers = load("h100-layers.json")
+    if layers:
+        lines += ["## H100: whole layers", ""] + about(layers, "h100-layers.json")
+        lines += ["From logits, with each model's own router and its shared experts, and, as `reduced` is not asked for, results between "
+                  "GEMM2 and the combine in f32, which cost deepseek-v3 17 % at 8192 tokens (docs/perf-log.md, 38). Peers' times above are "
+                  "without all that, so these cells stand alone.", ""] + gpu_layers(layers)
     for path in sorted(RESULTS.glob("cpu-*.json"), key=lambda p: p.stem):
         data = load(path.name)
         lines += [f"## {path.stem}", ""] + about(data, path.name) + ceilings(data["cells"]) + cpu_reached(data["cells"]) + cpu_tables(data)
