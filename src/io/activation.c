@@ -3,7 +3,7 @@
  * input. A layer has one for x and one for mid; of several the largest loses no range. */
 #include "fail.h"
 #include "family.h"
-#include "linear.h"
+#include "layer.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -4,7 +4,7 @@
  * form is read in place: a transposed matrix is a view with a column stride. */
 #include "fail.h"
 #include "family.h"
-#include "linear.h"
+#include "layer.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -3,7 +3,7 @@
  * weights are taken apart into the layer's memory; bf16, f16 and f32 are read in place. */
 #include "fail.h"
 #include "family.h"
-#include "linear.h"
+#include "layer.h"
 
 #include <cmoe/convert.h>
 #include <inttypes.h>

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * One layer of a checkpoint as matrices: names from the family's row, every shape and type checked,
  * nothing copied that the canonical layout can point at. */
+#include "layer.h"
 #include "checkpoint.h"
 #include "fail.h"
 #include "family.h"

@@ -5,166 +5,9 @@
 #include "linear.h"
 
 #include "fail.h"
-#include "memory.h"
 
 #include <inttypes.h>
-#include <stddef.h>
-#include <stdio.h>
 #include <string.h>
-
-/* ---- memory of a layer: blocks that point to the one before ---- */
-
-struct block {
-    struct block *before;
-    _Alignas(max_align_t) uint8_t data[];
-};
-
-void *cmoe__layer_alloc(cmoe_layer *layer, size_t bytes)
-{
-    size_t total;
-    if (__builtin_add_overflow(bytes, sizeof(struct block), &total)) return NULL;
-    struct block *const b = cmoe__io_alloc(total);
-    if (!b) return NULL;
-    b->before = layer->storage;
-    layer->storage = b;
-    layer->owned_bytes += bytes;
-    return b->data;
-}
-
-void cmoe__layer_release(cmoe_layer *layer)
-{
-    for (struct block *b = layer->storage; b;) {
-        struct block *const before = b->before;
-        cmoe__io_free(b);
-        b = before;
-    }
-    layer->storage = NULL;
-    layer->owned_bytes = 0;
-}
-
-/* ---- tensors ---- */
-
-const cmoe_tensor_info *cmoe__tensor_find(const struct cmoe_reading *r, const char *module,
-                                          const char *suffix)
-{
-    char name[256];
-    snprintf(name, sizeof name, "%s%s", module, suffix);
-    return cmoe_checkpoint_find(r->checkpoint, name);
-}
-
-cmoe_status cmoe__tensor_need(const struct cmoe_reading *r, const char *module, const char *suffix,
-                              const cmoe_tensor_info **out)
-{
-    *out = cmoe__tensor_find(r, module, suffix);
-    if (*out) return CMOE_OK;
-    return CMOE_FAIL(CMOE_ERR_CORRUPT, "tensor %s%s is missing", module, suffix);
-}
-
-static void shape_text(int ndim, const int64_t *shape, char *text, size_t size)
-{
-    size_t used = 0;
-    text[0] = '\0';
-    for (int d = 0; d < ndim && used < size; d++) {
-        const int n = snprintf(text + used, size - used, "%s%" PRId64, d ? " x " : "", shape[d]);
-        used += n > 0 ? (size_t)n : 0;
-    }
-}
-
-cmoe_status cmoe__tensor_shape(const cmoe_tensor_info *t, int ndim, const int64_t *shape)
-{
-    char got[192], want[192];
-    if (t->ndim == ndim && memcmp(t->shape, shape, (size_t)ndim * sizeof *shape) == 0)
-        return CMOE_OK;
-    shape_text(t->ndim, t->shape, got, sizeof got);
-    shape_text(ndim, shape, want, sizeof want);
-    return CMOE_FAIL(CMOE_ERR_CORRUPT, "tensor %s has %d dimensions, %s, the configuration says %s",
-                     cmoe__quote(t->name).text, t->ndim, got, want);
-}
-
-bool cmoe__tensor_is(const cmoe_tensor_info *t, const char *dtype)
-{
-    return strcmp(t->dtype, dtype) == 0;
-}
-
-cmoe_dtype cmoe__tensor_float(const cmoe_tensor_info *t)
-{
-    if (cmoe__tensor_is(t, "BF16")) return CMOE_BF16;
-    if (cmoe__tensor_is(t, "F16")) return CMOE_F16;
-    return cmoe__tensor_is(t, "F32") ? CMOE_F32 : CMOE_NONE;
-}
-
-cmoe_status cmoe__tensor_data(const struct cmoe_reading *r, const cmoe_tensor_info *t, size_t align,
-                              const void **out)
-{
-    *out = t->data;
-    if ((uintptr_t)t->data % align == 0) return CMOE_OK;
-    void *const copy = cmoe__layer_alloc(r->layer, t->bytes);
-    if (!copy) return cmoe__fail_memory(t->bytes, "an aligned copy of a tensor");
-    memcpy(copy, t->data, t->bytes);
-    *out = copy;
-    return CMOE_OK;
-}
-
-static bool is_e8m0(const cmoe_tensor_info *t)
-{
-    return cmoe__tensor_is(t, "U8") || cmoe__tensor_is(t, "F8_E8M0");
-}
-
-static int64_t numel(const cmoe_tensor_info *t)
-{
-    int64_t n = 1;
-    for (int d = 0; d < t->ndim; d++)
-        n *= t->shape[d];
-    return n;
-}
-
-cmoe_status cmoe__tensor_f32(const struct cmoe_reading *r, const cmoe_tensor_info *t, int64_t n,
-                             const float **out)
-{
-    const cmoe_dtype from = cmoe__tensor_float(t);
-    if ((from == CMOE_NONE && !is_e8m0(t)) || numel(t) != n) {
-        return CMOE_FAIL(CMOE_ERR_UNSUPPORTED,
-                         "tensor %s has %" PRId64 " elements of type %s; %" PRId64
-                         " of BF16, F16 or F32 are read",
-                         cmoe__quote(t->name).text, numel(t), t->dtype, n);
-    }
-    if (from == CMOE_F32) {
-        const void *data = NULL;
-        CMOE_TRY(cmoe__tensor_data(r, t, sizeof(float), &data));
-        *out = data;
-        return CMOE_OK;
-    }
-    float *const copy = cmoe__layer_alloc(r->layer, (size_t)n * sizeof *copy);
-    if (!copy) return cmoe__fail_memory((size_t)n * sizeof *copy, "scales");
-    *out = copy;
-    if (from != CMOE_NONE) return cmoe_convert(CMOE_F32, copy, from, t->data, n);
-    for (int64_t i = 0; i < n; i++)
-        copy[i] = cmoe_decode(CMOE_E8M0, ((const uint8_t *)t->data)[i]);
-    return CMOE_OK;
-}
-
-/* ---- formats ---- */
-
-cmoe_status cmoe__reading_format(struct cmoe_reading *r, const char *module, cmoe_format format)
-{
-    if (r->format.dtype == CMOE_NONE) {
-        r->format = format;
-        snprintf(r->first, sizeof r->first, "%s", module);
-        return CMOE_OK;
-    }
-    const cmoe_format *const f = &r->format;
-    if (f->dtype != format.dtype) {
-        return CMOE_FAIL(CMOE_ERR_CORRUPT, "tensor %s.weight has the type %s, those before it %s",
-                         module, cmoe_dtype_name((cmoe_dtype)format.dtype),
-                         cmoe_dtype_name((cmoe_dtype)f->dtype));
-    }
-    if (f->scaling == format.scaling && f->group == format.group && f->zero == format.zero &&
-        f->scale_dtype == format.scale_dtype)
-        return CMOE_OK;
-    return CMOE_FAIL(CMOE_ERR_UNSUPPORTED,
-                     "the scales of %s are laid out differently from those of %s", module,
-                     r->first);
-}
 
 static cmoe_status read_plain(struct cmoe_reading *r, const char *module, const cmoe_tensor_info *t,
                               cmoe_dtype dtype, cmoe_matrix *out)
@@ -188,7 +31,7 @@ static cmoe_format scale_format(const cmoe_tensor_info *scale, bool blocks, int6
     const int64_t c = scale->ndim > 1 ? scale->shape[1] : 1;
     const bool grid = scale->ndim == 2 && r == (rows + 127) / 128 && c == (cols + 127) / 128;
     if (scale->ndim > 2) return (cmoe_format){0};
-    if (is_e8m0(scale) && r == rows && c == (cols + 31) / 32)
+    if (cmoe__tensor_is_e8m0(scale) && r == rows && c == (cols + 31) / 32)
         return (cmoe_format){.scaling = CMOE_SCALE_MX};
     if (blocks && grid) return (cmoe_format){.scaling = CMOE_SCALE_BLOCK};
     if (r == 1 && c == 1) return (cmoe_format){.scaling = CMOE_SCALE_TENSOR};
@@ -223,12 +66,11 @@ static cmoe_status read_scaled(struct cmoe_reading *r, const char *module,
     }
     cmoe_format f = scale_format(scale, blocks, rows, cols);
     if (f.scaling == CMOE_SCALE_NONE) {
-        char text[192];
-        shape_text(scale->ndim, scale->shape, text, sizeof text);
         return CMOE_FAIL(CMOE_ERR_UNSUPPORTED,
                          "tensor %s is %s %s, no scaling that is read for a matrix of %" PRId64
                          " x %" PRId64,
-                         cmoe__quote(scale->name).text, scale->dtype, text, rows, cols);
+                         cmoe__quote(scale->name).text, scale->dtype,
+                         cmoe__shape_text(scale->ndim, scale->shape).text, rows, cols);
     }
     f.dtype = (uint8_t)dtype;
     out->data = t->data;
@@ -236,7 +78,7 @@ static cmoe_status read_scaled(struct cmoe_reading *r, const char *module,
         out->scale = scale->data;
     } else {
         const float *values = NULL;
-        CMOE_TRY(cmoe__tensor_f32(r, scale, numel(scale), &values));
+        CMOE_TRY(cmoe__tensor_f32(r, scale, cmoe__tensor_elements(scale), &values));
         out->scale = values;
     }
     return cmoe__reading_format(r, module, f);
@@ -267,7 +109,7 @@ static cmoe_status read_fp4(struct cmoe_reading *r, const char *module, const cm
     CMOE_TRY(cmoe__tensor_need(r, module, ".weight_scale", &scale));
     out->data = t->data;
     out->scale = scale->data;
-    if (is_e8m0(scale)) {
+    if (cmoe__tensor_is_e8m0(scale)) {
         CMOE_TRY(cmoe__tensor_shape(scale, 2, (const int64_t[]){rows, (cols + 31) / 32}));
         return cmoe__reading_format(r, module,
                                     (cmoe_format){.dtype = CMOE_E2M1, .scaling = CMOE_SCALE_MX});

@@ -4,7 +4,7 @@
  * where finished shards stay for a later run. */
 #include "fail.h"
 #include "file.h"
-#include "linear.h"
+#include "layer.h"
 #include "memory.h"
 #include "quantize_job.h"
 

@@ -2,6 +2,7 @@
  * What a quantised checkpoint keeps of its input beside experts. Where the input was quantised, its
  * other 8-bit matrices become bf16: the new configuration no longer says how to read them. */
 #include "fail.h"
+#include "layer.h"
 #include "linear.h"
 #include "memory.h"
 #include "quantize_job.h"

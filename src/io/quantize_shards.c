@@ -3,7 +3,7 @@
  * time. Each shard is gone through twice: for its header, then for its data. */
 #include "checkpoint.h"
 #include "fail.h"
-#include "linear.h"
+#include "layer.h"
 #include "memory.h"
 #include "quantize_job.h"
 
