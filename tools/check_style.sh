@@ -101,12 +101,12 @@ calls() {
 }
 
 allocation='malloc|calloc|realloc|free|aligned_alloc|posix_memalign|strdup|strndup'
-calls "allocation outside src/core/context.c" "$allocation" 'src/core/context\.c' \
+calls "allocation outside src/core/memory.c" "$allocation" 'src/core/memory\.c' \
     src/core src/stages src/plan src/backends
 calls "environment outside src/core/context.c" 'getenv|secure_getenv|setenv|putenv' 'src/core/context\.c' \
     src/core src/stages src/plan src/backends src/io src/dist
 calls "output or exit in the library" 'printf|fprintf|vprintf|vfprintf|puts|fputs|putchar|perror|abort|exit|_exit' \
-    'src/core/context\.c' src/core src/stages src/plan src/backends src/io src/dist
+    'src/core/log\.c' src/core src/stages src/plan src/backends src/io src/dist
 
 # includes <folder> <allowed, a regular expression>: what "quoted" includes may name; a name without a
 # folder must be a neighbour.

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * The context: all memory, all environment variables and all output of the library are here.
+ * The context: all environment variables of the library are read here.
  *
  * CMOE_THREADS  threads, where the options say 0        CMOE_CPU    cap on the instruction set
  * CMOE_TUNED    file of tuned choices                   CMOE_DEVICE device of a NULL device name
@@ -13,82 +13,11 @@
 #include "core/size.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 enum { MAX_THREADS = 4096, MAX_TUNED_BYTES = 64 << 20 };
-enum { HUGE_PAGE = 2 << 20, HUGE_PAGES = 2 }; /* bytes; of the smallest block that asks for them */
-
-/* Large blocks begin at huge pages and ask for them: a miss of the TLB costs as much as the weights that
- * are read until the next one. A system without them says no, which changes nothing. */
-static void *default_alloc(void *user, size_t size, size_t align)
-{
-    (void)user;
-    void *ptr = NULL;
-    const bool large = size >= HUGE_PAGES * HUGE_PAGE;
-    if (large && align < HUGE_PAGE) align = HUGE_PAGE;
-    if (posix_memalign(&ptr, align, size) != 0) return NULL;
-    if (large) (void)madvise(ptr, size / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
-    return ptr;
-}
-
-static void default_free(void *user, void *ptr)
-{
-    (void)user;
-    free(ptr);
-}
-
-static void stderr_log(void *user, int level, const char *text)
-{
-    (void)user;
-    static const char *const names[] = {"error", "warning", "info"};
-    fprintf(stderr, "cmoe: %s: %s\n", names[level < 0 || level > 2 ? 2 : level], text);
-}
-
-void *cmoe__alloc(cmoe_context *ctx, size_t size, size_t align)
-{
-    if (align < sizeof(void *)) align = sizeof(void *);
-    return ctx->options.alloc(ctx->options.user, size ? size : 1, align);
-}
-
-void *cmoe__calloc(cmoe_context *ctx, size_t size, size_t align)
-{
-    void *const ptr = cmoe__alloc(ctx, size, align);
-    if (ptr) memset(ptr, 0, size);
-    return ptr;
-}
-
-void cmoe__free(cmoe_context *ctx, void *ptr)
-{
-    if (ptr) ctx->options.free(ctx->options.user, ptr);
-}
-
-char *cmoe__strdup(cmoe_context *ctx, const char *text)
-{
-    if (!text) return NULL;
-    const size_t size = strlen(text) + 1;
-    char *const copy = cmoe__alloc(ctx, size, 1);
-    if (copy) memcpy(copy, text, size);
-    return copy;
-}
-
-void cmoe__log(cmoe_context *ctx, int level, const char *format, ...)
-{
-    if (!ctx->options.log || level > ctx->log_level) return;
-    char text[512];
-    va_list args;
-    va_start(args, format);
-    const int n = vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    if (n < 0) return;
-    for (char *c = text; *c; c++) {
-        if (*c == '\n') *c = ' ';
-    }
-    ctx->options.log(ctx->options.user, level, text);
-}
 
 /* An environment variable; NULL also when it is set to nothing. */
 static const char *environment(const char *name)
@@ -221,7 +150,7 @@ static void choose_log(cmoe_context *ctx)
     ctx->log_level = 2;
     const char *const text = environment("CMOE_LOG");
     if (!ctx->options.log && text && parse_int(text, 0, 2, &ctx->log_level)) {
-        ctx->options.log = stderr_log;
+        ctx->options.log = cmoe__stderr_log;
     }
 }
 
@@ -254,8 +183,8 @@ static cmoe_status resolve_options(const cmoe_context_options *given, cmoe_conte
                          out->alloc ? "alloc" : "free");
     }
     if (!out->alloc) {
-        out->alloc = default_alloc;
-        out->free = default_free;
+        out->alloc = cmoe__default_alloc;
+        out->free = cmoe__default_free;
     }
     return CMOE_OK;
 }
