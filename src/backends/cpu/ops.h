@@ -88,4 +88,7 @@ extern const struct cmoe_cpu_ops cmoe__cpu_ops_avx512;
 /* The table of a level, NULL when this build has none. */
 const struct cmoe_cpu_ops *cmoe__cpu_ops(enum cmoe_isa isa);
 
+/* Whether a type is one of the three that the loops read and write. */
+bool cmoe__cpu_is_float(int dtype);
+
 #endif

@@ -120,3 +120,9 @@ const struct cmoe_packing_format cmoe__cpu_p32 = {.name = "p32",
                                                   .panels = cmoe__cpu_p32_panels,
                                                   .panel_bytes = cmoe__cpu_p32_panel,
                                                   .pack = pack};
+
+bool cmoe__cpu_reads_p32(const struct cmoe_kernel *k)
+{
+    const char *const format = k->format1 ? k->format1 : k->format2;
+    return format && strncmp(format, cmoe__cpu_p32.name, strlen(cmoe__cpu_p32.name)) == 0;
+}

@@ -150,9 +150,6 @@ size_t cmoe__cpu_lay_out(const struct cmoe_kernel *k, const cmoe_problem *p,
                          const struct cmoe_shape *s, int64_t tokens, int workers,
                          struct cmoe_cpu_run *run, char *base);
 
-/* Whether the row's GEMMs read weights in panels of 32 columns; else canonical ones. */
-bool cmoe__cpu_reads_p32(const struct cmoe_kernel *k);
-
 /* Whether a whole layer is over before another thread would have joined in: one runs it alone. */
 bool cmoe__cpu_is_tiny(const cmoe_problem *p, const struct cmoe_shape *s, int64_t tokens);
 
@@ -184,14 +181,13 @@ void cmoe__cpu_gemm_plan(const cmoe_problem *p, const struct cmoe_shape *s, int 
 /* Chunks that SORT counts in parallel: by the number of slots alone. */
 int cmoe__cpu_sort_chunks(int64_t slots);
 
-/* Whether a type is one of the three that the loops read and write. */
-bool cmoe__cpu_is_float(int dtype);
-
 /* p32: see pack.c. Bytes of a panel and of an expert. */
 size_t cmoe__cpu_p32_panel(const cmoe_problem *p, int matrix);
 int64_t cmoe__cpu_p32_panels(const cmoe_problem *p, int matrix);
 /* Logical row of the matrix in column j of a panel, or -1: padding. */
 int64_t cmoe__cpu_p32_row(const cmoe_problem *p, int matrix, int64_t panel, int j);
 extern const struct cmoe_packing_format cmoe__cpu_p32;
+/* Whether the row's GEMMs read weights in panels of 32 columns; else canonical ones. */
+bool cmoe__cpu_reads_p32(const struct cmoe_kernel *k);
 
 #endif
