@@ -4,7 +4,7 @@
  * {-Inf, -1, 0, 1, +Inf, NaN} (equal ones included), every k, all routers and selection rules.
  *
  * The oracle sorts (group, expert) records by one comparison; the reference selects k times. */
-#include "harness.h"
+#include "harness_call.h"
 
 #include <float.h>
 #include <math.h>
@@ -191,10 +191,8 @@ static struct routed oracle(const cmoe_problem *p, const float *logits)
 
 /* --- running ------------------------------------------------------------------------------------*/
 
-struct rig {
-    cmoe_context *ctx;
-    cmoe_device *dev[2];
-    struct guard guard;
+struct counted {
+    struct rig rig;
     long rows, close;
     int turn;
     double most; /* share of weights that are neither 0 nor NaN must not vanish */
@@ -207,21 +205,21 @@ static bool weight_ok(double got, double want, double tolerance)
     return fabs(got - want) <= tolerance * fabs(want) + 1e-44;
 }
 
-static void check_row(struct rig *rig, const cmoe_problem *p, const char *path, bool strict,
+static void check_row(struct counted *all, const cmoe_problem *p, const char *path, bool strict,
                       const float *logits, const int32_t *ids, const float *weights)
 {
     const struct routed want = oracle(p, logits);
     const int slots = p->topk + p->shared;
-    rig->rows++;
+    all->rows++;
     for (int i = 0; i < slots; i++) {
-        rig->most += want.weights[i] != 0 && !isnan(want.weights[i]);
+        all->most += want.weights[i] != 0 && !isnan(want.weights[i]);
         for (int j = 0; j < i; j++) {
             if (ids[i] == ids[j] && ids[i] >= 0)
                 fail_with("%s: id %d twice in a row", path, ids[i]);
         }
     }
     if (want.close && !strict) {
-        rig->close++;
+        all->close++;
         return;
     }
     for (int i = 0; i < slots; i++) {
@@ -240,14 +238,14 @@ static void check_row(struct rig *rig, const cmoe_problem *p, const char *path, 
 }
 
 /* All rows of one problem on one device, with a pin or the planner's choice. */
-static void run_rows(struct rig *rig, const cmoe_problem *p, int which, const char *pin,
+static void run_rows(struct counted *all, const cmoe_problem *p, int which, const char *pin,
                      const float *logits)
 {
     const int slots = p->topk + p->shared;
     const cmoe_plan_options options = {.struct_size = sizeof options, .pin = pin};
     cmoe_plan *plan = NULL;
-    expect_ok(cmoe_plan_create(rig->dev[which], p, NULL, &options, &plan));
-    struct guard *const g = &rig->guard;
+    expect_ok(cmoe_plan_create(which ? all->rig.cpu : all->rig.ref, p, NULL, &options, &plan));
+    struct guard *const g = &all->rig.guard;
     const size_t n = (size_t)p->max_tokens * (size_t)slots * 4;
     const cmoe_tensors t = {
         .struct_size = sizeof t,
@@ -266,7 +264,7 @@ static void run_rows(struct rig *rig, const cmoe_problem *p, int which, const ch
     const bool strict = strncmp(path, "route_ref", 9) == 0;
     const int columns = p->experts + (p->flags & CMOE_SHARED_SIGMOID ? p->shared : 0);
     for (int64_t row = 0; row < p->max_tokens; row++) {
-        check_row(rig, p, path, strict, logits + row * columns, t.topk_ids + row * slots,
+        check_row(all, p, path, strict, logits + row * columns, t.topk_ids + row * slots,
                   t.topk_weights + row * slots);
     }
     cmoe_plan_destroy(plan);
@@ -289,23 +287,23 @@ static float *all_logits(struct guard *g, int columns, int *rows)
     return logits;
 }
 
-static void run_problem(struct rig *rig, cmoe_problem p)
+static void run_problem(struct counted *all, cmoe_problem p)
 {
-    guard_reset(&rig->guard);
+    guard_reset(&all->rig.guard);
     const int columns = p.experts + (p.flags & CMOE_SHARED_SIGMOID ? p.shared : 0);
     int rows;
-    const float *const logits = all_logits(&rig->guard, columns, &rows);
+    const float *const logits = all_logits(&all->rig.guard, columns, &rows);
     p.max_tokens = rows;
     if (cmoe_problem_check(&p) != CMOE_OK) {
         fail_with("refused: %s", cmoe_last_error());
     }
-    run_rows(rig, &p, 0, NULL, logits);
+    run_rows(all, &p, 0, NULL, logits);
     /* The planner's choice, and the other rows in turn. */
     const char *pins[TEST_PINS];
-    const int n = test_pins(rig->dev[1], &p, CMOE_STAGE_ROUTE, pins);
+    const int n = test_pins(all->rig.cpu, &p, CMOE_STAGE_ROUTE, pins);
     for (int i = 0; i < n; i++) {
-        if (i > 0 && rows > 5000 && rig->turn++ % 4 != 0) continue;
-        run_rows(rig, &p, 1, pins[i], logits);
+        if (i > 0 && rows > 5000 && all->turn++ % 4 != 0) continue;
+        run_rows(all, &p, 1, pins[i], logits);
     }
 }
 
@@ -352,34 +350,29 @@ static uint32_t flag_set(int i)
     return flags;
 }
 
-static int rig_open(void **state)
+static int set_up(void **state)
 {
-    static struct rig rig;
-    rig = (struct rig){.ctx = test_context(1, NULL)};
-    rig.dev[0] = test_device(rig.ctx, "ref");
-    rig.dev[1] = test_device(rig.ctx, "cpu");
-    guard_init(&rig.guard);
-    *state = &rig;
+    static struct counted all;
+    all = (struct counted){0};
+    rig_open(&all.rig, 1);
+    *state = &all;
     return 0;
 }
 
-static int rig_close(void **state)
+static int tear_down(void **state)
 {
-    struct rig *const rig = *state;
-    guard_end(&rig->guard);
-    cmoe_device_close(rig->dev[0]);
-    cmoe_device_close(rig->dev[1]);
-    cmoe_context_destroy(rig->ctx);
+    struct counted *const all = *state;
+    rig_close(&all->rig);
     return 0;
 }
 
 /* Enough rows, few of them undecidable in f32, and weights that say something. */
-static void check_counts(const struct rig *rig, long least)
+static void check_counts(const struct counted *all, long least)
 {
-    printf("%ld rows, %ld with keys too close for f32\n", rig->rows, rig->close);
-    assert_true(rig->rows >= least);
-    assert_true(rig->close < rig->rows / 10);
-    assert_true(rig->most > (double)rig->rows / 4);
+    printf("%ld rows, %ld with keys too close for f32\n", all->rows, all->close);
+    assert_true(all->rows >= least);
+    assert_true(all->close < all->rows / 10);
+    assert_true(all->most > (double)all->rows / 4);
 }
 
 /* Lower instruction sets share nearly all of the code. */
@@ -391,7 +384,7 @@ static bool sampled(void)
 /* Up to four experts: all combinations. */
 static void small_rows_complete(void **state)
 {
-    struct rig *const rig = *state;
+    struct counted *const all = *state;
     for (int e = 1; e <= 4; e++) {
         for (int k = 1; k <= e; k++) {
             for (int c = 0; c < 4 * GROUPINGS * FLAG_SETS; c++) {
@@ -399,20 +392,20 @@ static void small_rows_complete(void **state)
                 cmoe_problem p = route_problem(e, k, routers[c % 4], flag_set(c / 4 / GROUPINGS));
                 p.groups = grouping[c / 4 % GROUPINGS].groups;
                 p.groups_kept = grouping[c / 4 % GROUPINGS].kept;
-                if (allowed(&p)) run_problem(rig, p);
+                if (allowed(&p)) run_problem(all, p);
             }
         }
     }
-    check_counts(rig, sampled() ? 100000 : 500000);
+    check_counts(all, sampled() ? 100000 : 500000);
 }
 
 /* Five and six experts: all rows, all k, all routers, and every combination of grouping and flags
  * with some router and k. */
 static void large_rows_complete(void **state)
 {
-    struct rig *const rig = *state;
-    rig->rows = rig->close = 0;
-    rig->most = 0;
+    struct counted *const all = *state;
+    all->rows = all->close = 0;
+    all->most = 0;
     int turn = 0;
     for (int e = 5; e <= MAX_E; e++) {
         for (int c = 0; c < GROUPINGS * FLAG_SETS; c++) {
@@ -426,22 +419,22 @@ static void large_rows_complete(void **state)
             p.router = (uint8_t)routers[turn / e % 4];
             if (!allowed(&p)) continue;
             turn++;
-            run_problem(rig, p);
+            run_problem(all, p);
         }
         for (int c = 0; c < 4 * e; c++) {
             if (sampled() && c % 8 != e) continue;
-            run_problem(rig, route_problem(e, 1 + c / 4, routers[c % 4], 0));
+            run_problem(all, route_problem(e, 1 + c / 4, routers[c % 4], 0));
         }
     }
-    check_counts(rig, sampled() ? 100000 : 3000000);
+    check_counts(all, sampled() ? 100000 : 3000000);
 }
 
 /* Shared slots, with a fixed weight and with logits of their own; scale and epsilon. */
 static void shared_slots(void **state)
 {
-    struct rig *const rig = *state;
-    rig->rows = rig->close = 0;
-    rig->most = 0;
+    struct counted *const all = *state;
+    all->rows = all->close = 0;
+    all->most = 0;
     for (int c = 0; c < 4 * 2 * 2 * 2; c++) {
         cmoe_problem p =
             route_problem(3, 1 + c / 4 % 2, routers[c % 4], c / 8 % 2 ? CMOE_SHARED_SIGMOID : 0);
@@ -450,9 +443,9 @@ static void shared_slots(void **state)
         p.shared_weight = 0.75f;
         p.route_scale = 2.5f;
         p.renorm_eps = 1e-3f;
-        run_problem(rig, p);
+        run_problem(all, p);
     }
-    check_counts(rig, 10000);
+    check_counts(all, 10000);
 }
 
 int main(void)
@@ -462,5 +455,5 @@ int main(void)
         cmocka_unit_test(large_rows_complete),
         cmocka_unit_test(shared_slots),
     };
-    return cmocka_run_group_tests(tests, rig_open, rig_close);
+    return cmocka_run_group_tests(tests, set_up, tear_down);
 }

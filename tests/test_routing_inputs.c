@@ -2,18 +2,12 @@
  * ctest: labels=kernels,portable
  * Where ROUTE takes its ids and logits from: a table by token id with entries of any value, router
  * weights times x, 16-bit logits with a stride, or no router at all. */
-#include "harness.h"
+#include "harness_call.h"
 
 #include <math.h>
 #include <string.h>
 
 enum { T = 6, E = 5, K = 2 };
-
-struct rig {
-    cmoe_context *ctx;
-    cmoe_device *dev[2];
-    struct guard guard;
-};
 
 static void route(struct rig *rig, const cmoe_problem *p, const cmoe_tensors *in, int which,
                   int32_t *ids, float *weights)
@@ -21,7 +15,7 @@ static void route(struct rig *rig, const cmoe_problem *p, const cmoe_tensors *in
     struct guard *const g = &rig->guard;
     guard_reset(g);
     cmoe_plan *plan = NULL;
-    expect_ok(cmoe_plan_create(rig->dev[which], p, NULL, NULL, &plan));
+    expect_ok(cmoe_plan_create(which ? rig->cpu : rig->ref, p, NULL, NULL, &plan));
     const size_t n = (size_t)(p->max_tokens * cmoe_problem_slots(p)) * 4;
     cmoe_tensors t = *in;
     t.struct_size = sizeof t;
@@ -160,27 +154,6 @@ static void every_token_to_every_expert(void **state)
     }
 }
 
-static int rig_open(void **state)
-{
-    static struct rig rig;
-    rig = (struct rig){.ctx = test_context(1, NULL)};
-    rig.dev[0] = test_device(rig.ctx, "ref");
-    rig.dev[1] = test_device(rig.ctx, "cpu");
-    guard_init(&rig.guard);
-    *state = &rig;
-    return 0;
-}
-
-static int rig_close(void **state)
-{
-    struct rig *const rig = *state;
-    guard_end(&rig->guard);
-    cmoe_device_close(rig->dev[0]);
-    cmoe_device_close(rig->dev[1]);
-    cmoe_context_destroy(rig->ctx);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -189,5 +162,5 @@ int main(void)
         cmocka_unit_test(narrow_logits_with_a_stride),
         cmocka_unit_test(every_token_to_every_expert),
     };
-    return cmocka_run_group_tests(tests, rig_open, rig_close);
+    return cmocka_run_group_tests(tests, rig_setup, rig_teardown);
 }

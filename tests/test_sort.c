@@ -2,16 +2,14 @@
  * ctest: labels=kernels,portable cost=30
  * SORT in its three published forms against a naive oracle: for every local expert one pass over all
  * slots. Ids may be anything; experts may be a slice, a map or already local. */
-#include "harness.h"
+#include "harness_call.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-struct rig {
-    cmoe_context *ctx;
-    cmoe_device *dev[2];
-    struct guard guard;
+struct sorting {
+    struct rig rig;
     struct rng rng;
     long entries, padding; /* seen over all cases: the tests must not be vacuous */
 };
@@ -85,7 +83,7 @@ static void oracle(const struct sort_case *c, struct guard *g, struct expected *
     out->offsets[local] = (int32_t)out->n;
 }
 
-static void check_result(struct rig *rig, const struct sort_case *c, const cmoe_tensors *t,
+static void check_result(struct sorting *all, const struct sort_case *c, const cmoe_tensors *t,
                          const struct expected *want)
 {
     const cmoe_problem *const p = &c->p;
@@ -102,16 +100,16 @@ static void check_result(struct rig *rig, const struct sort_case *c, const cmoe_
         assert_same_bytes(t->sorted_weights, want->weights, (size_t)want->n * 4);
     }
     for (int64_t i = 0; i < want->n; i++) {
-        if (want->weights[i] == 0) rig->padding++;
+        if (want->weights[i] == 0) all->padding++;
     }
-    rig->entries += want->n;
+    all->entries += want->n;
 }
 
-static void run_case(struct rig *rig, const struct sort_case *c, cmoe_device *dev, const char *pin,
-                     const struct expected *want)
+static void run_case(struct sorting *all, const struct sort_case *c, cmoe_device *dev,
+                     const char *pin, const struct expected *want)
 {
     const cmoe_problem *const p = &c->p;
-    struct guard *const g = &rig->guard;
+    struct guard *const g = &all->rig.guard;
     const cmoe_plan_options options = {.struct_size = sizeof options, .pin = pin};
     cmoe_plan *plan = NULL;
     expect_ok(cmoe_plan_create(dev, p, NULL, &options, &plan));
@@ -147,19 +145,19 @@ static void run_case(struct rig *rig, const struct sort_case *c, cmoe_device *de
     expect_ok(
         cmoe_execute(plan, &t, test_workspace(g, plan), cmoe_plan_workspace_size(plan), NULL));
     assert_true(guard_check(g));
-    check_result(rig, c, &t, want);
+    check_result(all, c, &t, want);
     cmoe_plan_destroy(plan);
 }
 
-static void run_everywhere(struct rig *rig, const struct sort_case *c)
+static void run_everywhere(struct sorting *all, const struct sort_case *c)
 {
     struct expected want;
-    oracle(c, &rig->guard, &want);
-    run_case(rig, c, rig->dev[0], NULL, &want);
+    oracle(c, &all->rig.guard, &want);
+    run_case(all, c, all->rig.ref, NULL, &want);
     const char *pins[TEST_PINS];
-    const int n = test_pins(rig->dev[1], &c->p, CMOE_STAGE_SORT, pins);
+    const int n = test_pins(all->rig.cpu, &c->p, CMOE_STAGE_SORT, pins);
     for (int i = 0; i < n; i++) {
-        run_case(rig, c, rig->dev[1], pins[i], &want);
+        run_case(all, c, all->rig.cpu, pins[i], &want);
     }
 }
 
@@ -181,30 +179,30 @@ static int64_t draw_id(struct rng *r, enum style style, int64_t ids, int64_t hot
     return rng_below(r, ids);
 }
 
-static void fill_ids(struct rig *rig, struct sort_case *c, enum style style)
+static void fill_ids(struct sorting *all, struct sort_case *c, enum style style)
 {
-    struct guard *const g = &rig->guard;
+    struct guard *const g = &all->rig.guard;
     const int64_t ids = c->p.flags & CMOE_LOCAL_IDS ? cmoe_problem_local_experts(&c->p)
                                                     : c->p.experts + c->p.shared;
     c->rows = (int64_t)c->tokens * cmoe_problem_slots(&c->p);
     int64_t *const out = guard_alloc(g, (size_t)c->rows * 8, 8, GUARD_INPUT);
     float *const weights = guard_alloc(g, (size_t)c->rows * 4, 4, GUARD_INPUT);
-    const int64_t hot = rng_below(&rig->rng, ids);
+    const int64_t hot = rng_below(&all->rng, ids);
     for (int64_t i = 0; i < c->rows; i++) {
-        out[i] = draw_id(&rig->rng, style, ids, hot, c->wide);
+        out[i] = draw_id(&all->rng, style, ids, hot, c->wide);
         weights[i] = (float)(i + 1);
     }
     c->ids = out;
     c->weights = weights;
 }
 
-static void fill_map(struct rig *rig, struct sort_case *c)
+static void fill_map(struct sorting *all, struct sort_case *c)
 {
     const int32_t n = c->p.experts + c->p.shared, local = cmoe_problem_local_experts(&c->p);
-    int32_t *const map = guard_alloc(&rig->guard, (size_t)n * 4, 4, GUARD_INPUT);
+    int32_t *const map = guard_alloc(&all->rig.guard, (size_t)n * 4, 4, GUARD_INPUT);
     for (int32_t i = 0; i < n; i++) {
-        map[i] = rng_chance(&rig->rng, 20) ? (rng_chance(&rig->rng, 50) ? -1 : local)
-                                           : (int32_t)rng_below(&rig->rng, local);
+        map[i] = rng_chance(&all->rng, 20) ? (rng_chance(&all->rng, 50) ? -1 : local)
+                                           : (int32_t)rng_below(&all->rng, local);
     }
     c->map = map;
 }
@@ -221,12 +219,12 @@ static cmoe_problem sort_problem(int32_t tokens, int32_t experts, int32_t k)
     return p;
 }
 
-static struct sort_case random_case(struct rig *rig)
+static struct sort_case random_case(struct sorting *all)
 {
     static const int32_t tokens[] = {1, 2, 7, 31, 64, 300};
     static const int32_t experts[] = {1, 2, 3, 8, 33, 160, 1000};
     static const int32_t blocks[] = {1, 3, 4, 16, 32, 64, 1024};
-    struct rng *const r = &rig->rng;
+    struct rng *const r = &all->rng;
     const int32_t e = experts[rng_below(r, 7)];
     struct sort_case c = {.tokens = tokens[rng_below(r, 6)], .wide = rng_chance(r, 30)};
     c.p = sort_problem(c.tokens, e, (int32_t)rng_between(r, 1, e < 8 ? e : 8));
@@ -242,7 +240,7 @@ static struct sort_case random_case(struct rig *rig)
     case 1:
         c.p.flags |= CMOE_EXPERT_MAP;
         c.p.expert_count = (int32_t)rng_between(r, 1, e);
-        fill_map(rig, &c);
+        fill_map(all, &c);
         break;
     case 2:
         c.p.expert_first = (int32_t)rng_below(r, e);
@@ -251,61 +249,56 @@ static struct sort_case random_case(struct rig *rig)
     default:
         break;
     }
-    fill_ids(rig, &c, (enum style)rng_below(r, STYLES));
+    fill_ids(all, &c, (enum style)rng_below(r, STYLES));
     return c;
 }
 
-static int rig_open(void **state)
+static int set_up(void **state)
 {
-    static struct rig rig;
-    rig = (struct rig){.ctx = test_context(2, NULL), .rng = {test_seed()}};
-    rig.dev[0] = test_device(rig.ctx, "ref");
-    rig.dev[1] = test_device(rig.ctx, "cpu");
-    guard_init(&rig.guard);
-    *state = &rig;
+    static struct sorting all;
+    all = (struct sorting){.rng = {test_seed()}};
+    rig_open(&all.rig, 2);
+    *state = &all;
     return 0;
 }
 
-static int rig_close(void **state)
+static int tear_down(void **state)
 {
-    struct rig *const rig = *state;
-    guard_end(&rig->guard);
-    cmoe_device_close(rig->dev[0]);
-    cmoe_device_close(rig->dev[1]);
-    cmoe_context_destroy(rig->ctx);
+    struct sorting *const all = *state;
+    rig_close(&all->rig);
     return 0;
 }
 
 static void random_routings(void **state)
 {
-    struct rig *const rig = *state;
+    struct sorting *const all = *state;
     const int64_t cases = test_env("SORT_CASES", test_short() ? 500 : 1500);
     for (int64_t i = 0; i < cases; i++) {
-        guard_reset(&rig->guard);
-        const struct sort_case c = random_case(rig);
+        guard_reset(&all->rig.guard);
+        const struct sort_case c = random_case(all);
         if (cmoe_problem_check(&c.p) != CMOE_OK) fail_with("refused: %s", cmoe_last_error());
-        run_everywhere(rig, &c);
+        run_everywhere(all, &c);
     }
-    printf("%ld entries, %ld of them padding\n", rig->entries, rig->padding);
-    assert_true(rig->entries - rig->padding > 10 * cases);
-    assert_true(rig->padding > cases);
+    printf("%ld entries, %ld of them padding\n", all->entries, all->padding);
+    assert_true(all->entries - all->padding > 10 * cases);
+    assert_true(all->padding > cases);
 }
 
 /* Every token to one expert; every expert of a thousand. */
 static void extreme_skew(void **state)
 {
-    struct rig *const rig = *state;
+    struct sorting *const all = *state;
     static const uint8_t formats[] = {CMOE_SORT_INDEX, CMOE_SORT_PACKED, CMOE_SORT_FLAT};
     for (int f = 0; f < 3; f++) {
         for (int style = 0; style < STYLES; style++) {
             if (test_short() && (f + style) % 3 != 0) continue;
-            guard_reset(&rig->guard);
+            guard_reset(&all->rig.guard);
             struct sort_case c = {.tokens = 4097, .counted = 4097};
             c.p = sort_problem(4097, 1000, 4);
             c.p.sort_format = formats[f];
             c.p.block_m = 32;
-            fill_ids(rig, &c, (enum style)style);
-            run_everywhere(rig, &c);
+            fill_ids(all, &c, (enum style)style);
+            run_everywhere(all, &c);
         }
     }
 }
@@ -313,9 +306,9 @@ static void extreme_skew(void **state)
 /* The worst case of cmoe_sort_capacity is met by some routing and passed by none. */
 static void capacity_is_tight(void **state)
 {
-    struct rig *const rig = *state;
+    struct sorting *const all = *state;
     for (int32_t tokens = 1; tokens <= 9; tokens++) {
-        guard_reset(&rig->guard);
+        guard_reset(&all->rig.guard);
         struct sort_case c = {.tokens = tokens, .counted = tokens};
         c.p = sort_problem(tokens, 9, 1);
         c.p.sort_format = CMOE_SORT_FLAT;
@@ -330,22 +323,22 @@ static void capacity_is_tight(void **state)
         c.ids = ids;
         c.weights = weights;
         struct expected want;
-        oracle(&c, &rig->guard, &want);
+        oracle(&c, &all->rig.guard, &want);
         assert_int_equal(want.n, cmoe_sort_capacity(&c.p, tokens));
-        run_everywhere(rig, &c);
+        run_everywhere(all, &c);
     }
 }
 
 /* No tokens: nothing is written, and nothing has to be there. */
 static void no_tokens(void **state)
 {
-    struct rig *const rig = *state;
-    guard_reset(&rig->guard);
+    struct sorting *const all = *state;
+    guard_reset(&all->rig.guard);
     for (int d = 0; d < 2; d++) {
         cmoe_problem p = sort_problem(4, 3, 2);
         p.sort_format = CMOE_SORT_PACKED;
         cmoe_plan *plan = NULL;
-        expect_ok(cmoe_plan_create(rig->dev[d], &p, NULL, NULL, &plan));
+        expect_ok(cmoe_plan_create(d ? all->rig.cpu : all->rig.ref, &p, NULL, NULL, &plan));
         int32_t valid[2] = {77, 78};
         const cmoe_tensors none = {.struct_size = sizeof none, .num_valid = valid};
         expect_ok(cmoe_execute(plan, &none, NULL, 0, NULL));
@@ -363,5 +356,5 @@ int main(void)
         cmocka_unit_test(capacity_is_tight),
         cmocka_unit_test(no_tokens),
     };
-    return cmocka_run_group_tests(tests, rig_open, rig_close);
+    return cmocka_run_group_tests(tests, set_up, tear_down);
 }
