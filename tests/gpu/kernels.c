@@ -41,10 +41,11 @@ static const char *const routers[] = {
     "e=40 k=3 route=sigmoid hash",
 };
 
-/* By lanes, octets, warps and through memory. */
+/* By lanes, octets, warps and through memory; few tokens leave a warp that goes ahead. */
 static const char *const routed_orders[] = {
     "e=8 k=2 renorm",          "e=60 k=4 shared=2 renorm lg=bf16", "e=128 k=8 renorm tiehigh",
     "e=64 k=6 router=kimi-k2", "e=160 k=6 router=deepseek-v2",     "e=96 k=6 groups=3/2 local=48",
+    "t=2 e=128 k=8 renorm",    "t=3 e=160 k=6 router=deepseek-v2",
 };
 
 /* The same in two kernels, of which the second has 256 blocks or more. */
