@@ -18,8 +18,7 @@ enum gen_kind { GEN_REAL, GEN_EXACT };
 struct gen_options {
     enum gen_kind kind;
     uint64_t seed;
-    bool
-        plain; /* tight strides, aligned buffers, valid ids only, logits without ties: for benchmarks */
+    bool plain;   /* tight strides, aligned buffers, valid ids, no ties: for benchmarks */
     bool aligned; /* buffers start at 64 bytes (on devices: 256), rows at 16 */
 
     /* For big weights (REAL, plain): all experts are one expert in memory, and all rows of x and of

@@ -113,8 +113,7 @@ struct cmoe_cpu_run {
     struct cmoe_cpu_packed *packed; /* [workers] */
     int n_items;                    /* of the loop that is running, of each node */
     int nodes;                      /* that share it: their items follow each other */
-    bool
-        in_order; /* items read what lies side by side: workers take several that follow one another */
+    bool in_order; /* items read what lies side by side: workers take several at once */
     CMOE_ALIGNED(64) atomic_int taken; /* items, where one node has them all */
 };
 

@@ -9,7 +9,7 @@
 #include "backends/cuda/kernels/common/route_octet.cuh"
 #include "backends/cuda/kernels/common/sort_block.cuh"
 
-/* A block's shared memory; cmoe__cuda_route_sort_shared() is its size. */
+/* A block's shared memory; sort_shared() of route.c is its size. */
 struct routed_memory {
     uint64_t *barrier;
     int *total;      /* ids in all */
